@@ -1,0 +1,158 @@
+"""A class-conditional DiT that works on pixels, built on diffusers' own class."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from bigain.assets import asset
+from bigain.backbones.base import Backbone
+from bigain.data.labelled import CIFAR10_CLASSES
+from bigain.diffusion.schedule import NoiseSchedule
+from bigain.errors import DataError, SettingError
+
+if TYPE_CHECKING:
+    from diffusers import DiTTransformer2DModel
+
+__all__ = ["EMBEDDED", "PixelDiT"]
+
+EMBEDDED = "embedded"
+"""Stands for the weights that ship with bigain."""
+
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+"""The file name that diffusers' `save_pretrained` and `from_pretrained` use."""
+
+
+class PixelDiT(Backbone):
+    """A DiT on pixels: one token per patch, adaLN-Zero blocks, noise prediction.
+
+    Args:
+        weights: `"embedded"` for the CIFAR-10 model that ships with bigain, or a
+            folder that `DiTTransformer2DModel.save_pretrained` wrote. `None`
+            starts from random weights of the shape below.
+        width: Channels of a token.
+        depth: Number of blocks.
+        heads: Attention heads.
+        patch_size: Side of a patch in pixels.
+        image_size: Side of the images in pixels.
+        classes: Class names in label order.
+        schedule: The noise schedule.
+
+    Raises:
+        DataError: The weights are missing, unreadable, or of another shape.
+
+    References:
+        Scalable Diffusion Models with Transformers (Peebles and Xie, 2023).
+    """
+
+    network: "DiTTransformer2DModel"
+
+    def __init__(
+        self,
+        weights: Path | str | None = EMBEDDED,
+        width: int = 192,
+        depth: int = 8,
+        heads: int = 3,
+        patch_size: int = 1,
+        image_size: int = 32,
+        classes: tuple[str, ...] = CIFAR10_CLASSES,
+        schedule: NoiseSchedule = NoiseSchedule(),
+    ) -> None:
+        super().__init__()
+        if weights is None:
+            shape = _shape(width, depth, heads, patch_size, image_size, len(classes))
+            self.network = _build(shape)
+            initialize_adaln_zero(self.network)
+        else:
+            self.network = _load(asset("cifar10_dit") if weights == EMBEDDED else Path(weights), len(classes))
+        size = cast("Any", self.network.config).sample_size
+        self.schedule, self.classes, self.image_size = schedule, tuple(classes), int(size)
+        self.latent_shape = (3, self.image_size, self.image_size)
+
+    def encode(self, images: Tensor) -> Tensor:
+        return images.float() / 127.5 - 1
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return ((latents.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+    def predict_noise(self, noisy: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
+        dtype = self.network.pos_embed.proj.weight.dtype
+        (noise,) = self.network(noisy.to(dtype), timestep=timesteps, class_labels=labels, return_dict=False)
+        return noise.float()
+
+
+def _shape(width: int, depth: int, heads: int, patch: int, size: int, classes: int) -> dict[str, Any]:
+    if width % heads or size % patch:
+        raise SettingError(
+            f"PixelDiT got width={width}, heads={heads}, image_size={size}, patch_size={patch}; "
+            "heads must divide width, and patch_size must divide image_size."
+        )
+    return {
+        "num_attention_heads": heads,
+        "attention_head_dim": width // heads,
+        "in_channels": 3,
+        "out_channels": 3,
+        "num_layers": depth,
+        "sample_size": size,
+        "patch_size": patch,
+        "num_embeds_ada_norm": classes,
+        "attention_bias": True,
+        "activation_fn": "gelu-approximate",
+        "norm_type": "ada_norm_zero",
+    }
+
+
+def _build(shape: dict[str, Any]) -> "DiTTransformer2DModel":
+    from diffusers import DiTTransformer2DModel
+    from diffusers.models.embeddings import LabelEmbedding
+
+    network = DiTTransformer2DModel(**shape)
+    for module in network.modules():
+        if isinstance(module, LabelEmbedding):
+            # diffusers would drop the label in each block separately, so that no
+            # training row is ever unconditional; the training task drops it once.
+            module.dropout_prob = 0.0
+    return network
+
+
+def _load(folder: Path, classes: int) -> "DiTTransformer2DModel":
+    config_file, weights_file = folder / "config.json", folder / WEIGHTS_NAME
+    for file in (config_file, weights_file):
+        if not file.is_file():
+            raise DataError(
+                f"No model at {folder}: {file.name} is missing. Give 'embedded' or a folder that "
+                "DiTTransformer2DModel.save_pretrained wrote."
+            )
+    try:
+        settings = json.loads(config_file.read_text())
+        network = _build({key: value for key, value in settings.items() if not key.startswith("_")})
+        state = load_file(weights_file)
+        network.load_state_dict({key: value.float() for key, value in state.items()})
+    except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(f"The model in {folder} cannot be loaded: {reason}") from error
+    if settings["num_embeds_ada_norm"] != classes:
+        raise DataError(
+            f"The model in {folder} knows {settings['num_embeds_ada_norm']} classes, {classes} were named."
+        )
+    return network
+
+
+def initialize_adaln_zero(network: nn.Module) -> None:
+    """Initialise in place so that every block starts as the identity (DiT, section 3.2).
+
+    diffusers' class is made to be loaded and leaves torch's defaults.
+    """
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(module.weight.flatten(1))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Embedding) or "timestep_embedder.linear" in name:
+            nn.init.normal_(cast("Tensor", module.weight), std=0.02)
+        if name.endswith("norm1.linear") or name in {"proj_out_1", "proj_out_2"}:
+            nn.init.zeros_(cast("Tensor", module.weight))

@@ -1,0 +1,141 @@
+"""The diffusion classifier: the class whose noise prediction errs least."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bigain.diffusion.noise_set import NoiseSet, Stages
+from bigain.diffusion.schedule import NoiseSchedule
+from bigain.errors import NumericalError, SettingError
+
+__all__ = ["Classified", "DiffusionClassifier", "Loss"]
+
+Loss = Literal["l1", "l2", "huber"]
+
+_LOSSES: dict[str, Callable[..., Tensor]] = {"l1": F.l1_loss, "l2": F.mse_loss, "huber": F.huber_loss}
+
+
+@dataclass(frozen=True)
+class Classified:
+    """What the classifier found.
+
+    Args:
+        errors: float32, `[B, K, M]`: error of each class at each timestep; NaN
+            where pruning made an evaluation needless.
+        prediction: int64, `[B]`.
+    """
+
+    errors: Tensor
+    prediction: Tensor
+
+
+class DiffusionClassifier:
+    """Staged Monte Carlo classification.
+
+    The error of a class is the mean over (t, e) of the loss between e and the
+    prediction for `sqrt(a_t) x_0 + sqrt(1 - a_t) e`, a mean over elements. All
+    classes and images share the set of (t, e). Rows of one forward pass mix
+    images, classes and timesteps; every pass has exactly `rows` rows.
+
+    Args:
+        predict: `(noisy [R, C, h, w], timesteps [R], labels [R]) -> noise [R, C, h, w]`.
+        schedule: The forward process.
+        noise_set: The Monte Carlo set, on the device of the images.
+        stages: The pruning; `noise_set` has `stages.total` timesteps.
+        classes: K.
+        loss: `l2`, `l1` or `huber` (threshold 1).
+        rows: Rows of one forward pass.
+
+    References:
+        BiGain, section 3; Li et al. (2023), algorithm 1.
+    """
+
+    def __init__(
+        self,
+        predict: Callable[[Tensor, Tensor, Tensor], Tensor],
+        schedule: NoiseSchedule,
+        noise_set: NoiseSet,
+        stages: Stages,
+        classes: int,
+        loss: Loss = "l2",
+        rows: int = 64,
+    ) -> None:
+        if loss not in _LOSSES:
+            raise SettingError(f"loss is one of {', '.join(_LOSSES)}; got {loss!r}.")
+        if rows < 1:
+            raise SettingError(f"rows is the number of rows of one forward pass, 1 or more; got {rows}.")
+        if len(noise_set.timesteps) != stages.total:
+            raise SettingError(f"The noise set has {len(noise_set.timesteps)} timesteps, the stages {stages.total}.")
+        if stages.keeps[0] > classes:
+            raise SettingError(f"keeps={stages.keeps} keeps more classes than the {classes} there are.")
+        self._predict, self._schedule, self._noise_set = predict, schedule, noise_set
+        self._stages, self._classes, self._loss, self._rows = stages, classes, _LOSSES[loss], rows
+        self._alphas = schedule.alphas_cumprod(noise_set.timesteps.device)
+
+    def __call__(self, clean: Tensor, names: Sequence[str] = ()) -> Classified:
+        """Classify latents.
+
+        Args:
+            clean: float32, `[B, C, h, w]`.
+            names: Names of the images, for errors.
+
+        Raises:
+            NumericalError: The model returned NaN or infinity; says where.
+        """
+        batch, device = clean.shape[0], clean.device
+        errors = torch.full((batch, self._classes, self._stages.total), torch.nan, device=device)
+        alive = torch.arange(self._classes, device=device).expand(batch, -1)
+        seen: list[int] = []
+        for new, keep in zip(self._stages.members(), self._stages.keeps, strict=True):
+            self._evaluate(clean, alive, new, errors)
+            self._refuse_nan(errors, alive, new, names)
+            seen.extend(new)
+            mean = errors[:, :, seen].mean(dim=-1).gather(1, alive)
+            # Stable, so that ties fall to the lower class on every device.
+            best = mean.argsort(dim=-1, stable=True)[:, :keep]
+            alive = alive.gather(1, best)
+        return Classified(errors, alive[:, 0])
+
+    def _evaluate(self, clean: Tensor, alive: Tensor, new: tuple[int, ...], errors: Tensor) -> None:
+        """Fill in the errors of the surviving classes at the new timesteps."""
+        device, (batch, count) = clean.device, alive.shape
+        step = torch.tensor(new, dtype=torch.int64, device=device)
+        image = torch.arange(batch, device=device).repeat_interleave(len(new) * count)
+        index = step.repeat_interleave(count).repeat(batch)
+        label = alive[:, None].expand(-1, len(new), -1).flatten()
+        found = [
+            self._rows_error(clean, image[i : i + self._rows], index[i : i + self._rows], label[i : i + self._rows])
+            for i in range(0, len(image), self._rows)
+        ]
+        if found:
+            errors[image, label, index] = torch.cat(found)
+
+    def _rows_error(self, clean: Tensor, image: Tensor, index: Tensor, label: Tensor) -> Tensor:
+        # The last pass repeats its first row to fill up: one shape compiles once, and
+        # matrix products keep their shape, so that a row's result keeps its value.
+        count = len(image)
+        fill = torch.arange(self._rows, device=image.device)
+        fill = torch.where(fill < count, fill, 0)
+        image, index, label = image[fill], index[fill], label[fill]
+        noise, timesteps = self._noise_set.noise[index], self._noise_set.timesteps[index]
+        noisy = self._schedule.add_noise(clean[image], noise, timesteps, self._alphas)
+        predicted = self._predict(noisy, timesteps, label)
+        return self._loss(predicted, noise, reduction="none").flatten(1).mean(dim=1)[:count]
+
+    def _refuse_nan(self, errors: Tensor, alive: Tensor, new: tuple[int, ...], names: Sequence[str]) -> None:
+        fresh = errors[:, :, list(new)].gather(1, alive[..., None].expand(-1, -1, len(new)))
+        broken = (~fresh.isfinite()).nonzero()
+        if len(broken) == 0:
+            return
+        image, place, step = broken[0].tolist()
+        name = names[image] if names else f"row {image}"
+        timestep = int(self._noise_set.timesteps[new[step]])
+        raise NumericalError(
+            f"The model returned NaN or infinity for image {name}, class {int(alive[image, place])}, timestep "
+            f"{timestep} ({len(broken)} of {fresh.numel()} evaluations of this stage). "
+            "Try another precision (--trainer.precision=bf16-true or 32-true) or check the weights."
+        )

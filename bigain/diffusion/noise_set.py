@@ -1,0 +1,101 @@
+"""The Monte Carlo set of timesteps and noises that every class and every image shares."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bigain.errors import SettingError
+
+__all__ = ["NoiseSet", "Stages"]
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Staged pruning: how many timesteps each stage has seen, how many classes it keeps.
+
+    Args:
+        trials: Timesteps evaluated by the end of each stage, rising (TrialList).
+        keeps: Classes that survive each stage, falling (KeepList).
+
+    Raises:
+        SettingError: Lists of different length, or not rising or falling.
+
+    References:
+        BiGain, section 5.1; Your Diffusion Model is Secretly a Zero-Shot
+        Classifier (Li et al., 2023), section 3.2.
+    """
+
+    trials: tuple[int, ...] = (5, 20)
+    keeps: tuple[int, ...] = (5, 1)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "trials", tuple(self.trials))
+        object.__setattr__(self, "keeps", tuple(self.keeps))
+        rising = all(a < b for a, b in zip(self.trials, self.trials[1:], strict=False))
+        falling = all(a >= b for a, b in zip(self.keeps, self.keeps[1:], strict=False))
+        if not self.trials or len(self.trials) != len(self.keeps) or not rising or not falling:
+            raise SettingError(
+                f"Stages got trials={self.trials} and keeps={self.keeps}; accepted are two lists of the same "
+                "length, trials rising and keeps falling, such as trials=[5, 20] keeps=[5, 1]."
+            )
+        if self.trials[0] < 1 or self.keeps[-1] < 1:
+            raise SettingError(f"Stages got trials={self.trials} and keeps={self.keeps}; all must be >= 1.")
+
+    @property
+    def total(self) -> int:
+        """M: timesteps that a class which survives to the end has seen."""
+        return self.trials[-1]
+
+    def timesteps(self, steps: int) -> tuple[int, ...]:
+        """Centres of M equal parts of the schedule: 25, 75, .., 975 for 20 of 1,000."""
+        if self.total > steps:
+            raise SettingError(f"{self.total} timesteps were asked for; the schedule has {steps}.")
+        return tuple(steps * (2 * j + 1) // (2 * self.total) for j in range(self.total))
+
+    def members(self) -> list[tuple[int, ...]]:
+        """Index of the timesteps that each stage adds, none twice."""
+        seen: set[int] = set()
+        stages = []
+        for count in self.trials:
+            spread = [self.total * (2 * k + 1) // (2 * count) for k in range(count)]
+            stages.append(tuple(index for index in spread if index not in seen))
+            seen.update(spread)
+        return stages
+
+    def evaluations(self, classes: int) -> int:
+        """Network evaluations an image costs with `classes` classes and one noise a timestep."""
+        alive = [classes, *self.keeps]
+        return sum(len(new) * min(classes, count) for new, count in zip(self.members(), alive, strict=False))
+
+
+@dataclass(frozen=True)
+class NoiseSet:
+    """Timesteps and the noise drawn for each: the same for all classes and images.
+
+    Args:
+        timesteps: int64, `[M]`.
+        noise: float32, `[M, C, h, w]`.
+        seed: What the noise was drawn from.
+    """
+
+    timesteps: Tensor
+    noise: Tensor
+    seed: int
+
+    @classmethod
+    def draw(cls, seed: int, timesteps: tuple[int, ...], shape: tuple[int, ...]) -> "NoiseSet":
+        """Draw on the CPU in float32, so that seed and shape alone decide.
+
+        Args:
+            seed: Any whole number.
+            timesteps: M timesteps.
+            shape: Shape of one latent, `(C, h, w)`.
+        """
+        generator = torch.Generator("cpu").manual_seed(seed)
+        noise = torch.randn((len(timesteps), *shape), generator=generator)
+        return cls(torch.tensor(timesteps), noise, seed)
+
+    def to(self, device: torch.device | str) -> "NoiseSet":
+        """Move to a device."""
+        return NoiseSet(self.timesteps.to(device), self.noise.to(device), self.seed)

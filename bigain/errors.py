@@ -1,0 +1,27 @@
+"""The errors that bad input raises.
+
+Every one is a plain sentence: what was given, what is accepted, where.
+The command line prints it without a traceback.
+"""
+
+__all__ = ["BigainError", "DataError", "NumericalError", "SettingError", "SiteError"]
+
+
+class BigainError(Exception):
+    """Anything the user can put right."""
+
+
+class SettingError(BigainError, ValueError):
+    """A setting, a name or a tensor shape that cannot be honoured."""
+
+
+class DataError(BigainError, ValueError):
+    """A file that is missing, unreadable or holds something else than it should."""
+
+
+class SiteError(BigainError, RuntimeError):
+    """A model to which a reducer cannot be attached."""
+
+
+class NumericalError(BigainError, ArithmeticError):
+    """A model that returned NaN or infinity."""

@@ -1,0 +1,74 @@
+"""How tokens lie in space."""
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from bigain.errors import SettingError
+
+__all__ = ["Grid"]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A row-major grid of tokens, with tokens before and after it that are never reduced.
+
+    Args:
+        shape: Tokens along each axis: `(N,)` audio or text, `(H, W)` image,
+            `(T, H, W)` video.
+        prefix: Tokens before the grid (class, register, text).
+        suffix: Tokens after the grid.
+
+    Raises:
+        SettingError: An axis without tokens, or a negative count.
+    """
+
+    shape: tuple[int, ...]
+    prefix: int = 0
+    suffix: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+        if not self.shape or min(self.shape) < 1 or min(self.prefix, self.suffix) < 0:
+            raise SettingError(
+                f"Grid got shape={self.shape}, prefix={self.prefix}, suffix={self.suffix}; accepted are "
+                "one or more axes of at least one token each, and counts of 0 or more."
+            )
+
+    @property
+    def axes(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Tokens on the grid itself."""
+        return math.prod(self.shape)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all, prefix and suffix included."""
+        return self.prefix + self.size + self.suffix
+
+    def check(self, tokens: Tensor) -> None:
+        """Refuse tokens that do not lie on this grid.
+
+        Args:
+            tokens: `[B, N, C]`.
+
+        Raises:
+            SettingError: Not three axes, or N differs from `self.tokens`.
+        """
+        if tokens.ndim != 3:
+            raise SettingError(f"Tokens must have shape [B, N, C]; got {list(tokens.shape)}.")
+        if tokens.shape[1] != self.tokens:
+            raise SettingError(
+                f"Got {tokens.shape[1]} tokens for a grid of {self.tokens}: shape {self.shape} "
+                f"({self.size}) plus {self.prefix} before and {self.suffix} after."
+            )
+
+    def body(self, tokens: Tensor) -> Tensor:
+        """Return the tokens on the grid, `[B, size, C]`, without prefix and suffix."""
+        self.check(tokens)
+        return tokens[:, self.prefix : self.prefix + self.size]

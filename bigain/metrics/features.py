@@ -1,0 +1,81 @@
+"""Feature networks for the Fréchet distance."""
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from bigain.assets import asset
+from bigain.errors import DataError
+
+__all__ = ["ResidualClassifier"]
+
+
+def _convolution(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+    )
+
+
+class _Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(_convolution(channels, channels), _convolution(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+class ResidualClassifier(nn.Module):
+    """A small residual network on 32 x 32 images; its penultimate layer gives features.
+
+    Args:
+        classes: Number of classes.
+        width: Channels of the first stage; features have four times as many.
+    """
+
+    def __init__(self, classes: int = 10, width: int = 48) -> None:
+        super().__init__()
+        self.features_dim = 4 * width
+        self.body = nn.Sequential(
+            _convolution(3, width),
+            _convolution(width, 2 * width),
+            nn.MaxPool2d(2),
+            _Residual(2 * width),
+            _convolution(2 * width, 4 * width),
+            nn.MaxPool2d(2),
+            _Residual(4 * width),
+            _convolution(4 * width, 4 * width),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        )
+        self.head = nn.Linear(4 * width, classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Map uint8 images `[B, 3, H, W]` to features `[B, 4 * width]`."""
+        features: Tensor = self.body(images.to(self.head.weight.dtype) / 127.5 - 1)
+        return features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map uint8 images `[B, 3, H, W]` to class scores `[B, classes]`."""
+        scores: Tensor = self.head(self.features(images))
+        return scores
+
+    @classmethod
+    def load(cls, folder: Path | None = None) -> "ResidualClassifier":
+        """Load weights in float32; the embedded ones by default.
+
+        Raises:
+            DataError: Missing or unreadable weights.
+        """
+        folder = folder or asset("cifar10_features")
+        try:
+            network = cls(**json.loads((folder / "config.json").read_text()))
+            state = load_file(folder / "model.safetensors")
+            network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+        except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise DataError(f"The feature network in {folder} cannot be loaded: {reason}") from error
+        return network.eval().requires_grad_(requires_grad=False)

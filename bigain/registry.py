@@ -1,0 +1,199 @@
+"""Find scorers, reducers, adapters and backbones through entry points.
+
+Built-in methods and third-party ones come through the same door: the entry-point
+groups `bigain.scorers`, `bigain.reducers`, `bigain.adapters` and `bigain.backbones`.
+Nothing is imported until it is asked for by name.
+"""
+
+import difflib
+import importlib
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, cast
+
+from bigain.errors import SettingError
+
+if TYPE_CHECKING:
+    from bigain.reducers.base import TokenReducer
+    from bigain.scorers.base import TokenScorer
+
+__all__ = ["KINDS", "Entry", "available", "build", "build_reducer", "build_scorer", "entries", "get", "refresh"]
+
+KINDS: Mapping[str, str] = {
+    "scorers": "bigain.scorers.base:TokenScorer",
+    "reducers": "bigain.reducers.base:TokenReducer",
+    "adapters": "bigain.adapters.base:Adapter",
+    "backbones": "bigain.backbones.base:Backbone",
+}
+"""Each kind, and the class that everything of the kind derives from."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered name.
+
+    Args:
+        name: The name users write.
+        target: `module:Class`.
+        package: Distribution that declares it, and its version.
+        problem: Why it cannot be used; empty for one that can, as far as was tried.
+    """
+
+    name: str
+    target: str
+    package: str
+    problem: str = ""
+
+
+@cache
+def _declared(kind: str) -> dict[str, list[EntryPoint]]:
+    """Group the entry points of a kind by name; equal targets count once.
+
+    An editable install can list an entry point twice.
+    """
+    if kind not in KINDS:
+        raise SettingError(f"There are {', '.join(KINDS)}; got {kind!r}.")
+    found: dict[str, dict[str, EntryPoint]] = defaultdict(dict)
+    for point in entry_points(group=f"bigain.{kind}"):
+        found[point.name].setdefault(point.value, point)
+    return {name: list(points.values()) for name, points in sorted(found.items())}
+
+
+def refresh() -> None:
+    """Look for entry points anew, after a package was installed in this process."""
+    importlib.invalidate_caches()
+    _declared.cache_clear()
+
+
+def available(kind: str) -> list[str]:
+    """Names that can be asked for; nothing is imported.
+
+    Args:
+        kind: `scorers`, `reducers`, `adapters` or `backbones`.
+
+    Raises:
+        SettingError: There is no such kind.
+    """
+    return list(_declared(kind))
+
+
+def entries(kind: str) -> list[Entry]:
+    """List a kind with package and, for what cannot be loaded, the reason."""
+    rows = []
+    for name, points in _declared(kind).items():
+        problem = ""
+        try:
+            get(kind, name)
+        except Exception as error:  # noqa: BLE001 a broken plugin must not break the listing
+            problem = f"{type(error).__name__}: {error}" if not isinstance(error, SettingError) else str(error)
+        rows.extend(Entry(name, point.value, _package(point), problem) for point in points)
+    return rows
+
+
+def get(kind: str, name: str) -> type[Any]:
+    """Import the class behind a name.
+
+    Raises:
+        SettingError: The name is unknown (the nearest are shown), claimed by two
+            packages, cannot be imported, or is no class of the kind.
+    """
+    declared = _declared(kind)
+    if name not in declared:
+        raise SettingError(_unknown(kind, name, list(declared)))
+    first, *rest = declared[name]
+    if rest:
+        claims = "; ".join(f"{_package(point)} as {point.value}" for point in declared[name])
+        raise SettingError(f"The name {name!r} among {kind} is claimed twice: {claims}. Uninstall one of them.")
+    try:
+        loaded = first.load()
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise SettingError(f"{_singular(kind)} {name!r} of {_package(first)} cannot be imported: {reason}") from error
+    base = _base(kind)
+    if not (isinstance(loaded, type) and issubclass(loaded, base)):
+        raise SettingError(
+            f"{_singular(kind)} {name!r} of {_package(first)} is {first.value}, which is no subclass of "
+            f"{base.__module__}.{base.__qualname__}."
+        )
+    return loaded
+
+
+def build(kind: str, spec: Any, **settings: Any) -> Any:
+    """Build an object of a kind from a name, a class path, a mapping or the object itself.
+
+    Args:
+        kind: `scorers`, `reducers`, `adapters` or `backbones`.
+        spec: A registered name, a class path such as `my_package.my_module.MyScorer`,
+            or a mapping with `name` or `class_path` and either `init_args` or the
+            settings beside it. An object of the kind comes back as it is.
+        settings: Passed to the class.
+
+    Raises:
+        SettingError: The name is unknown or the settings do not fit.
+    """
+    if isinstance(spec, _base(kind)):
+        if settings:
+            raise SettingError(f"{spec!r} is built already; it takes no further settings ({', '.join(settings)}).")
+        return spec
+    if isinstance(spec, Mapping):
+        return _from_mapping(kind, spec, settings)
+    if not isinstance(spec, str):
+        raise SettingError(f"{_singular(kind)}: give a name, a class path or a mapping; got {type(spec).__name__}.")
+    found = _by_path(kind, spec) if "." in spec else get(kind, spec)
+    try:
+        return found(**settings)
+    except TypeError as error:
+        raise SettingError(f"{_singular(kind)} {spec!r} cannot be built: {error}") from error
+
+
+def _from_mapping(kind: str, spec: Mapping[str, Any], settings: Mapping[str, Any]) -> Any:
+    given = dict(spec)
+    target = given.pop("class_path", None) or given.pop("name", None)
+    if target is None:
+        raise SettingError(f"{_singular(kind)}: a mapping needs name or class_path; it has {', '.join(spec)}.")
+    given |= given.pop("init_args", None) or {}
+    return build(kind, target, **{**given, **settings})
+
+
+def _by_path(kind: str, path: str) -> type[Any]:
+    module, _, name = path.replace(":", ".").rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise SettingError(f"{_singular(kind)}: {path!r} cannot be imported: {error}") from error
+    base = _base(kind)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise SettingError(f"{path} is no subclass of {base.__module__}.{base.__qualname__}.")
+    return found
+
+
+def build_scorer(spec: "TokenScorer | str | Mapping[str, Any]", **settings: Any) -> "TokenScorer":
+    """Build a scorer: `build_scorer("laplacian_l1")`. See `build`."""
+    return cast("TokenScorer", build("scorers", spec, **settings))
+
+
+def build_reducer(spec: "TokenReducer | str | Mapping[str, Any]", **settings: Any) -> "TokenReducer":
+    """Build a reducer: `build_reducer("lgtm", ratio=0.5)`. See `build`."""
+    return cast("TokenReducer", build("reducers", spec, **settings))
+
+
+def _base(kind: str) -> type[Any]:
+    module, _, name = KINDS[kind].partition(":")
+    return cast("type[Any]", getattr(importlib.import_module(module), name))
+
+
+def _package(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else "an unnamed package"
+
+
+def _singular(kind: str) -> str:
+    return kind[:-1].capitalize()
+
+
+def _unknown(kind: str, name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return f"There is no {_singular(kind).lower()} named {name!r}.{hint} Available: {', '.join(known) or 'none'}."

@@ -1,0 +1,53 @@
+"""What a scorer is."""
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+from torch import Tensor
+
+from bigain.grid import Grid
+
+__all__ = ["TokenScorer"]
+
+
+class TokenScorer(ABC):
+    """Says how much detail each token carries.
+
+    A scorer is a value: settings only, no state between calls. A subclass
+    implements `raw` and says with `detail_is` which way its formula points;
+    calling the scorer returns values for which large means detail.
+    """
+
+    detail_is: Literal["high", "low"] = "high"
+
+    @abstractmethod
+    def raw(self, tokens: Tensor, grid: Grid) -> Tensor:
+        """Return the formula's own value.
+
+        Args:
+            tokens: Grid tokens alone, `[B, N_grid, C]`.
+            grid: How they lie.
+
+        Returns:
+            float32, `[B, N_grid]`.
+        """
+
+    def __call__(self, tokens: Tensor, grid: Grid) -> Tensor:
+        """Score the grid's tokens; large means detail.
+
+        Args:
+            tokens: `[B, N, C]`, prefix and suffix included.
+            grid: How they lie.
+
+        Returns:
+            float32, `[B, N_grid]`.
+
+        Raises:
+            SettingError: The tokens do not lie on the grid.
+        """
+        value = self.raw(grid.body(tokens), grid)
+        return value if self.detail_is == "high" else -value
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{key}={value!r}" for key, value in vars(self).items())
+        return f"{type(self).__name__}({settings})"

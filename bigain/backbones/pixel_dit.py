@@ -1,10 +1,12 @@
 """A class-conditional DiT that works on pixels, built on diffusers' own class."""
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -38,6 +40,9 @@ class PixelDiT(Backbone):
         depth: Number of blocks.
         heads: Attention heads.
         patch_size: Side of a patch in pixels.
+        overlap: Side of the window, in pixels, that each pixel brings along: 1 is
+            the pixel alone, 5 its 5 x 5 surroundings (an overlapping patch
+            embedding). Odd.
         image_size: Side of the images in pixels.
         classes: Class names in label order.
         schedule: The noise schedule.
@@ -58,18 +63,20 @@ class PixelDiT(Backbone):
         depth: int = 8,
         heads: int = 3,
         patch_size: int = 1,
+        overlap: int = 1,
         image_size: int = 32,
         classes: tuple[str, ...] = CIFAR10_CLASSES,
         schedule: NoiseSchedule = NoiseSchedule(),
     ) -> None:
         super().__init__()
         if weights is None:
-            shape = _shape(width, depth, heads, patch_size, image_size, len(classes))
+            shape = _shape(width, depth, heads, patch_size, overlap, image_size, len(classes))
             self.network = _build(shape)
             initialize_adaln_zero(self.network)
         else:
             self.network = _load(asset("cifar10_dit") if weights == EMBEDDED else Path(weights), len(classes))
-        size = cast("Any", self.network.config).sample_size
+        config = cast("Any", self.network.config)
+        size, self.overlap = config.sample_size, math.isqrt(config.in_channels // 3)
         self.schedule, self.classes, self.image_size = schedule, tuple(classes), int(size)
         self.latent_shape = (3, self.image_size, self.image_size)
 
@@ -81,20 +88,30 @@ class PixelDiT(Backbone):
 
     def predict_noise(self, noisy: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
         dtype = self.network.pos_embed.proj.weight.dtype
-        (noise,) = self.network(noisy.to(dtype), timestep=timesteps, class_labels=labels, return_dict=False)
+        (noise,) = self.network(self._windows(noisy.to(dtype)), timestep=timesteps, class_labels=labels, return_dict=False)
         return noise.float()
 
+    def _windows(self, noisy: Tensor) -> Tensor:
+        """Give each pixel its surroundings as channels, `[B, 3 * overlap**2, H, W]`."""
+        if self.overlap == 1:
+            return noisy
+        windows = F.unfold(noisy, self.overlap, padding=self.overlap // 2)
+        return windows.reshape(len(noisy), -1, *noisy.shape[-2:])
 
-def _shape(width: int, depth: int, heads: int, patch: int, size: int, classes: int) -> dict[str, Any]:
-    if width % heads or size % patch:
+
+def _shape(
+    width: int, depth: int, heads: int, patch: int, overlap: int, size: int, classes: int
+) -> dict[str, Any]:
+    if width % heads or size % patch or overlap % 2 == 0:
         raise SettingError(
-            f"PixelDiT got width={width}, heads={heads}, image_size={size}, patch_size={patch}; "
-            "heads must divide width, and patch_size must divide image_size."
+            f"PixelDiT got width={width}, heads={heads}, image_size={size}, patch_size={patch}, "
+            f"overlap={overlap}; heads must divide width, patch_size must divide image_size, and "
+            "overlap must be odd."
         )
     return {
         "num_attention_heads": heads,
         "attention_head_dim": width // heads,
-        "in_channels": 3,
+        "in_channels": 3 * overlap**2,
         "out_channels": 3,
         "num_layers": depth,
         "sample_size": size,

@@ -14,7 +14,7 @@ from bigain.grid import Grid
 from bigain.reducers.base import Context, TokenReducer
 from bigain.registry import available, build_reducer, entries, get
 
-__all__ = ["attach"]
+__all__ = ["attach", "find_sites"]
 
 _INNER = ("transformer", "unet", "network")
 """Where pipelines and bigain's backbones keep the network."""
@@ -98,14 +98,23 @@ def attach(
         SettingError: The reducer cannot do on the model's grid what it is asked to.
     """
     chosen = build_reducer(reducer, **settings)
-    network, adapter = _match(model)
-    sites = _select(adapter, adapter.sites(network), layers)
+    network, adapter, sites = find_sites(model, layers)
     taken = [site.name for site in sites if isinstance(_processor(site), ReducedProcessor)]
     if taken:
         raise SiteError(f"A reducer is attached already, at {', '.join(taken)}. Detach it first.")
     report = AttachReport(repr(chosen), adapter.family, tuple(_row(adapter, network, chosen, site) for site in sites))
     _install(report, network, adapter, chosen, sites, seed)
     return report
+
+
+def find_sites(model: Any, layers: Sequence[int] | int | None = None) -> tuple[nn.Module, Adapter, list[Site]]:
+    """Find the network in `model`, the adapter that knows it, and the sites `layers` names.
+
+    Raises:
+        SiteError: No adapter knows the model, or it has no such blocks.
+    """
+    network, adapter = _match(model)
+    return network, adapter, _select(adapter, adapter.sites(network), layers)
 
 
 def _match(model: Any) -> tuple[nn.Module, Adapter]:

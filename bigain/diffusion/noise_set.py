@@ -93,7 +93,8 @@ class NoiseSet:
             shape: Shape of one latent, `(C, h, w)`.
         """
         generator = torch.Generator("cpu").manual_seed(seed)
-        noise = torch.randn((len(timesteps), *shape), generator=generator)
+        # Lightning changes the default type for half precision, hence the explicit one.
+        noise = torch.randn((len(timesteps), *shape), generator=generator, dtype=torch.float32)
         return cls(torch.tensor(timesteps), noise, seed)
 
     def to(self, device: torch.device | str) -> "NoiseSet":

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from bigain.assets import asset
 from bigain.errors import DataError
+from bigain.metrics.base import FeatureNetwork
 
-__all__ = ["ResidualClassifier"]
+__all__ = ["EmbeddedFeatures", "ResidualClassifier"]
 
 
 def _convolution(inputs: int, outputs: int) -> nn.Sequential:
@@ -63,19 +64,33 @@ class ResidualClassifier(nn.Module):
         scores: Tensor = self.head(self.features(images))
         return scores
 
-    @classmethod
-    def load(cls, folder: Path | None = None) -> "ResidualClassifier":
-        """Load weights in float32; the embedded ones by default.
 
-        Raises:
-            DataError: Missing or unreadable weights.
-        """
+class EmbeddedFeatures(FeatureNetwork):
+    """Features of the embedded residual classifier, trained on CIFAR-10 (JPEG).
+
+    Distances on these features are not FID and compare among themselves only.
+
+    Args:
+        folder: Folder with `config.json` and `model.safetensors`; default: the embedded one.
+
+    Raises:
+        DataError: Missing or unreadable weights.
+    """
+
+    label = "Fréchet distance (embedded CIFAR-10 features)"
+
+    def __init__(self, folder: Path | None = None) -> None:
+        super().__init__()
         folder = folder or asset("cifar10_features")
         try:
-            network = cls(**json.loads((folder / "config.json").read_text()))
+            classifier = ResidualClassifier(**json.loads((folder / "config.json").read_text()))
             state = load_file(folder / "model.safetensors")
-            network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+            classifier.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
         except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise DataError(f"The feature network in {folder} cannot be loaded: {reason}") from error
-        return network.eval().requires_grad_(requires_grad=False)
+        self.classifier = classifier.eval().requires_grad_(requires_grad=False)
+        self.num_features = classifier.features_dim
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier.features(images).float()

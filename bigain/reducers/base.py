@@ -107,7 +107,7 @@ class Identity(TokenReducer):
 
     def plan(self, tokens: Tensor, grid: Grid, context: Context | None = None) -> Reduction:
         grid.check(tokens)
-        return NoReduction(torch.ones(tokens.shape[:2], device=tokens.device))
+        return NoReduction(torch.ones(tokens.shape[:2], dtype=torch.float32, device=tokens.device))
 
     def reduced_length(self, grid: Grid) -> int:
         return grid.tokens

@@ -26,6 +26,8 @@ class DiffusionTraining(LightningModule):
         weight_decay: Decoupled weight decay of the matrices.
         warmup_steps: Steps over which the rate rises from 0.
         decay_share: Share of the run over which it falls linearly to 0 at the end.
+        schedule_steps: Length of the schedule, where the run stops before its end;
+            by default the length of the run.
         label_dropout: Share of rows trained without a label, for guidance.
         compile: Compile the network (`torch.compile`).
 
@@ -41,6 +43,7 @@ class DiffusionTraining(LightningModule):
         weight_decay: float = 0.01,
         warmup_steps: int = 300,
         decay_share: float = 0.6,
+        schedule_steps: int | None = None,
         label_dropout: float = 0.1,
         compile: bool = True,  # noqa: A002 the name Lightning's users know
     ) -> None:
@@ -48,6 +51,7 @@ class DiffusionTraining(LightningModule):
         self.backbone = backbone
         self.lr, self.weight_decay = lr, weight_decay
         self.warmup_steps, self.decay_share = warmup_steps, decay_share
+        self.schedule_steps = schedule_steps
         self.label_dropout, self.compiled = label_dropout, compile
         self.register_buffer("alphas", backbone.schedule.alphas_cumprod(), persistent=False)
         self.alphas: Tensor
@@ -82,7 +86,7 @@ class DiffusionTraining(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = MuonWithAdamW(self.named_parameters(), self.lr, self.weight_decay)
-        total = int(self.trainer.estimated_stepping_batches)
+        total = self.schedule_steps or int(self.trainer.estimated_stepping_batches)
         schedule = LambdaLR(optimizer, lambda step: _trapezoid(step, total, self.warmup_steps, self.decay_share))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

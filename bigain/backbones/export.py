@@ -1,0 +1,43 @@
+"""From a training checkpoint to the weights that ship."""
+
+import pickle
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from bigain.errors import DataError
+
+__all__ = ["export_checkpoint"]
+
+
+def export_checkpoint(checkpoint: Path, output: Path, prefix: str) -> str:
+    """Write the averaged weights of a checkpoint as half-precision safetensors.
+
+    Args:
+        checkpoint: A Lightning checkpoint; only tensors are read, nothing is unpickled.
+        output: The file to write.
+        prefix: Which part of the LightningModule to keep; it is cut off the names.
+
+    Returns:
+        One line saying what was written.
+
+    Raises:
+        DataError: No readable checkpoint, or nothing under the prefix.
+    """
+    if not checkpoint.is_file():
+        raise DataError(f"No checkpoint at {checkpoint}.")
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        state = content["state_dict"]
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
+        raise DataError(f"{checkpoint} is no Lightning checkpoint of tensors: {str(error).splitlines()[0]}") from error
+    kept = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    if not kept:
+        raise DataError(f"{checkpoint} holds nothing named {prefix}*; it has {', '.join(sorted(state)[:3])}, ..")
+    half = {name: (v.half() if v.is_floating_point() else v).contiguous() for name, v in kept.items()}
+    temporary = output.with_name(f".{output.name}.tmp")
+    save_file(half, temporary)
+    temporary.replace(output)
+    parameters = sum(value.numel() for value in half.values())
+    return f"{output}: {len(half)} tensors, {parameters / 1e6:.2f} M values, step {content.get('global_step')}"

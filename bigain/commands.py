@@ -1,0 +1,64 @@
+"""The commands that are not Lightning's verbs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["compare", "export", "list"]
+
+
+def compare(arguments: Sequence[str]) -> None:
+    """Run `bigain compare`: several reducers, one page."""
+    from jsonargparse import ArgumentParser
+    from lightning.pytorch import seed_everything
+    from rich.console import Console
+
+    from bigain.compare.run import run_comparison
+    from bigain.compare.settings import Comparison
+    from bigain.compare.table import terminal_table
+
+    parser = ArgumentParser(prog="bigain compare", description=compare.__doc__)
+    parser.add_argument("--config", action="config", help="A YAML recipe, such as recipes/benchmark/cifar10_demo.yaml.")
+    parser.add_argument("--output", type=Path, default=Path("results/compare"), help="Folder of the result.")
+    parser.add_argument("--resume", action="store_true", help="Finish an interrupted comparison.")
+    parser.add_class_arguments(Comparison, "comparison", as_group=True)
+    given = parser.parse_args([*arguments])
+    console = Console()
+    seed_everything(given.comparison.seed, verbose=False)
+    plan = parser.instantiate(given).comparison
+    content = run_comparison(plan, given.output, given.resume, console)
+    console.print(terminal_table(content))
+    console.print(f"Wrote {given.output / 'report.html'} (open it in a browser), table.csv and comparison.json beside it.")
+
+
+def export(arguments: Sequence[str]) -> None:
+    """Turn a training checkpoint into half-precision safetensors."""
+    from jsonargparse import ArgumentParser
+
+    from bigain.backbones.export import export_checkpoint
+
+    parser = ArgumentParser(prog="bigain export", description=export.__doc__)
+    parser.add_argument("checkpoint", type=Path, help="A .ckpt file that `bigain fit` wrote.")
+    parser.add_argument("output", type=Path, help="The .safetensors file to write.")
+    parser.add_argument("--prefix", default="backbone.network.", help="Which part of the LightningModule to keep.")
+    given = parser.parse_args([*arguments])
+    print(export_checkpoint(given.checkpoint, given.output, given.prefix))
+
+
+def list(arguments: Sequence[str]) -> None:  # noqa: A001 named as the command is
+    """List scorers, reducers, adapters and backbones."""
+    from jsonargparse import ArgumentParser
+    from rich.console import Console
+    from rich.table import Table
+
+    from bigain.registry import KINDS, entries
+
+    parser = ArgumentParser(prog="bigain list", description=list.__doc__)
+    parser.add_argument("kinds", nargs="*", default=[], help=f"Any of {', '.join(KINDS)}; all by default.")
+    given = parser.parse_args([*arguments])
+    table = Table()
+    for column in ("kind", "name", "package", "class", "problem"):
+        table.add_column(column)
+    for kind in given.kinds or KINDS:
+        for entry in entries(kind):
+            table.add_row(kind, entry.name, entry.package, entry.target, entry.problem)
+    Console().print(table)

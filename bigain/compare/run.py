@@ -1,0 +1,189 @@
+"""Run a comparison: every method through the same images, seeds and clock."""
+
+import copy
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from rich.console import Console
+from safetensors.torch import save_file
+
+from bigain.adapters.attach import attach
+from bigain.analysis.merge_maps import merge_map
+from bigain.compare.settings import Comparison
+from bigain.compare.table import assemble, write_csv
+from bigain.errors import BigainError
+from bigain.metrics.frechet import FrechetReference
+from bigain.profiling.cost import Latency, count_flops, measure_latency
+from bigain.reducers.base import TokenReducer
+from bigain.results.provenance import fingerprint
+from bigain.results.store import ResultFolder, write_json
+from bigain.tasks.classification import ClassificationTask
+from bigain.tasks.evaluation import RESULT_FILE
+from bigain.tasks.generation import GenerationTask
+
+__all__ = ["run_comparison"]
+
+_MAPPED = 2
+"""Images whose merges are drawn."""
+
+_MAP_TIMESTEP = 125
+
+
+def run_comparison(plan: Comparison, output: Path, resume: bool, console: Console) -> dict[str, Any]:
+    """Run everything that is not done yet, and publish the folder.
+
+    Args:
+        plan: What to run.
+        output: Folder of the result.
+        resume: Finish an interrupted comparison.
+        console: Where progress is told.
+
+    Returns:
+        The content of `comparison.json`.
+
+    Raises:
+        BigainError: Bad input; nothing was run or all finished work is kept.
+    """
+    images = plan.data.test_set
+    for reducer in plan.reducers.values():
+        attach(plan.backbone.network, reducer, layers=plan.layers).detach()
+    store = ResultFolder(output, _identity(plan), resume)
+    store.begin()
+    try:
+        _run_methods(plan, store.partial, console)
+    except BigainError:
+        store.discard_if_empty()
+        raise
+    content = assemble(plan, store.partial)
+
+    def write(folder: Path) -> None:
+        from bigain.report.page import write_page
+        from bigain.report.shipped import shipped_comparison
+
+        write_json(folder / "comparison.json", content)
+        write_csv(folder / "table.csv", content)
+        write_page(folder, images, shipped_comparison())
+
+    store.publish(write)
+    return content
+
+
+def _run_methods(plan: Comparison, folder: Path, console: Console) -> None:
+    real: FrechetReference | None = None
+    for number, (name, reducer) in enumerate(plan.reducers.items(), start=1):
+        head = f"[bold]{number}/{len(plan.reducers)} {name}[/bold]"
+        place = folder / name
+        if not (place / "classification" / RESULT_FILE).exists():
+            console.print(f"{head}: classifying {len(plan.data.test_set)} images")
+            _classify(plan, reducer, place)
+        if not (place / "generation" / RESULT_FILE).exists():
+            console.print(f"{head}: generating {plan.prompts.count} images")
+            real = _generate(plan, reducer, place, real)
+        if not (place / "cost.json").exists():
+            console.print(f"{head}: counting and timing")
+            _measure(plan, reducer, place)
+
+
+def _trainer(plan: Comparison) -> Trainer:
+    given = {"accelerator": "auto", "devices": 1, "logger": False, "enable_model_summary": False}
+    return Trainer(**{**given, **plan.trainer})
+
+
+def _classify(plan: Comparison, reducer: TokenReducer, place: Path) -> None:
+    task = ClassificationTask(
+        **plan.common(),
+        reducer=reducer,
+        stages=plan.stages,
+        loss=plan.loss,
+        rows=plan.rows,
+        output=place / "classification",
+        resume=True,
+    )
+    _trainer(plan).test(task, datamodule=plan.data, verbose=False)
+
+
+def _generate(
+    plan: Comparison, reducer: TokenReducer, place: Path, real: FrechetReference | None
+) -> FrechetReference | None:
+    task = GenerationTask(
+        **plan.common(),
+        reducer=reducer,
+        features=plan.features,
+        reference=plan.reference,
+        steps=plan.steps,
+        guidance=plan.guidance,
+        rows=plan.sampling_rows,
+        output=place / "generation",
+        resume=True,
+    )
+    task.real = real
+    _trainer(plan).test(task, datamodule=plan.prompts, verbose=False)
+    return task.real
+
+
+def _measure(plan: Comparison, reducer: TokenReducer, place: Path) -> None:
+    trainer = _trainer(plan)
+    device = trainer.strategy.root_device
+    backbone = copy.deepcopy(plan.backbone).to(device)
+    if str(trainer.precision).startswith("bf16"):
+        backbone = backbone.to(torch.bfloat16)
+    elif str(trainer.precision).startswith("16"):
+        backbone = backbone.to(torch.float16)
+    _save_map(plan, reducer, backbone, device, place)
+    flops = count_flops(plan.backbone, reducer, plan.layers)
+    with attach(backbone.network, reducer, layers=plan.layers, seed=plan.seed) as report:
+        if plan.compile:
+            torch._dynamo.reset()  # noqa: SLF001 as torch's documentation advises between models
+            backbone.network.compile(dynamic=False, fullgraph=True)
+        latency: Latency = measure_latency(backbone, plan.rows, plan.timing_repeats)
+    sites = [{"name": site.name, "before": site.before, "after": site.after} for site in report.sites]
+    write_json(place / "cost.json", {"flops": flops, "latency": asdict(latency), "sites": sites})
+
+
+def _save_map(plan: Comparison, reducer: TokenReducer, backbone: Any, device: torch.device, place: Path) -> None:
+    chosen = plan.data.test_set.first(_MAPPED)
+    found = merge_map(
+        backbone,
+        reducer,
+        backbone.encode(chosen.images.to(device)),
+        chosen.labels.to(device),
+        _MAP_TIMESTEP,
+        plan.layers,
+        plan.seed,
+    )
+    if found is None or found.grid.axes != 2:
+        return
+    tensors = {
+        "image": chosen.images,
+        "noisy": backbone.decode(found.noisy).cpu(),
+        "place": found.place.cpu(),
+        "representatives": found.representatives.cpu(),
+        "shape": torch.tensor(found.grid.shape),
+        "timestep": torch.full((len(chosen),), found.timestep),
+    }
+    save_file({key: value.contiguous() for key, value in tensors.items()}, place / "merge_map.safetensors")
+    write_json(place / "merge_map.json", {"site": found.site})
+
+
+def _identity(plan: Comparison) -> dict[str, Any]:
+    images = plan.data.test_set
+    return {
+        "kind": "comparison",
+        "weights": fingerprint(plan.backbone.network.state_dict()),
+        "reducers": {name: repr(reducer) for name, reducer in plan.reducers.items()},
+        "data": fingerprint([images.images, images.labels]),
+        "trials": plan.stages.trials,
+        "keeps": plan.stages.keeps,
+        "loss": plan.loss,
+        "steps": plan.steps,
+        "guidance": plan.guidance,
+        "generated": plan.prompts.count,
+        "first_seed": plan.prompts.first_seed,
+        "layers": plan.layers,
+        "seed": plan.seed,
+        "precision": plan.trainer.get("precision", "32-true"),
+        "reference": str(plan.reference or "embedded test images"),
+    }

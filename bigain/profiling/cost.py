@@ -1,0 +1,89 @@
+"""What one network evaluation costs: operations and time."""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from bigain.adapters.attach import attach
+from bigain.backbones.base import Backbone
+from bigain.reducers.base import TokenReducer
+
+__all__ = ["Latency", "count_flops", "measure_latency"]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one network evaluation, in batches of `rows`.
+
+    Args:
+        median: Median over the repeats.
+        low: First quartile.
+        high: Third quartile.
+        rows: Rows of one forward pass.
+        repeats: Timed passes, after the warm-up.
+    """
+
+    median: float
+    low: float
+    high: float
+    rows: int
+    repeats: int
+
+
+def count_flops(backbone: Backbone, reducer: TokenReducer, layers: list[int] | int | None = None) -> int:
+    """Count the floating-point operations of one evaluation of one image.
+
+    Runs on the meta device, without weights or arithmetic; a multiplication and
+    an addition count as two. Matrix products, convolutions and attention count,
+    as in `torch.utils.flop_counter`; sorting and element-wise work do not.
+    """
+    shadow = copy.deepcopy(backbone).to("meta")
+    noisy, step, label = _inputs(shadow, 1, torch.device("meta"), torch.float32)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), attach(shadow.network, reducer, layers=layers), counter:
+        shadow.predict_noise(noisy, step, label)
+    return int(counter.get_total_flops())
+
+
+def measure_latency(backbone: Backbone, rows: int, repeats: int = 20, warmup: int = 3) -> Latency:
+    """Time the backbone as it is: attached, compiled, on its device.
+
+    Args:
+        backbone: The model, with whatever reducer is attached.
+        rows: Rows of one forward pass.
+        repeats: Timed passes.
+        warmup: Passes before, not timed; compilation falls there.
+    """
+    weight = next(backbone.network.parameters())
+    noisy, step, label = _inputs(backbone, rows, weight.device, torch.float32)
+
+    def evaluate() -> None:
+        backbone.predict_noise(noisy, step, label)
+
+    with torch.inference_mode():
+        times = [_timed(evaluate, weight.device) for _ in range(warmup + repeats)][warmup:]
+    per_row = [1000 * elapsed / rows for elapsed in times]
+    low, median, high = statistics.quantiles(per_row, n=4) if repeats > 1 else per_row * 3
+    return Latency(median, low, high, rows, repeats)
+
+
+def _inputs(backbone: Backbone, rows: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    noisy = torch.randn(rows, *backbone.latent_shape, device=device, dtype=dtype)
+    steps = torch.arange(rows, device=device) * 389 % backbone.schedule.steps
+    return noisy, steps, torch.arange(rows, device=device) % len(backbone.classes)
+
+
+def _timed(action: Callable[[], None], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    action()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start

@@ -1,0 +1,144 @@
+"""Generate images with a diffusion model under a token reducer."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bigain.assets import asset
+from bigain.backbones.base import Backbone
+from bigain.data.labelled import load_images
+from bigain.diffusion.sampler import DDIMSampler
+from bigain.errors import SettingError
+from bigain.metrics.base import FeatureNetwork
+from bigain.metrics.features import EmbeddedFeatures
+from bigain.metrics.frechet import FrechetReference
+from bigain.reducers.base import Identity, TokenReducer
+from bigain.results.provenance import fingerprint
+from bigain.tasks.evaluation import EvaluationTask
+
+__all__ = ["GenerationTask"]
+
+_SHOWN = 100
+
+
+class GenerationTask(EvaluationTask):
+    """Fréchet distance of class-conditional samples.
+
+    Writes `result.json`, `samples.safetensors` (every image, uint8, with label and
+    seed) and `grid.png` (the first 100).
+
+    Args:
+        backbone: The model.
+        reducer: What is attached to it.
+        features: Features of the distance; the embedded ones by default, or
+            `bigain.metrics.inception.InceptionFeatures` for FID.
+        reference: Real images to compare with: a parquet file or class folders.
+            Default: the embedded test images.
+        steps: DDIM steps.
+        guidance: Guidance scale; 1 is none.
+        rows: Images drawn at once; changes speed, never a figure.
+        layers: Blocks to attach to. Default: those of the published methods.
+        seed: Seeds what the reducer draws; images have seeds of their own.
+        compile: Compile the network.
+        output: Folder of the result.
+        resume: Finish an interrupted run.
+    """
+
+    kind = "generation"
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        reducer: TokenReducer = Identity(),
+        features: FeatureNetwork | None = None,
+        reference: Path | None = None,
+        steps: int = 50,
+        guidance: float = 1.5,
+        rows: int = 64,
+        layers: list[int] | int | None = None,
+        seed: int = 0,
+        compile: bool = False,  # noqa: A002 the name Lightning's users know
+        output: Path = Path("results/generation"),
+        resume: bool = False,
+    ) -> None:
+        super().__init__(backbone, reducer, layers, seed, compile, output, resume)
+        self.features, self.reference = features, reference
+        self.steps, self.guidance, self.rows = steps, guidance, rows
+        self.sampler = DDIMSampler(backbone, steps, guidance, rows)
+        self.real: FrechetReference | None = None
+        self._real_images: Tensor | None = None
+
+    def check(self) -> None:
+        count = len(self.backbone.classes)
+        classes = getattr(self.trainer.datamodule, "classes", None)  # type: ignore[attr-defined]
+        if classes != count:
+            raise SettingError(
+                f"The model generates {count} classes, the prompts have {classes}: give --data.classes={count} "
+                "with bigain.data.prompts.ClassPrompts."
+            )
+        if self.real is None:
+            path = self.reference or asset("cifar10_test/test.parquet")
+            self._real_images = load_images(path, self.backbone.image_size, self.backbone.classes).images
+            if len(self._real_images) < 2:
+                raise SettingError(f"{path}: a distance needs two reference images or more.")
+
+    def settings(self) -> Mapping[str, Any]:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        return {
+            "steps": self.steps,
+            "guidance": self.guidance,
+            "images": data.count,
+            "first_seed": data.first_seed,
+            "reference": str(self.reference or "embedded test images"),
+        }
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        fresh = [row for row, item in enumerate(batch["index"].tolist()) if item not in self.store.done]
+        if not fresh:
+            return
+        label, seed = batch["label"][fresh], batch["seed"][fresh]
+        self.store.add(batch["index"][fresh], {"label": label, "seed": seed, "image": self.sampler(label, seed)})
+
+    def summarize(self, held: Mapping[str, Tensor]) -> dict[str, Any]:
+        if self.real is None:
+            assert self._real_images is not None
+            network = (self.features or EmbeddedFeatures()).to(self.device, torch.float32)
+            self.real = FrechetReference.of(self._real_images, network)
+        count = len(held["image"])
+        return {
+            "generated": count,
+            "frechet": self.real.distance(held["image"]) if count > 1 else math.nan,
+            "features": self.real.features,
+            "reference_images": self.real.images,
+            "evaluations_per_image": self.sampler.evaluations,
+            "samples": fingerprint([held["image"]]),
+        }
+
+    def scores(self, summary: Mapping[str, Any]) -> Mapping[str, float]:
+        name = "fid" if summary["features"] == "FID" else "frechet_distance"
+        return {name: summary["frechet"], "generated": summary["generated"]}
+
+    def write(self, folder: Path, held: Mapping[str, Tensor]) -> None:
+        save_file({key: value.contiguous() for key, value in held.items()}, folder / "samples.safetensors")
+        tile_images(held["image"][:_SHOWN]).save(folder / "grid.png")
+
+
+def tile_images(images: Tensor, columns: int = 10) -> Image.Image:
+    """Lay images out in rows.
+
+    Args:
+        images: uint8, `[N, 3, H, W]`.
+        columns: Images a row.
+    """
+    count, _, height, width = images.shape
+    rows = math.ceil(count / columns)
+    sheet = images.new_full((rows * columns, 3, height, width), 255)
+    sheet[:count] = images
+    sheet = sheet.reshape(rows, columns, 3, height, width).permute(0, 3, 1, 4, 2)
+    return Image.fromarray(sheet.reshape(rows * height, columns * width, 3).contiguous().cpu().numpy())

@@ -74,7 +74,7 @@ class PixelDiT(Backbone):
             self.network = _build(shape)
             initialize_adaln_zero(self.network)
         else:
-            self.network = _load(asset("cifar10_dit") if weights == EMBEDDED else Path(weights), len(classes))
+            self.network = _load(asset("cifar10_dit") if str(weights) == EMBEDDED else Path(weights), len(classes))
         config = cast("Any", self.network.config)
         size, self.overlap = config.sample_size, math.isqrt(config.in_channels // 3)
         self.schedule, self.classes, self.image_size = schedule, tuple(classes), int(size)

@@ -1,0 +1,85 @@
+"""Numbers as people read them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = [
+    "MISSING",
+    "count",
+    "decimal",
+    "interval",
+    "listed",
+    "number",
+    "percent",
+    "points",
+    "quantity",
+    "ratio",
+]
+
+MISSING = "\N{EN DASH}"
+"""Stands for a value that does not exist."""
+
+
+def number(content: Mapping[str, Any], key: str) -> float:
+    """Return a number of a JSON object; NaN where it is missing, null or not a number."""
+    value = content.get(key)
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def decimal(value: float) -> str:
+    """Write a measured number with about three significant digits."""
+    if not math.isfinite(value):
+        return MISSING
+    size = abs(value)
+    digits = 0 if size >= 1000 else 1 if size >= 10 else 2 if size >= 1 else 3
+    return _signed(f"{value:,.{digits}f}")
+
+
+def count(value: float) -> str:
+    """Write a count with thousands separated; a mean of counts keeps one decimal."""
+    if not math.isfinite(value):
+        return MISSING
+    return f"{value:,.0f}" if value == round(value) else f"{value:,.1f}"
+
+
+def quantity(value: float, noun: str) -> str:
+    """Write a number of things: `1 image`, `16 images`."""
+    return f"{count(value)} {noun}{'' if value == 1 else 's'}"
+
+
+def percent(share: float, unit: bool = True) -> str:
+    """Write a share as a percentage."""
+    if not math.isfinite(share):
+        return MISSING
+    return f"{100 * share:.1f}" + ("\N{NO-BREAK SPACE}%" if unit else "")
+
+
+def points(share: float) -> str:
+    """Write a difference of shares in percentage points, with its sign."""
+    if not math.isfinite(share):
+        return MISSING
+    rounded = round(100 * share, 1)
+    return _signed(f"{rounded:+.1f}") if rounded else "0.0"
+
+
+def interval(low: str, high: str) -> str:
+    """Write a range, or a single dash where an end is missing."""
+    return MISSING if MISSING in (low, high) else f"{low} to {high}"
+
+
+def ratio(value: float, baseline: float) -> str:
+    """Write a value as a multiple of the baseline's."""
+    if not (math.isfinite(value) and math.isfinite(baseline) and baseline):
+        return MISSING
+    return f"{value / baseline:.2f}\N{MULTIPLICATION SIGN}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Join names as a sentence does: `a`, `a and b`, `a, b and c`."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _signed(text: str) -> str:
+    # The true minus is as wide as a plus and does not break at a line's end.
+    return text.replace("-", "\N{MINUS SIGN}")

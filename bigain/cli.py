@@ -1,42 +1,65 @@
 """The `bigain` command: Lightning's verbs, and a few of its own."""
 
+import logging
+import os
 import sys
+import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from bigain.errors import BigainError
+from bigain.errors import BigainError, DataError, SettingError
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningArgumentParser
 
 __all__ = ["main"]
 
-_OWN = {
+OWN_COMMANDS = {
     "compare": "Run classification, generation and cost for several reducers and write one page.",
     "export": "Turn a training checkpoint into the safetensors that ship.",
     "list": "List scorers, reducers, adapters and backbones, with the package each comes from.",
 }
+"""Commands that are not Lightning's verbs."""
+
+_CHECKPOINT_WORDS = ("best", "last", "hpc", "registry")
+"""What Lightning takes for `--ckpt_path` beside a path."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; errors of the user's are one sentence and exit status 2."""
+    """Run the command line; a user's error is one sentence and exit status 2."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    _quieten()
     try:
-        if given and given[0] in _OWN:
+        if given and given[0] in OWN_COMMANDS:
             from bigain import commands
 
             getattr(commands, given[0])(given[1:])
         else:
-            _lightning(given)
-    except BigainError as error:
-        print(f"bigain: error: {error}", file=sys.stderr)
+            _lightning(arguments)
+    except Exception as error:
+        told = _users_error(error)
+        if told is None:
+            raise
+        print(f"bigain: error: {told}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("bigain: interrupted; the same command with --resume goes on.", file=sys.stderr)
+        print("bigain: interrupted.", file=sys.stderr)
         sys.exit(130)
 
 
-def _lightning(arguments: list[str]) -> None:
+def _users_error(error: BaseException | None) -> BigainError | None:
+    """Find the user's error among the causes of one.
+
+    jsonargparse takes what is raised while a recipe is built for a mismatch of types
+    and raises an error of its own, with everything it tried.
+    """
+    while error is not None and not isinstance(error, BigainError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _lightning(arguments: Sequence[str] | None) -> None:
     from lightning.pytorch import LightningDataModule, LightningModule
     from lightning.pytorch.cli import LightningCLI
 
@@ -51,24 +74,47 @@ def _lightning(arguments: list[str]) -> None:
 
         def before_instantiate_classes(self) -> None:
             config = self.config[self.subcommand] if self.subcommand else self.config
+            _refuse_missing_checkpoint(config.get("ckpt_path"))
             for name in ("output", "resume"):
                 if config.get(name):
-                    config.model.init_args[name] = config[name]
+                    _hand_over(config, name)
 
+    own = "\n".join(f"  {name:<8} {told}" for name, told in OWN_COMMANDS.items())
     BigainCLI(
         LightningModule,
         LightningDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
-        args=arguments,
+        args=None if arguments is None else [*arguments],
         seed_everything_default=0,
         save_config_callback=None,
-        parser_kwargs={verb: {"description": _verb(verb)} for verb in ("fit", "validate", "test", "predict")},
+        parser_kwargs={
+            "description": f"Lightning's verbs with recipes, and: {', '.join(OWN_COMMANDS)}.",
+            "epilog": own,
+        },
     )
 
 
-def _verb(verb: str) -> str:
-    return f"bigain {verb}: see recipes/ for configurations. Own commands: {', '.join(_OWN)}."
+def _hand_over(config: Any, name: str) -> None:
+    settings = config.model.init_args
+    if name not in settings:
+        raise SettingError(f"--{name} belongs to evaluation tasks; {config.model.class_path} has no such setting.")
+    settings[name] = config[name]
+
+
+def _refuse_missing_checkpoint(path: str | None) -> None:
+    if path is not None and path not in _CHECKPOINT_WORDS and "://" not in path and not Path(path).exists():
+        raise DataError(f"No checkpoint at {path}: --ckpt_path is a file or one of {', '.join(_CHECKPOINT_WORDS)}.")
+
+
+def _quieten() -> None:
+    """Drop what is neither about this run nor in the user's hands."""
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's own calls
+    advertisement = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    advertisement.addFilter(lambda record: not record.getMessage().startswith("💡"))
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+    # Images lie decoded in memory: worker processes would slow their loading down.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 
 
 if __name__ == "__main__":

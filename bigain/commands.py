@@ -27,7 +27,9 @@ def compare(arguments: Sequence[str]) -> None:
     plan = parser.instantiate(given).comparison
     content = run_comparison(plan, given.output, given.resume, console)
     console.print(terminal_table(content))
-    console.print(f"Wrote {given.output / 'report.html'} (open it in a browser), table.csv and comparison.json beside it.")
+    console.print(
+        f"Wrote {given.output / 'report.html'} (open it in a browser), table.csv and comparison.json beside it."
+    )
 
 
 def export(arguments: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """How tokens lie in space."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -29,12 +30,15 @@ class Grid:
     suffix: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(self.shape))
-        if not self.shape or min(self.shape) < 1 or min(self.prefix, self.suffix) < 0:
+        shape = tuple(self.shape) if isinstance(self.shape, Iterable) else ()
+        numbers = (*shape, self.prefix, self.suffix)
+        whole = all(isinstance(number, int) for number in numbers)
+        if not shape or not whole or min(shape) < 1 or min(self.prefix, self.suffix) < 0:
             raise SettingError(
                 f"Grid got shape={self.shape}, prefix={self.prefix}, suffix={self.suffix}; accepted are "
-                "one or more axes of at least one token each, and counts of 0 or more."
+                "one or more axes of at least one token each, such as (32, 32), and counts of 0 or more."
             )
+        object.__setattr__(self, "shape", shape)
 
     @property
     def axes(self) -> int:

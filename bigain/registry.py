@@ -82,12 +82,12 @@ def available(kind: str) -> list[str]:
 
 def entries(kind: str) -> list[Entry]:
     """List a kind with package and, for what cannot be loaded, the reason."""
-    rows = []
+    rows: list[Entry] = []
     for name, points in _declared(kind).items():
         problem = ""
         try:
             get(kind, name)
-        except Exception as error:  # noqa: BLE001 a broken plugin must not break the listing
+        except Exception as error:  # whatever a plugin raises, the listing goes on
             problem = f"{type(error).__name__}: {error}" if not isinstance(error, SettingError) else str(error)
         rows.extend(Entry(name, point.value, _package(point), problem) for point in points)
     return rows
@@ -162,7 +162,7 @@ def _by_path(kind: str, path: str) -> type[Any]:
     module, _, name = path.replace(":", ".").rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two: ".x" and "..x"
         raise SettingError(f"{_singular(kind)}: {path!r} cannot be imported: {error}") from error
     base = _base(kind)
     if not (isinstance(found, type) and issubclass(found, base)):

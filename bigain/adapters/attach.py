@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from bigain.adapters.base import Adapter, Moment, Site
@@ -12,7 +13,7 @@ from bigain.adapters.report import AttachReport, SiteReport
 from bigain.errors import SettingError, SiteError
 from bigain.grid import Grid
 from bigain.reducers.base import Context, TokenReducer
-from bigain.registry import available, build_reducer, entries, get
+from bigain.registry import available, build, build_reducer, entries, get
 
 __all__ = ["attach", "find_sites"]
 
@@ -32,7 +33,14 @@ class ReducedProcessor:
     """Runs whatever attention processor was there on reduced tokens."""
 
     def __init__(
-        self, inner: Any, reducer: TokenReducer, adapter: Adapter, model: nn.Module, site: Site, forward: _Forward, seed: int
+        self,
+        inner: Any,
+        reducer: TokenReducer,
+        adapter: Adapter,
+        model: nn.Module,
+        site: Site,
+        forward: _Forward,
+        seed: int,
     ) -> None:
         self.inner, self._reducer, self._adapter = inner, reducer, adapter
         self._model, self._site, self._forward, self._seed = model, site, forward, seed
@@ -102,6 +110,12 @@ def attach(
     taken = [site.name for site in sites if isinstance(_processor(site), ReducedProcessor)]
     if taken:
         raise SiteError(f"A reducer is attached already, at {', '.join(taken)}. Detach it first.")
+    for site in sites:
+        if isinstance(_processor(site), nn.Module):
+            raise SiteError(
+                f"The processor of {site.name} is a {type(_processor(site)).__name__}, a module of its own; "
+                "wrapping it would take its parameters out of the model. Only plain processors can be wrapped."
+            )
     report = AttachReport(repr(chosen), adapter.family, tuple(_row(adapter, network, chosen, site) for site in sites))
     _install(report, network, adapter, chosen, sites, seed)
     return report
@@ -122,19 +136,23 @@ def _match(model: Any) -> tuple[nn.Module, Adapter]:
     networks = [candidate for candidate in candidates if isinstance(candidate, nn.Module)]
     for name in available("adapters"):
         try:
-            adapter: Adapter = get("adapters", name)()
+            adapter: Adapter = build("adapters", name)
         except SettingError:
             continue
-        if adapter.library not in sys.modules:
+        if getattr(adapter, "library", None) not in sys.modules:
             continue
         for network in networks:
             if adapter.matches(network):
                 return network, adapter
     known = "; ".join(
-        f"{entry.name} ({'broken: ' + entry.problem if entry.problem else get('adapters', entry.name).family})"
+        f"{entry.name} ({'broken: ' + entry.problem if entry.problem else _family(entry.name)})"
         for entry in entries("adapters")
     )
     raise SiteError(f"Nothing to attach to in {type(model).__name__}. Known families: {known}.")
+
+
+def _family(name: str) -> str:
+    return getattr(get("adapters", name), "family", "no family stated")
 
 
 def _select(adapter: Adapter, sites: list[Site], layers: Sequence[int] | int | None) -> list[Site]:
@@ -169,6 +187,13 @@ def _install(
     forward = _Forward()
 
     def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if getattr(module, "gradient_checkpointing", False) and torch.is_grad_enabled():
+            # Blocks would run again during backward, where neither the timestep nor the
+            # pass's cache is known: other tokens would be merged, and gradients be wrong.
+            raise SiteError(
+                f"{type(module).__name__} has gradient checkpointing on, which a reducer cannot follow. "
+                "Turn it off with model.disable_gradient_checkpointing(), or detach the reducer."
+            )
         forward.moment, forward.cache = adapter.moment(module, args, kwargs), {}
 
     def end(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -176,8 +201,9 @@ def _install(
 
     undo = report._undo  # noqa: SLF001 the report owns what undoes it
     undo.append(network.register_forward_pre_hook(begin, with_kwargs=True).remove)
-    undo.append(network.register_forward_hook(end).remove)
+    undo.append(network.register_forward_hook(end, always_call=True).remove)
     for site in sites:
         before = _processor(site)
-        site.module.processor = ReducedProcessor(before, reducer, adapter, network, site, forward, seed)
+        wrapped: Any = ReducedProcessor(before, reducer, adapter, network, site, forward, seed)
+        site.module.processor = wrapped
         undo.append(lambda module=site.module, processor=before: setattr(module, "processor", processor))  # type: ignore[misc]

@@ -88,8 +88,11 @@ class PixelDiT(Backbone):
 
     def predict_noise(self, noisy: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
         dtype = self.network.pos_embed.proj.weight.dtype
-        (noise,) = self.network(self._windows(noisy.to(dtype)), timestep=timesteps, class_labels=labels, return_dict=False)
-        return noise.float()
+        (noise,) = self.network(
+            self._windows(noisy.to(dtype)), timestep=timesteps, class_labels=labels, return_dict=False
+        )
+        predicted: Tensor = noise.float()
+        return predicted
 
     def _windows(self, noisy: Tensor) -> Tensor:
         """Give each pixel its surroundings as channels, `[B, 3 * overlap**2, H, W]`."""
@@ -99,9 +102,7 @@ class PixelDiT(Backbone):
         return windows.reshape(len(noisy), -1, *noisy.shape[-2:])
 
 
-def _shape(
-    width: int, depth: int, heads: int, patch: int, overlap: int, size: int, classes: int
-) -> dict[str, Any]:
+def _shape(width: int, depth: int, heads: int, patch: int, overlap: int, size: int, classes: int) -> dict[str, Any]:
     if width % heads or size % patch or overlap % 2 == 0:
         raise SettingError(
             f"PixelDiT got width={width}, heads={heads}, image_size={size}, patch_size={patch}, "
@@ -153,9 +154,7 @@ def _load(folder: Path, classes: int) -> "DiTTransformer2DModel":
         reason = str(error).strip().splitlines()[0]
         raise DataError(f"The model in {folder} cannot be loaded: {reason}") from error
     if settings["num_embeds_ada_norm"] != classes:
-        raise DataError(
-            f"The model in {folder} knows {settings['num_embeds_ada_norm']} classes, {classes} were named."
-        )
+        raise DataError(f"The model in {folder} knows {settings['num_embeds_ada_norm']} classes, {classes} were named.")
     return network
 
 

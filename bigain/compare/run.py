@@ -1,6 +1,7 @@
 """Run a comparison: every method through the same images, seeds and clock."""
 
 import copy
+import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ def run_comparison(plan: Comparison, output: Path, resume: bool, console: Consol
     Raises:
         BigainError: Bad input; nothing was run or all finished work is kept.
     """
+    # One trainer after another would tell the same of the machine each time.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     images = plan.data.test_set
     for reducer in plan.reducers.values():
         attach(plan.backbone.network, reducer, layers=plan.layers).detach()

@@ -67,9 +67,7 @@ class LabelledImages(Dataset[dict[str, Tensor]]):
             return self
         if count < 1:
             raise DataError(f"{self.source}: cannot keep {count} images; give 1 or more.")
-        return LabelledImages(
-            self.images[:count], self.labels[:count], self.names[:count], self.classes, self.source
-        )
+        return LabelledImages(self.images[:count], self.labels[:count], self.names[:count], self.classes, self.source)
 
 
 def load_images(
@@ -98,9 +96,7 @@ def load_images(
     )
 
 
-def _from_parquet(
-    path: Path, size: int, classes: Sequence[str] | None, limit: int | None
-) -> LabelledImages:
+def _from_parquet(path: Path, size: int, classes: Sequence[str] | None, limit: int | None) -> LabelledImages:
     try:
         table = pq.read_table(path)
     except (ArrowException, OSError) as error:
@@ -133,9 +129,7 @@ def _whole(labels: Sequence[object], path: Path) -> list[int]:
     return [label if isinstance(label, int) else -1 for label in labels]
 
 
-def _check_labels(
-    labels: Sequence[object], names: Sequence[str], classes: Sequence[str], path: Path
-) -> None:
+def _check_labels(labels: Sequence[object], names: Sequence[str], classes: Sequence[str], path: Path) -> None:
     for label, name in zip(labels, names, strict=True):
         if not isinstance(label, int) or not 0 <= label < len(classes):
             raise DataError(
@@ -144,9 +138,7 @@ def _check_labels(
             )
 
 
-def _from_folder(
-    path: Path, size: int, classes: Sequence[str] | None, limit: int | None
-) -> LabelledImages:
+def _from_folder(path: Path, size: int, classes: Sequence[str] | None, limit: int | None) -> LabelledImages:
     folders = sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
     if not folders:
         raise DataError(

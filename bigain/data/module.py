@@ -1,6 +1,7 @@
 """The LightningDataModule of labelled images: embedded, parquet or class folders."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -88,5 +89,5 @@ class LabelledImageData(LightningDataModule):
         )
 
 
-def _already_batched(batch: Batch) -> Batch:
+def _already_batched(batch: Any) -> Any:
     return batch

@@ -87,9 +87,7 @@ class DiffusionClassifier:
             NumericalError: The model returned NaN or infinity; says where.
         """
         batch, device = clean.shape[0], clean.device
-        errors = torch.full(
-            (batch, self._classes, self._stages.total), torch.nan, dtype=torch.float32, device=device
-        )
+        errors = torch.full((batch, self._classes, self._stages.total), torch.nan, dtype=torch.float32, device=device)
         alive = torch.arange(self._classes, device=device).expand(batch, -1)
         seen: list[int] = []
         for new, keep in zip(self._stages.members(), self._stages.keeps, strict=True):

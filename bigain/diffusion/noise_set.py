@@ -12,10 +12,11 @@ __all__ = ["NoiseSet", "Stages"]
 
 @dataclass(frozen=True)
 class Stages:
-    """Staged pruning: how many timesteps each stage has seen, how many classes it keeps.
+    """Staged pruning: over how many timesteps each stage is spread, how many classes it keeps.
 
     Args:
-        trials: Timesteps evaluated by the end of each stage, rising (TrialList).
+        trials: Timesteps each stage is spread over, rising (TrialList); those seen
+            already are not evaluated again.
         keeps: Classes that survive each stage, falling (KeepList).
 
     Raises:

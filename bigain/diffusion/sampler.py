@@ -1,5 +1,7 @@
 """DDIM with classifier-free guidance, one seed an image."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -81,7 +83,7 @@ class DDIMSampler:
         conditional, unconditional = both.chunk(2)
         return unconditional + self._guidance * (conditional - unconditional)
 
-    def _scheduler(self):  # type: ignore[no-untyped-def]  # noqa: ANN202 diffusers is imported when needed
+    def _scheduler(self) -> Any:
         from diffusers import DDIMScheduler
 
         schedule = self._backbone.schedule

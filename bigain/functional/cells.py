@@ -8,9 +8,7 @@ from torch import Tensor
 __all__ = ["cell_tokens", "hashed_picks", "split_by_pick"]
 
 
-def cell_tokens(
-    shape: tuple[int, ...], cell: tuple[int, ...], device: torch.device
-) -> tuple[Tensor, Tensor]:
+def cell_tokens(shape: tuple[int, ...], cell: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """List the tokens of every cell that fits, and the tokens left over.
 
     Args:

@@ -1,5 +1,6 @@
 """Bipartite matching of tokens, and merging by an assignment."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -32,9 +33,10 @@ def assign_to_most_similar(
         Token Merging for Fast Stable Diffusion (Bolya and Hoffman, 2023), section 3.
     """
     batch, count, _ = tokens.shape
-    # Cosines in float32 whatever the input: in half precision, ties decide.
+    # Cosines in float32 whatever the input, also under autocast: in half precision, ties decide.
     metric = F.normalize(tokens.float(), dim=-1)
-    similarity = _take(metric, sources) @ _take(metric, destinations).transpose(1, 2)
+    with _without_autocast(tokens.device):
+        similarity = _take(metric, sources) @ _take(metric, destinations).transpose(1, 2)
     best, partner = similarity.max(dim=-1)
     order = best.argsort(dim=-1, descending=True, stable=True)
     merged, kept = order[:, :removed], order[:, removed:]
@@ -100,6 +102,11 @@ def group_sizes(place: Tensor, length: int) -> Tensor:
     """
     ones = torch.ones_like(place, dtype=torch.float32)
     return ones.new_zeros(place.shape[0], length).scatter_add(1, place, ones)
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    # The meta device, on which FLOPs are counted, knows no autocast.
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def _take(tokens: Tensor, index: Tensor) -> Tensor:

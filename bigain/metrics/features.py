@@ -26,7 +26,8 @@ class _Residual(nn.Module):
         self.layers = nn.Sequential(_convolution(channels, channels), _convolution(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.layers(x)
+        added: Tensor = x + self.layers(x)
+        return added
 
 
 class ResidualClassifier(nn.Module):

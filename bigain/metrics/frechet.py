@@ -52,4 +52,5 @@ class FrechetReference:
 
 
 def _batches(images: Tensor, size: int) -> Iterator[Tensor]:
-    yield from images.split(size)
+    for first in range(0, len(images), size):
+        yield images[first : first + size]

@@ -72,7 +72,9 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 class _Convolution(nn.Module):
-    def __init__(self, inputs: int, outputs: int, kernel: int | tuple[int, int], **options: int | tuple[int, int]) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int | tuple[int, int], **options: int | tuple[int, int]
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel, bias=False, **options)  # type: ignore[arg-type]
         self.bn = nn.BatchNorm2d(outputs, eps=0.001)

@@ -125,7 +125,7 @@ def checked_ratio(ratio: float) -> float:
 
 
 def _checked_cell(cell: Sequence[int] | int) -> tuple[int, ...]:
-    sides = (cell,) if isinstance(cell, int) else tuple(cell)
+    sides = tuple(cell) if isinstance(cell, Sequence) else (cell,)
     if not sides or any(not isinstance(side, int) or side < 1 for side in sides) or max(sides) < 2:
         raise SettingError(f"A cell is one or more whole numbers >= 1, one of them >= 2; got {cell!r}.")
     return sides

@@ -134,7 +134,10 @@ class ClassificationTask(EvaluationTask):
         return {key: summary[key] for key in ("top1", "top1_low", "top1_high", "evaluations_per_image")}
 
     def write(self, folder: Path, held: Mapping[str, Tensor]) -> None:
-        save_file({key: held[key].contiguous() for key in ("index", "label", "prediction", "errors")}, folder / "errors.safetensors")
+        save_file(
+            {key: held[key].contiguous() for key in ("index", "label", "prediction", "errors")},
+            folder / "errors.safetensors",
+        )
         classes, means = self.backbone.classes, held["errors"].nanmean(dim=-1)
         with (folder / "predictions.csv").open("w", newline="") as file:
             rows = csv.writer(file)
@@ -143,4 +146,6 @@ class ClassificationTask(EvaluationTask):
                 held["index"].tolist(), held["label"].tolist(), held["prediction"].tolist(), means.tolist(), strict=True
             ):
                 name = self.images.names[item]
-                rows.writerow([name, classes[label], classes[found], int(label == found), *(f"{e:.6g}" for e in errors)])
+                rows.writerow(
+                    [name, classes[label], classes[found], int(label == found), *(f"{e:.6g}" for e in errors)]
+                )

@@ -155,4 +155,7 @@ class _Cleanup(Callback):
         pl_module.release()
         store = pl_module._store  # noqa: SLF001
         if store is not None and store.done and trainer.is_global_zero:
-            print(f"\n{len(store.done)} finished items are kept in {store.partial}; the same command with --resume goes on.")
+            print(
+                f"\n{len(store.done)} finished items are kept in {store.partial}; "
+                "the same command with --resume goes on."
+            )

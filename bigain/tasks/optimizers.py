@@ -35,13 +35,12 @@ class MuonWithAdamW(Optimizer):
         weight_decay: float = 0.0,
         adamw_only: tuple[str, ...] = ("embedding_table", "pos_embed", "proj_out"),
     ) -> None:
-        matrices, others = [], []
+        matrices: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
         for name, parameter in named_parameters:
             hidden = parameter.ndim == 2 and not any(part in name for part in adamw_only)
             (matrices if hidden else others).append(parameter)
-        self._muon = Muon(
-            matrices, lr=lr, weight_decay=weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"
-        )
+        self._muon = Muon(matrices, lr=lr, weight_decay=weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw")
         self._adamw = AdamW(others, lr=lr, weight_decay=0.0, betas=(0.9, 0.95), fused=torch.cuda.is_available())
         super().__init__([{"params": matrices}, {"params": others}], {"lr": lr})
         # Share the groups themselves: a scheduler that sets lr here sets it there.
@@ -53,7 +52,7 @@ class MuonWithAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._muon.step()
+        self._muon.step()  # type: ignore[no-untyped-call]
         self._adamw.step()
         return loss
 
@@ -64,4 +63,3 @@ class MuonWithAdamW(Optimizer):
         self._muon.load_state_dict(state_dict["muon"])
         self._adamw.load_state_dict(state_dict["adamw"])
         self.param_groups = [*self._muon.param_groups, *self._adamw.param_groups]
-

@@ -1,0 +1,35 @@
+# make demo   install into .venv and run the comparison on the embedded model (no GPU, no network beyond the index)
+# make test   the same environment, all tests
+# make lint   formatter, linter and type checker
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+OUTPUT ?= demo
+WORKERS ?= 2
+
+.PHONY: install demo test lint clean
+
+install: $(STAMP)
+
+# The constraints name the versions that were tested; torch's is the last that this
+# project was run with, and where an index or a wheel folder has a CPU build of it, pip takes that.
+$(STAMP): pyproject.toml .ci/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable ".[dev]"
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/bigain compare --config recipes/benchmark/cifar10_demo.yaml --output $(OUTPUT) $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy bigain
+
+clean:
+	rm -rf $(VENV) demo demo.partial .pytest_cache .mypy_cache .ruff_cache

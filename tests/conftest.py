@@ -1,0 +1,68 @@
+"""Tiny real models, images and reference vectors that several tests share."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+from safetensors.torch import load_file, save_file
+
+settings.register_profile("bigain", max_examples=30, deadline=None)
+settings.load_profile("bigain")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The top of the repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory) -> Path:
+    """A DiT of four narrow blocks on 8 x 8 images, saved as diffusers saves it."""
+    from bigain.backbones.pixel_dit import PixelDiT
+
+    torch.manual_seed(0)
+    backbone = PixelDiT(weights=None, width=16, depth=4, heads=2, overlap=3, image_size=8)
+    for parameter in backbone.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.2)
+    folder = tmp_path_factory.mktemp("tiny_dit")
+    backbone.network.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_backbone(tiny_weights):
+    """The tiny model, loaded afresh."""
+    from bigain.backbones.pixel_dit import PixelDiT
+
+    return PixelDiT(weights=tiny_weights).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_features(tmp_path_factory) -> Path:
+    """A random feature network with few channels."""
+    from bigain.metrics.features import ResidualClassifier
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tiny_features")
+    state = ResidualClassifier(10, 4).state_dict()
+    save_file({name: value.contiguous() for name, value in state.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"classes": 10, "width": 4}))
+    return folder
+
+
+@pytest.fixture
+def golden():
+    """Load the reference vectors of a grid: `golden("8x8_c16")`."""
+    return lambda name: load_file(Path(__file__).parent / "golden" / f"grid_{name}.safetensors")
+
+
+@pytest.fixture
+def noise():
+    """Make seeded normal noise: `noise(2, 64, 8)`, or `noise(2, 64, 8, seed=1)`."""
+    return lambda *shape, seed=0: torch.randn(shape, generator=torch.Generator().manual_seed(seed))

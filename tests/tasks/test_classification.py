@@ -1,0 +1,189 @@
+"""Classification through Lightning: figures, files, resuming, devices."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from PIL import Image
+from safetensors.torch import load_file
+
+from bigain.backbones.pixel_dit import PixelDiT
+from bigain.data.labelled import CIFAR10_CLASSES
+from bigain.data.module import LabelledImageData
+from bigain.diffusion.noise_set import Stages
+from bigain.errors import NumericalError, SettingError, SiteError
+from bigain.reducers.lgtm import LGTM
+from bigain.reducers.tome import ToMe
+from bigain.tasks.classification import ClassificationTask
+
+QUIET = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "enable_checkpointing": False,
+}
+
+
+class StopAt(Callback):
+    """Presses Ctrl-C before a batch."""
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def on_test_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        if batch_idx == self.batch:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """Seven random images in class folders, named as CIFAR-10's classes."""
+    top = tmp_path_factory.mktemp("images")
+    generator = torch.Generator().manual_seed(0)
+    for number in range(7):
+        place = top / CIFAR10_CLASSES[number]
+        place.mkdir()
+        pixels = torch.randint(0, 256, (8, 8, 3), generator=generator).to(torch.uint8)
+        Image.fromarray(pixels.numpy()).save(place / "x.png")
+    return top
+
+
+@pytest.fixture
+def run(folder, tiny_weights, tmp_path):
+    """Run a task; returns the result folder's files."""
+
+    def runner(name="result", batch_size=3, trainer=None, backbone=None, data=None, **settings):
+        settings = {"reducer": LGTM(0.5), "stages": Stages((2, 4), (3, 1)), "rows": 8, **settings}
+        task = ClassificationTask(backbone or PixelDiT(tiny_weights), output=tmp_path / name, **settings)
+        data = data or LabelledImageData(test=folder, image_size=8, batch_size=batch_size)
+        (trainer or Trainer(**QUIET)).test(task, datamodule=data, verbose=False)
+        return tmp_path / name
+
+    return runner
+
+
+def errors(folder):
+    return load_file(folder / "errors.safetensors")
+
+
+def test_it_writes_figures_predictions_and_every_error(run):
+    place = run()
+    result = json.loads((place / "result.json").read_text())
+    held = errors(place)
+    assert sorted(path.name for path in place.iterdir()) == ["errors.safetensors", "predictions.csv", "result.json"]
+    assert result["summary"]["images"] == 7
+    assert result["summary"]["evaluations_per_image"] == Stages((2, 4), (3, 1)).evaluations(10)
+    assert result["summary"]["top1"] == pytest.approx(float((held["prediction"] == held["label"]).float().mean()))
+    assert result["sites"] == [{"name": "transformer_blocks.0.attn1", "before": 64, "after": 32}]
+    assert {"git_revision", "versions", "device", "command"} <= set(result)
+    rows = (place / "predictions.csv").read_text().splitlines()
+    assert len(rows) == 8
+    assert rows[1].startswith("airplane/x.png,airplane,")
+
+
+def test_predictions_can_be_scored_again_from_the_file(run):
+    held = errors(run())
+    seen_throughout = held["errors"].isfinite().all(-1)
+    mean = held["errors"].nanmean(-1).masked_fill(~seen_throughout, torch.inf)
+    assert torch.equal(mean.argmin(-1), held["prediction"])
+
+
+@pytest.mark.parametrize("reducer", [LGTM(0.5), ToMe(0.5), ToMe(0.5, randomize=False)])
+@pytest.mark.parametrize("settings", [{"batch_size": 1}, {"rows": 64}])
+def test_batches_change_no_figure(run, reducer, settings):
+    expected, found = errors(run("a", reducer=reducer)), errors(run("b", reducer=reducer, **settings))
+    assert torch.equal(found["prediction"], expected["prediction"])
+    torch.testing.assert_close(found["errors"], expected["errors"], equal_nan=True)
+
+
+def test_half_precision_keeps_the_noise_and_the_model_keeps_nothing(run, tiny_weights):
+    backbone = PixelDiT(tiny_weights)
+    processors = [block.attn1.processor for block in backbone.network.transformer_blocks]
+    stages = Stages((4,), (1,))
+    full = errors(run("a", stages=stages))
+    half = errors(run("b", stages=stages, backbone=backbone, trainer=Trainer(precision="bf16-true", **QUIET)))
+    torch.testing.assert_close(half["errors"], full["errors"], equal_nan=True, rtol=0.05, atol=0.01)
+    assert [block.attn1.processor for block in backbone.network.transformer_blocks] == processors
+    assert not backbone.network._forward_pre_hooks
+
+
+def test_an_interrupted_run_resumes_to_the_same_figures(run, tmp_path):
+    expected = errors(run("whole"))
+
+    with pytest.raises(SystemExit):
+        run("stopped", trainer=Trainer(**QUIET, callbacks=[StopAt(2)]))
+    assert not (tmp_path / "stopped").exists()
+    with pytest.raises(SettingError, match="--resume"):
+        run("stopped")
+    with pytest.raises(SettingError, match="seed: 0 then, 1 now"):
+        run("stopped", resume=True, seed=1)
+    found = errors(run("stopped", resume=True, batch_size=2))
+    assert found["index"].tolist() == list(range(7))
+    assert torch.equal(found["prediction"], expected["prediction"])
+    torch.testing.assert_close(found["errors"], expected["errors"], equal_nan=True)
+    assert not (tmp_path / "stopped.partial").exists()
+
+
+def test_nan_leaves_no_result(run, tiny_weights, tmp_path):
+    backbone = PixelDiT(tiny_weights)
+    with torch.no_grad():
+        backbone.network.transformer_blocks[0].norm1.emb.class_embedder.embedding_table.weight[4] = torch.nan
+    with pytest.raises(NumericalError, match=r"image airplane/x\.png, class 4, timestep"):
+        run(backbone=backbone)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "told"),
+    [
+        ({"reducer": LGTM(0.9)}, SettingError, "at most 48"),
+        ({"layers": [9]}, SiteError, "blocks 0 to 3"),
+        ({"loss": "l3"}, SettingError, "l2"),
+        ({"stages": Stages((2,), (11,))}, SettingError, "more classes"),
+    ],
+)
+def test_impossible_settings_end_before_any_work(run, tmp_path, settings, error, told):
+    with pytest.raises(error, match=told):
+        run(**settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_classes_are_refused(run, folder):
+    named = ("lion", *CIFAR10_CLASSES[:9])
+    with pytest.raises(SettingError, match="in the model's order"):
+        run(data=LabelledImageData(test=folder, image_size=8, classes=named))
+
+
+def test_images_of_another_size_are_refused(run, folder):
+    with pytest.raises(SettingError, match="16 pixels wide"):
+        run(data=LabelledImageData(test=folder, image_size=16))
+
+
+@pytest.mark.slow
+def test_two_devices_give_the_figures_of_one(root, run, folder, tiny_weights, tmp_path):
+    """Two processes on the CPU; seven images do not divide by two, so one is seen twice and counted once."""
+    expected = errors(run("one"))
+    command = [sys.executable, "-m", "bigain.cli", "test", "--config", "recipes/classify/cifar10_lgtm.yaml"]
+    options = {
+        "model.backbone.init_args.weights": tiny_weights,
+        "model.stages.trials": "[2,4]",
+        "model.stages.keeps": "[3,1]",
+        "model.rows": 8,
+        "model.output": tmp_path / "two",
+        "data.test": folder,
+        "data.image_size": 8,
+        "data.batch_size": 2,
+        "trainer.accelerator": "cpu",
+        "trainer.devices": 2,
+        "trainer.strategy": "ddp",
+        "trainer.precision": "32-true",
+    }
+    subprocess.run([*command, *(f"--{k}={v}" for k, v in options.items())], cwd=root, check=True, timeout=240)
+    found = errors(tmp_path / "two")
+    assert found["index"].tolist() == list(range(7))
+    assert torch.equal(found["prediction"], expected["prediction"])
+    torch.testing.assert_close(found["errors"], expected["errors"], equal_nan=True)

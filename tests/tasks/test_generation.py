@@ -1,0 +1,119 @@
+"""Generation through Lightning."""
+
+import json
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from PIL import Image
+from safetensors.torch import load_file
+
+from bigain.backbones.pixel_dit import PixelDiT
+from bigain.data.labelled import CIFAR10_CLASSES
+from bigain.data.prompts import ClassPrompts
+from bigain.errors import DataError, SettingError
+from bigain.metrics.features import EmbeddedFeatures
+from bigain.metrics.frechet import FrechetReference
+from bigain.reducers.lgtm import LGTM
+from bigain.tasks.generation import GenerationTask, tile_images
+
+QUIET = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "enable_checkpointing": False,
+}
+
+
+class StopAt(Callback):
+    """Presses Ctrl-C before a batch."""
+
+    def on_test_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        if batch_idx == 1:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory):
+    """Ten random images of three classes."""
+    top = tmp_path_factory.mktemp("real")
+    generator = torch.Generator().manual_seed(0)
+    for number in range(10):
+        place = top / CIFAR10_CLASSES[number % 3]
+        place.mkdir(exist_ok=True)
+        pixels = torch.randint(0, 256, (8, 8, 3), generator=generator).to(torch.uint8)
+        Image.fromarray(pixels.numpy()).save(place / f"{number}.png")
+    return top
+
+
+@pytest.fixture
+def run(reference, tiny_weights, tiny_features, tmp_path):
+    def runner(name="result", batch_size=4, callbacks=(), prompts=None, **settings):
+        settings = {"reducer": LGTM(0.5), "steps": 3, "rows": 4, "reference": reference, **settings}
+        task = GenerationTask(
+            PixelDiT(tiny_weights), features=EmbeddedFeatures(tiny_features), output=tmp_path / name, **settings
+        )
+        prompts = prompts or ClassPrompts(count=10, batch_size=batch_size)
+        Trainer(**QUIET, callbacks=[*callbacks]).test(task, datamodule=prompts, verbose=False)
+        return tmp_path / name
+
+    return runner
+
+
+def samples(folder):
+    return load_file(folder / "samples.safetensors")
+
+
+def test_it_writes_samples_a_sheet_and_the_distance(run, reference, tiny_features):
+    place = run()
+    held, result = samples(place), json.loads((place / "result.json").read_text())
+    assert held["image"].shape == (10, 3, 8, 8)
+    assert held["label"].tolist() == list(range(10))
+    assert held["seed"].tolist() == list(range(10))
+    assert (place / "grid.png").exists()
+    from bigain.data.labelled import load_images
+
+    real = load_images(reference, 8, CIFAR10_CLASSES).images
+    expected = FrechetReference.of(real, EmbeddedFeatures(tiny_features)).distance(held["image"])
+    assert result["summary"]["frechet"] == pytest.approx(expected)
+    assert result["summary"]["features"] != "FID"
+    assert result["summary"]["evaluations_per_image"] == 6
+
+
+def test_batches_change_no_image(run):
+    expected, found = samples(run("a")), samples(run("b", batch_size=3, rows=7))
+    assert (found["image"].int() - expected["image"].int()).abs().max() <= 1
+
+
+def test_an_interrupted_run_resumes_to_the_same_images(run):
+    expected = samples(run("whole"))
+    with pytest.raises(SystemExit):
+        run("stopped", callbacks=[StopAt()])
+    found = samples(run("stopped", resume=True))
+    for key, value in expected.items():
+        assert torch.equal(found[key], value)
+
+
+def test_a_missing_reference_ends_before_any_work(run, tmp_path):
+    with pytest.raises(DataError, match="No images at"):
+        run(reference=tmp_path / "nowhere")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_prompts_of_another_number_of_classes_are_refused(run):
+    with pytest.raises(SettingError, match="--data.classes=10"):
+        run(prompts=ClassPrompts(count=4, classes=3))
+
+
+@pytest.mark.parametrize("settings", [{"count": 1}, {"classes": 0}, {"batch_size": 0}])
+def test_impossible_prompts_are_refused(settings):
+    with pytest.raises(SettingError, match="accepted are"):
+        ClassPrompts(**settings)
+
+
+def test_tiles_stand_in_rows():
+    images = torch.stack([torch.full((3, 2, 2), value, dtype=torch.uint8) for value in (10, 20, 30)])
+    sheet = tile_images(images, columns=2)
+    assert sheet.size == (4, 4)
+    assert [sheet.getpixel(at)[0] for at in ((0, 0), (2, 0), (0, 2), (2, 2))] == [10, 20, 30, 255]

@@ -1,0 +1,126 @@
+"""The command line as its users meet it: what bad input says, what Ctrl-C leaves."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bigain.cli import main
+
+CLASSIFY = "recipes/classify/cifar10_lgtm.yaml"
+
+
+@pytest.fixture
+def small(root, tiny_weights, tmp_path, monkeypatch):
+    """Arguments of a tiny classification."""
+    monkeypatch.chdir(root)
+    # Lightning's log handler holds on to the stream of an earlier test.
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    return [
+        "test",
+        f"--config={CLASSIFY}",
+        "--trainer.accelerator=cpu",
+        "--trainer.precision=32-true",
+        f"--model.backbone.init_args.weights={tiny_weights}",
+        "--model.rows=8",
+        "--data.image_size=8",
+        "--data.limit=6",
+        "--data.batch_size=1",
+        f"--output={tmp_path / 'out'}",
+    ]
+
+
+def failure(arguments, capsys):
+    """Run what must fail; return its one line of error."""
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+BAD = {
+    "ratio out of range": (["--model.reducer.init_args.ratio=1.5"], "in [0, 1); got 1.5"),
+    "ratio beyond the method": (["--model.reducer.init_args.ratio=0.8"], "at most 48"),
+    "unknown scorer": (["--model.reducer.init_args.scorer=laplacian_12"], "Did you mean laplacian_l1"),
+    "missing weights": (["--model.backbone.init_args.weights=nowhere"], "No model at nowhere"),
+    "missing images": (["--data.test=nowhere"], "No images at nowhere"),
+    "missing checkpoint": (["--ckpt_path=nowhere.ckpt"], "No checkpoint at nowhere.ckpt"),
+    "impossible stages": (["--model.stages.trials=[5,2]"], "trials rising"),
+    "too many layers": (["--model.layers=9"], "blocks 0 to 3"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_line_and_leaves_nothing(case, small, capsys, tmp_path):
+    options, told = BAD[case]
+    message = failure([*small, *options], capsys)
+    assert told in message
+    assert "Traceback" not in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_class_path_is_refused(small, capsys):
+    assert "bigain.reducers.lgtm.LGMT" in failure([*small, "--model.reducer=bigain.reducers.lgtm.LGMT"], capsys)
+
+
+def test_a_mistyped_option_is_refused(small, capsys):
+    message = failure([*small, "--model.reducer.init_args.rtio=0.5"], capsys)
+    assert "rtio" in message
+
+
+def test_an_option_on_the_command_line_wins(small, tmp_path):
+    main([*small, "--model.reducer.init_args.ratio=0.3", "--data.limit=1"])
+    assert "ratio=0.3" in (tmp_path / "out" / "result.json").read_text()
+
+
+def test_an_existing_result_is_not_overwritten(small, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    assert "exists already" in failure(small, capsys)
+
+
+def test_output_belongs_to_evaluations(root, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(root)
+    message = failure(["fit", "--config=recipes/train/cifar10_dit.yaml", "--output=x"], capsys)
+    assert "--output belongs to evaluation tasks" in message
+
+
+def test_the_list_shows_names_and_packages(capsys):
+    main(["list"])
+    told = capsys.readouterr().out
+    for name in ("laplacian_l1", "lgtm", "tome", "identity", "dit", "pixel_dit", "bigain"):
+        assert name in told
+
+
+def test_an_unknown_kind_is_refused(capsys):
+    assert "scorers, reducers" in failure(["list", "reducer"], capsys)
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_what_resume_finishes(small, root, tmp_path):
+    """A real signal to a real process; the figures are those of an undisturbed run."""
+    command = [sys.executable, "-m", "bigain.cli", *small, "--data.limit=40"]
+    main([*small[:-1], f"--output={tmp_path / 'whole'}", "--data.limit=40"])
+    process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    parts = tmp_path / "out.partial" / "parts"
+    deadline = time.monotonic() + 120
+    while len(list(parts.glob("[0-9]*"))) < 3 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGINT)
+    told, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "--resume" in told
+    assert not (tmp_path / "out").exists()
+    kept = len(list(parts.glob("[0-9]*")))
+    assert 3 <= kept < 40
+    subprocess.run([*command, "--resume"], cwd=root, check=True, timeout=200)
+    whole = load_file(tmp_path / "whole" / "errors.safetensors")
+    found = load_file(tmp_path / "out" / "errors.safetensors")
+    assert found["index"].tolist() == list(range(40))
+    assert torch.equal(found["prediction"], whole["prediction"])
+    torch.testing.assert_close(found["errors"], whole["errors"], equal_nan=True)

@@ -1,0 +1,87 @@
+"""Every recipe, found by looking, runs a batch on a tiny model."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bigain.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").rglob("*.yaml"))
+KINDS = {"classify", "generate", "train", "benchmark"}
+
+
+def test_recipes_were_found_and_are_of_known_kinds():
+    assert {Path(recipe).parts[1] for recipe in RECIPES} == KINDS
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_first_lines_say_how_to_run_it(recipe):
+    head = (ROOT / recipe).read_text().splitlines()[:8]
+    assert any(recipe in line for line in head)
+
+
+def small(recipe, tiny_weights, output):
+    """Options that keep the shape of a run and shrink its size."""
+    kind = Path(recipe).parts[1]
+    if kind == "train":
+        network = "dit" in Path(recipe).stem
+        width = ["--model.backbone.init_args.width=18", "--model.backbone.init_args.depth=2"] if network else []
+        compiled = ["--model.compile=false"] if network else []
+        return ["--trainer.fast_dev_run=true", "--trainer.accelerator=cpu", "--trainer.devices=1",
+                "--data.batch_size=4", "--data.limit=4", f"--data.train={ROOT}/bigain/assets/cifar10_test/test.parquet",
+                *width, *compiled]  # fmt: skip
+    options = ["--trainer.fast_dev_run=true", "--trainer.accelerator=cpu", f"--output={output}",
+               f"--model.backbone.init_args.weights={tiny_weights}", "--model.rows=4"]  # fmt: skip
+    if kind == "classify":
+        return [*options, "--data.batch_size=1", "--data.image_size=8"]
+    return [*options, "--data.batch_size=2", "--data.count=2", "--model.steps=2"]
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if "/benchmark/" not in recipe])
+def test_it_runs_a_batch(recipe, root, tiny_weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(root)
+    verb = "fit" if "/train/" in recipe else "test"
+    main([verb, "--config", recipe, *small(recipe, tiny_weights, tmp_path / "out")])
+    if verb == "test":
+        assert json.loads((tmp_path / "out" / "result.json").read_text())["summary"]
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if "/benchmark/" in recipe])
+def test_a_comparison_runs_small_and_writes_its_page(recipe, root, tiny_weights, tiny_features, tmp_path, monkeypatch):
+    monkeypatch.chdir(root)
+    out = tmp_path / "out"
+    settings = {
+        "backbone.init_args.weights": tiny_weights,
+        "features": "bigain.metrics.features.EmbeddedFeatures",
+        "features.folder": tiny_features,
+        "data.init_args.limit": 2,
+        "data.init_args.image_size": 8,
+        "prompts.init_args.count": 3,
+        "rows": 4,
+        "sampling_rows": 3,
+        "steps": 2,
+        "compile": "false",
+        "timing_repeats": 1,
+        "trainer.accelerator": "cpu",
+    }
+    main(["compare", "--config", recipe, f"--output={out}", *(f"--comparison.{k}={v}" for k, v in settings.items())])
+    content = json.loads((out / "comparison.json").read_text())
+    assert [row["name"] for row in content["methods"]] == ["none", "tome", "lgtm"]
+    assert content["methods"][0]["difference"] is None
+    assert content["methods"][1]["gflops"] < content["methods"][0]["gflops"]
+    assert len((out / "table.csv").read_text().splitlines()) == 4
+    assert "lgtm" in (out / "report.html").read_text()
+    assert (out / "lgtm" / "classification" / "predictions.csv").exists()
+    assert not (tmp_path / "out.partial").exists()
+    shutil.rmtree(out)
+
+
+def test_the_demo_is_as_large_as_promised(root):
+    plan = yaml.safe_load((root / "recipes/benchmark/cifar10_demo.yaml").read_text())["comparison"]
+    assert plan["data"]["init_args"]["limit"] >= 12
+    assert plan["prompts"]["init_args"]["count"] >= 8
+    assert list(plan["reducers"]) == ["none", "tome", "lgtm"]

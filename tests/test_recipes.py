@@ -29,7 +29,7 @@ def small(recipe, tiny_weights, output):
     kind = Path(recipe).parts[1]
     if kind == "train":
         network = "dit" in Path(recipe).stem
-        width = ["--model.backbone.init_args.width=18", "--model.backbone.init_args.depth=2"] if network else []
+        width = ["--model.backbone.init_args.width=24", "--model.backbone.init_args.depth=2"] if network else []
         compiled = ["--model.compile=false"] if network else []
         return ["--trainer.fast_dev_run=true", "--trainer.accelerator=cpu", "--trainer.devices=1",
                 "--data.batch_size=4", "--data.limit=4", f"--data.train={ROOT}/bigain/assets/cifar10_test/test.parquet",

@@ -103,10 +103,10 @@ class PixelDiT(Backbone):
 
 
 def _shape(width: int, depth: int, heads: int, patch: int, overlap: int, size: int, classes: int) -> dict[str, Any]:
-    if width % heads or size % patch or overlap % 2 == 0:
+    if width % heads or width % 4 or size % patch or overlap % 2 == 0:
         raise SettingError(
             f"PixelDiT got width={width}, heads={heads}, image_size={size}, patch_size={patch}, "
-            f"overlap={overlap}; heads must divide width, patch_size must divide image_size, and "
+            f"overlap={overlap}; heads and 4 must divide width, patch_size must divide image_size, and "
             "overlap must be odd."
         )
     return {

@@ -81,7 +81,7 @@ def test_another_number_of_classes_is_told(tiny_weights):
         PixelDiT(tiny_weights, classes=("a", "b"))
 
 
-@pytest.mark.parametrize("settings", [{"heads": 5}, {"patch_size": 3}, {"overlap": 2}])
+@pytest.mark.parametrize("settings", [{"heads": 5}, {"width": 18}, {"patch_size": 3}, {"overlap": 2}])
 def test_impossible_shapes_are_refused(settings):
     with pytest.raises(SettingError, match="PixelDiT got"):
-        PixelDiT(weights=None, width=16, depth=1, **{"heads": 2, "image_size": 8, **settings})
+        PixelDiT(weights=None, depth=1, **{"width": 16, "heads": 2, "image_size": 8, **settings})

@@ -1,0 +1,110 @@
+"""What the README says can be typed, and the figures it shows are those that ship."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from bigain.assets import asset
+from bigain.cli import OWN_COMMANDS, main
+from bigain.results.store import read_json
+
+ROOT = Path(__file__).resolve().parents[1]
+README, CONTRIBUTING = ((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))
+FENCES = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
+
+
+def blocks(text, language):
+    return [body for name, body in FENCES.findall(text) if name == language]
+
+
+COMMANDS = [line for body in blocks(README, "bash") for line in body.splitlines() if line.startswith("bigain ")]
+TINY = {
+    "test": ["--trainer.accelerator=cpu", "--trainer.fast_dev_run=true", "--model.rows=4"],
+    "compare": [
+        "--comparison.data.init_args.limit=2",
+        "--comparison.data.init_args.image_size=8",
+        "--comparison.prompts.init_args.count=2",
+        "--comparison.steps=2",
+        "--comparison.timing_repeats=1",
+        "--comparison.trainer.accelerator=cpu",
+    ],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_works_as_typed(command, tiny_weights, tmp_path, monkeypatch):
+    """On a tiny model, in an empty folder that holds the recipes."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    verb, *options = shlex.split(command)[1:]
+    extra = list(TINY.get(verb, []))
+    if verb == "test":
+        extra.append(f"--model.backbone.init_args.weights={tiny_weights}")
+        extra += ["--data.image_size=8", "--data.batch_size=1"] if "classify" in command else ["--data.batch_size=2"]
+    if verb == "compare":
+        extra.append(f"--comparison.backbone.init_args.weights={tiny_weights}")
+    main([verb, *options, *extra])
+
+
+def test_every_command_of_its_own_is_in_the_readme():
+    for name in OWN_COMMANDS:
+        assert f"`bigain {name}" in README
+
+
+def test_the_python_examples_run_one_after_another(capsys):
+    space = {}
+    for body in blocks(README, "python"):
+        exec(body, space)
+    assert space["short"].shape == (2, 513, 64)
+    assert "1024 -> 512 tokens" in capsys.readouterr().out
+
+
+def test_the_scorer_of_contributing_is_short_and_works():
+    import torch
+
+    import bigain
+
+    body = blocks(CONTRIBUTING, "python")[0]
+    code = [line for line in body.splitlines() if line.strip() and not line.startswith("#")]
+    assert len(code) < 10
+    space = {}
+    exec(body, space)
+    scorer = space["MeanAbs"]()
+    tokens, grid = torch.randn(2, 64, 8), bigain.Grid((8, 8))
+    torch.testing.assert_close(scorer(tokens, grid), tokens.abs().mean(-1))
+    assert bigain.build_reducer("lgtm", ratio=0.5, scorer=scorer).plan(tokens, grid).sizes.shape == (2, 32)
+
+
+def test_the_table_is_that_of_the_full_run():
+    content = read_json(asset("cifar10_full_run/comparison.json"))
+    shown = README.split("<!-- full run: begin -->")[1].split("<!-- full run: end -->")[0].strip().splitlines()[2:]
+    assert len(shown) == len(content["methods"])
+    for line, row in zip(shown, content["methods"], strict=True):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[1] == f"{100 * row['top1']:.1f} ({100 * row['top1_low']:.1f} to {100 * row['top1_high']:.1f})"
+        if row["difference"] is not None:
+            low, high = row["difference_low"], row["difference_high"]
+            assert cells[2] == f"{100 * row['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+        assert cells[3] == f"{row['frechet']:.2f}"
+        assert cells[4] == f"{row['gflops']:.2f}"
+        assert cells[5] == f"{row['ms']:.4f}"
+        assert cells[6] == f"{row['evaluations_per_image']:g}"
+        assert (row["images"], row["generated"]) == (5000, 5000)
+
+
+@pytest.mark.parametrize("card", ["cifar10_dit", "cifar10_features", "cifar10_test", "cifar10_full_run"])
+def test_a_card_names_the_checksum_of_what_it_describes(card):
+    import hashlib
+
+    text = (asset(card) / "CARD.md").read_text()
+    for digest, name in re.findall(r"`([0-9a-f]{64})` \(([\w.]+)\)", text):
+        assert hashlib.sha256((asset(card) / name).read_bytes()).hexdigest() == digest
+    assert re.search(r"`[0-9a-f]{64}`", text)
+
+
+def test_weights_and_data_stay_under_forty_megabytes():
+    kinds = {".safetensors", ".parquet", ".gz", ".pt", ".pth", ".npz"}
+    files = [p for top in ("bigain", "recipes", "tests", "plugins") for p in (ROOT / top).rglob("*")]
+    assert sum(p.stat().st_size for p in files if p.suffix in kinds) < 40e6

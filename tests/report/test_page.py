@@ -1,4 +1,3 @@
-# ruff: noqa: RUF001  the page writes true minus, dash and multiplication signs
 """The page of a finished comparison."""
 
 import json

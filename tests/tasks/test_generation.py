@@ -102,7 +102,7 @@ def test_a_missing_reference_ends_before_any_work(run, tmp_path):
 
 
 def test_prompts_of_another_number_of_classes_are_refused(run):
-    with pytest.raises(SettingError, match="--data.classes=10"):
+    with pytest.raises(SettingError, match=r"--data\.classes=10"):
         run(prompts=ClassPrompts(count=4, classes=3))
 
 

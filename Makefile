@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml .ci/constraints.txt
 	touch $(STAMP)
 
 demo: $(STAMP)
-	$(BIN)/bigain compare --config recipes/benchmark/cifar10_demo.yaml --output $(OUTPUT) $(ARGS)
+	$(BIN)/bigain compare --config recipes/benchmark/cifar10_demo.yaml --output $(OUTPUT) --resume $(ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigain.errors import BigainError, DataError, SettingError
+from bigain.registry import get
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningArgumentParser
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
             getattr(commands, given[0])(given[1:])
         else:
-            _lightning(arguments)
+            _lightning(given)
     except Exception as error:
         told = _users_error(error)
         if told is None:
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"bigain: error: {told}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("bigain: interrupted.", file=sys.stderr)
+        print("bigain: interrupted; the same command with --resume goes on.", file=sys.stderr)
         sys.exit(130)
 
 
@@ -59,7 +60,7 @@ def _users_error(error: BaseException | None) -> BigainError | None:
     return error
 
 
-def _lightning(arguments: Sequence[str] | None) -> None:
+def _lightning(arguments: Sequence[str]) -> None:
     from lightning.pytorch import LightningDataModule, LightningModule
     from lightning.pytorch.cli import LightningCLI
 
@@ -79,13 +80,18 @@ def _lightning(arguments: Sequence[str] | None) -> None:
                 if config.get(name):
                     _hand_over(config, name)
 
+        def before_test(self) -> None:
+            # A result holds the recipe that made it.
+            config = self.config[self.subcommand]
+            self.model.recipe = self._parser(self.subcommand).dump(config)
+
     own = "\n".join(f"  {name:<8} {told}" for name, told in OWN_COMMANDS.items())
     BigainCLI(
         LightningModule,
         LightningDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
-        args=None if arguments is None else [*arguments],
+        args=[_with_class_path(argument) for argument in arguments],
         seed_everything_default=0,
         save_config_callback=None,
         parser_kwargs={
@@ -93,6 +99,16 @@ def _lightning(arguments: Sequence[str] | None) -> None:
             "epilog": own,
         },
     )
+
+
+def _with_class_path(argument: str) -> str:
+    """Turn `--model.reducer=lgtm` into the class path that jsonargparse wants."""
+    option, equals, value = argument.partition("=")
+    kind = {"reducer": "reducers", "backbone": "backbones"}.get(option.rpartition(".")[2])
+    if kind is None or not equals or "." in value or value.startswith(("{", "null")):
+        return argument
+    found = get(kind, value)
+    return f"{option}={found.__module__}.{found.__qualname__}"
 
 
 def _hand_over(config: Any, name: str) -> None:
@@ -113,6 +129,7 @@ def _quieten() -> None:
     advertisement = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     advertisement.addFilter(lambda record: not record.getMessage().startswith("💡"))
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended.*")
     # Images lie decoded in memory: worker processes would slow their loading down.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 

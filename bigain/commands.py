@@ -25,7 +25,7 @@ def compare(arguments: Sequence[str]) -> None:
     console = Console()
     seed_everything(given.comparison.seed, verbose=False)
     plan = parser.instantiate(given).comparison
-    content = run_comparison(plan, given.output, given.resume, console)
+    content = run_comparison(plan, given.output, given.resume, console, parser.dump(given))
     console.print(terminal_table(content))
     console.print(
         f"Wrote {given.output / 'report.html'} (open it in a browser), table.csv and comparison.json beside it."

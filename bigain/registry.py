@@ -26,7 +26,7 @@ KINDS: Mapping[str, str] = {
     "scorers": "bigain.scorers.base:TokenScorer",
     "reducers": "bigain.reducers.base:TokenReducer",
     "adapters": "bigain.adapters.base:Adapter",
-    "backbones": "bigain.backbones.base:Backbone",
+    "backbones": "bigain.diffusion.backbone:Backbone",
 }
 """Each kind, and the class that everything of the kind derives from."""
 

@@ -52,6 +52,8 @@ BAD = {
     "missing images": (["--data.test=nowhere"], "No images at nowhere"),
     "missing checkpoint": (["--ckpt_path=nowhere.ckpt"], "No checkpoint at nowhere.ckpt"),
     "impossible stages": (["--model.stages.trials=[5,2]"], "trials rising"),
+    "unknown reducer": (["--model.reducer=lgmt"], "no reducer named 'lgmt'. Did you mean lgtm"),
+    "no images wanted": (["--data.limit=0"], "limit is the number of images"),
     "too many layers": (["--model.layers=9"], "blocks 0 to 3"),
 }
 
@@ -77,6 +79,13 @@ def test_a_mistyped_option_is_refused(small, capsys):
 def test_an_option_on_the_command_line_wins(small, tmp_path):
     main([*small, "--model.reducer.init_args.ratio=0.3", "--data.limit=1"])
     assert "ratio=0.3" in (tmp_path / "out" / "result.json").read_text()
+
+
+def test_a_reducer_goes_by_its_registered_name(small, tmp_path):
+    main([*small, "--data.limit=1", "--model.reducer=tome", "--model.reducer.ratio=0.25"])
+    assert "ToMe(ratio=0.25" in (tmp_path / "out" / "result.json").read_text()
+    recipe = (tmp_path / "out" / "recipe.yaml").read_text()
+    assert "class_path: bigain.reducers.tome.ToMe" in recipe
 
 
 def test_an_existing_result_is_not_overwritten(small, tmp_path, capsys):

@@ -137,7 +137,7 @@ def _match(model: Any) -> tuple[nn.Module, Adapter]:
     for name in available("adapters"):
         try:
             adapter: Adapter = build("adapters", name)
-        except SettingError:
+        except SettingError:  # a broken plugin; listed below with its reason
             continue
         if getattr(adapter, "library", None) not in sys.modules:
             continue

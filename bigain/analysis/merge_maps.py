@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bigain.adapters.attach import find_sites
-from bigain.backbones.base import Backbone
+from bigain.diffusion.backbone import Backbone
 from bigain.grid import Grid
 from bigain.reducers.base import Context, TokenReducer
 from bigain.reducers.bipartite import Merge

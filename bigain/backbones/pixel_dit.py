@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bigain.assets import asset
-from bigain.backbones.base import Backbone
 from bigain.data.labelled import CIFAR10_CLASSES
+from bigain.diffusion.backbone import Backbone
 from bigain.diffusion.schedule import NoiseSchedule
 from bigain.errors import DataError, SettingError
 
@@ -36,7 +36,8 @@ class PixelDiT(Backbone):
         weights: `"embedded"` for the CIFAR-10 model that ships with bigain, or a
             folder that `DiTTransformer2DModel.save_pretrained` wrote. `None`
             starts from random weights of the shape below.
-        width: Channels of a token.
+        width: Channels of a token. This and what follows, up to `image_size`, describe a
+            model of random weights; one that is loaded brings its own shape.
         depth: Number of blocks.
         heads: Attention heads.
         patch_size: Side of a patch in pixels.
@@ -153,6 +154,13 @@ def _load(folder: Path, classes: int) -> "DiTTransformer2DModel":
     except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(f"The model in {folder} cannot be loaded: {reason}") from error
+    channels = settings["in_channels"]
+    overlap = math.isqrt(channels // 3)
+    if channels != 3 * overlap**2 or overlap % 2 == 0 or settings["out_channels"] != 3:
+        raise DataError(
+            f"The model in {folder} takes {channels} channels and gives {settings['out_channels']}: no model of RGB "
+            "pixels, which takes 3, 27, 75, .. (an odd window squared) and gives 3."
+        )
     if settings["num_embeds_ada_norm"] != classes:
         raise DataError(f"The model in {folder} knows {settings['num_embeds_ada_norm']} classes, {classes} were named.")
     return network

@@ -15,7 +15,10 @@ from bigain.adapters.attach import attach
 from bigain.analysis.merge_maps import merge_map
 from bigain.compare.settings import Comparison
 from bigain.compare.table import assemble, write_csv
-from bigain.errors import BigainError
+from bigain.diffusion.classifier import DiffusionClassifier
+from bigain.diffusion.noise_set import NoiseSet
+from bigain.diffusion.sampler import DDIMSampler
+from bigain.errors import BigainError, SettingError
 from bigain.metrics.frechet import FrechetReference
 from bigain.profiling.cost import Latency, count_flops, measure_latency
 from bigain.reducers.base import TokenReducer
@@ -23,7 +26,7 @@ from bigain.results.provenance import fingerprint
 from bigain.results.store import ResultFolder, write_json
 from bigain.tasks.classification import ClassificationTask
 from bigain.tasks.evaluation import RESULT_FILE
-from bigain.tasks.generation import GenerationTask
+from bigain.tasks.generation import GenerationTask, features_identity, reference_images
 
 __all__ = ["run_comparison"]
 
@@ -32,8 +35,10 @@ _MAPPED = 2
 
 _MAP_TIMESTEP = 125
 
+_DTYPES = {"32-true": torch.float32, "bf16-true": torch.bfloat16, "16-true": torch.float16}
 
-def run_comparison(plan: Comparison, output: Path, resume: bool, console: Console) -> dict[str, Any]:
+
+def run_comparison(plan: Comparison, output: Path, resume: bool, console: Console, recipe: str = "") -> dict[str, Any]:
     """Run everything that is not done yet, and publish the folder.
 
     Args:
@@ -41,6 +46,7 @@ def run_comparison(plan: Comparison, output: Path, resume: bool, console: Consol
         output: Folder of the result.
         resume: Finish an interrupted comparison.
         console: Where progress is told.
+        recipe: The whole configuration, kept beside the result.
 
     Returns:
         The content of `comparison.json`.
@@ -51,8 +57,7 @@ def run_comparison(plan: Comparison, output: Path, resume: bool, console: Consol
     # One trainer after another would tell the same of the machine each time.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     images = plan.data.test_set
-    for reducer in plan.reducers.values():
-        attach(plan.backbone.network, reducer, layers=plan.layers).detach()
+    _refuse_early(plan)
     store = ResultFolder(output, _identity(plan), resume)
     store.begin()
     try:
@@ -68,10 +73,25 @@ def run_comparison(plan: Comparison, output: Path, resume: bool, console: Consol
 
         write_json(folder / "comparison.json", content)
         write_csv(folder / "table.csv", content)
+        (folder / "recipe.yaml").write_text(recipe)
         write_page(folder, images, shipped_comparison())
 
     store.publish(write)
     return content
+
+
+def _refuse_early(plan: Comparison) -> None:
+    """Find before any work what would otherwise end a comparison after hours."""
+    backbone = plan.backbone
+    for reducer in plan.reducers.values():
+        attach(backbone.network, reducer, layers=plan.layers).detach()
+    DDIMSampler(backbone, plan.steps, plan.guidance, plan.sampling_rows)
+    steps = plan.stages.timesteps(backbone.schedule.steps)
+    noise = NoiseSet.draw(plan.seed, steps, backbone.latent_shape)
+    classes = len(backbone.classes)
+    DiffusionClassifier(backbone.predict_noise, backbone.schedule, noise, plan.stages, classes, plan.loss, plan.rows)
+    if plan.prompts.classes != classes:
+        raise SettingError(f"The model generates {classes} classes, the prompts have {plan.prompts.classes}.")
 
 
 def _run_methods(plan: Comparison, folder: Path, console: Console) -> None:
@@ -95,9 +115,15 @@ def _trainer(plan: Comparison) -> Trainer:
     return Trainer(**{**given, **plan.trainer})
 
 
+def _common(plan: Comparison) -> dict[str, Any]:
+    # A copy for each task: Lightning converts a module to half precision in place.
+    backbone = copy.deepcopy(plan.backbone)
+    return {"backbone": backbone, "layers": plan.layers, "seed": plan.seed, "compile": plan.compile}
+
+
 def _classify(plan: Comparison, reducer: TokenReducer, place: Path) -> None:
     task = ClassificationTask(
-        **plan.common(),
+        **_common(plan),
         reducer=reducer,
         stages=plan.stages,
         loss=plan.loss,
@@ -112,7 +138,7 @@ def _generate(
     plan: Comparison, reducer: TokenReducer, place: Path, real: FrechetReference | None
 ) -> FrechetReference | None:
     task = GenerationTask(
-        **plan.common(),
+        **_common(plan),
         reducer=reducer,
         features=plan.features,
         reference=plan.reference,
@@ -131,10 +157,7 @@ def _measure(plan: Comparison, reducer: TokenReducer, place: Path) -> None:
     trainer = _trainer(plan)
     device = trainer.strategy.root_device
     backbone = copy.deepcopy(plan.backbone).to(device)
-    if str(trainer.precision).startswith("bf16"):
-        backbone = backbone.to(torch.bfloat16)
-    elif str(trainer.precision).startswith("16"):
-        backbone = backbone.to(torch.float16)
+    backbone = backbone.to(_DTYPES[str(trainer.precision)])
     _save_map(plan, reducer, backbone, device, place)
     flops = count_flops(plan.backbone, reducer, plan.layers)
     with attach(backbone.network, reducer, layers=plan.layers, seed=plan.seed) as report:
@@ -188,5 +211,8 @@ def _identity(plan: Comparison) -> dict[str, Any]:
         "layers": plan.layers,
         "seed": plan.seed,
         "precision": plan.trainer.get("precision", "32-true"),
-        "reference": str(plan.reference or "embedded test images"),
+        "reference_images": fingerprint([reference_images(plan.reference, plan.backbone)]),
+        "features": features_identity(plan.features),
+        "rows": plan.rows,
+        "compile": plan.compile,
     }

@@ -1,13 +1,12 @@
 """What a comparison runs."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bigain.backbones.base import Backbone
 from bigain.data.module import LabelledImageData
 from bigain.data.prompts import ClassPrompts
+from bigain.diffusion.backbone import Backbone
 from bigain.diffusion.classifier import Loss
 from bigain.diffusion.noise_set import Stages
 from bigain.errors import SettingError
@@ -15,6 +14,9 @@ from bigain.metrics.base import FeatureNetwork
 from bigain.reducers.base import TokenReducer
 
 __all__ = ["Comparison"]
+
+
+_PRECISIONS = ("32-true", "bf16-true", "16-true")
 
 
 @dataclass
@@ -62,12 +64,18 @@ class Comparison:
     title: str = "Token reduction compared"
 
     def __post_init__(self) -> None:
+        precision, devices = self.trainer.get("precision", "32-true"), self.trainer.get("devices", 1)
+        if precision not in _PRECISIONS:
+            raise SettingError(
+                "A comparison times what it runs: "
+                f"trainer.precision is one of {', '.join(_PRECISIONS)}; got {precision}."
+            )
+        if devices not in (1, "1", [0]):
+            raise SettingError(f"A comparison runs on one device; got trainer.devices={devices}.")
+        if self.timing_repeats < 1:
+            raise SettingError(f"timing_repeats is 1 or more; got {self.timing_repeats}.")
         if not self.reducers:
             raise SettingError("A comparison needs one reducer or more under reducers:.")
         for name in self.reducers:
             if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
                 raise SettingError(f"Method names are letters, digits, '-', '_' and '.'; got {name!r}.")
-
-    def common(self) -> Mapping[str, Any]:
-        """Arguments that the classification and generation tasks share."""
-        return {"backbone": self.backbone, "layers": self.layers, "seed": self.seed, "compile": self.compile}

@@ -63,7 +63,9 @@ def assemble(plan: Comparison, folder: Path) -> dict[str, Any]:
         methods.append({**dict.fromkeys(("difference", "difference_low", "difference_high")), **row})
     first = read_json(folder / baseline / "classification" / RESULT_FILE)
     generation = read_json(folder / baseline / "generation" / RESULT_FILE)["settings"]
-    settings = {key: first["settings"][key] for key in ("trials", "keeps", "loss", "seed", "source", "weights")}
+    settings = {
+        key: first["settings"][key] for key in ("trials", "keeps", "loss", "seed", "source", "weights", "precision")
+    }
     return {
         "title": plan.title,
         "baseline": baseline,
@@ -72,7 +74,6 @@ def assemble(plan: Comparison, folder: Path) -> dict[str, Any]:
         "settings": {
             **settings,
             **{key: generation[key] for key in ("steps", "guidance", "first_seed", "reference")},
-            "precision": first["precision"],
             "compile": plan.compile,
         },
         "provenance": {"command": first["command"], **{key: first[key] for key in _ORIGIN}},

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from bigain.errors import DataError
@@ -58,8 +58,9 @@ def decode_all(sources: Iterable[tuple[str, bytes | Path]], size: int, where: st
     for name, source in sources:
         try:
             images.append(decode_image(source, size))
-        except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
-            broken.append(f"{name} ({str(error).splitlines()[0]})")
+        except Exception as error:  # each of Pillow's decoders has errors of its own
+            told = str(error).strip().splitlines() or [type(error).__name__]
+            broken.append(f"{name} ({told[0]})")
     if broken:
         more = f" and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
         raise DataError(

@@ -86,6 +86,8 @@ def load_images(
         DataError: Nothing there, no classes, a label out of range, an unreadable image.
     """
     path = Path(path)
+    if limit is not None and limit < 1:
+        raise DataError(f"limit is the number of images to read, 1 or more; got {limit}.")
     if path.is_dir():
         return _from_folder(path, size, classes, limit)
     if path.is_file():

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bigain.backbones.base import Backbone
+from bigain.diffusion.backbone import Backbone
 from bigain.errors import NumericalError, SettingError
 
 __all__ = ["DDIMSampler"]

@@ -8,6 +8,7 @@ from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from bigain.metrics.base import FeatureNetwork
+from bigain.results.provenance import fingerprint
 
 __all__ = ["FrechetReference"]
 
@@ -20,11 +21,13 @@ class FrechetReference:
         metric: torchmetrics' metric, its real half filled.
         images: Number of real images.
         features: Name of the features. Only Inception's figure may be called FID.
+        source: Fingerprint of the real images.
     """
 
     metric: FrechetInceptionDistance
     images: int
     features: str
+    source: str
 
     @classmethod
     def of(cls, images: Tensor, network: FeatureNetwork, batch_size: int = 250) -> "FrechetReference":
@@ -35,12 +38,13 @@ class FrechetReference:
             network: Where features come from; also decides the device.
             batch_size: Images at once.
         """
-        metric = FrechetInceptionDistance(feature=network, reset_real_features=False)
+        # Every process sees all images, so that a sum over processes would count them twice.
+        metric = FrechetInceptionDistance(feature=network, reset_real_features=False, sync_on_compute=False)
         metric = metric.to(next(network.parameters()).device)
         with torch.inference_mode():
             for batch in _batches(images, batch_size):
                 metric.update(batch.to(metric.device), real=True)
-        return cls(metric, len(images), network.label)
+        return cls(metric, len(images), network.label, fingerprint([images]))
 
     def distance(self, images: Tensor, batch_size: int = 250) -> float:
         """Return the distance of generated images, uint8, `[N, 3, H, W]`, N >= 2."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from bigain.adapters.attach import attach
-from bigain.backbones.base import Backbone
+from bigain.diffusion.backbone import Backbone
 from bigain.reducers.base import TokenReducer
 
 __all__ = ["Latency", "count_flops", "measure_latency"]
@@ -69,7 +69,7 @@ def measure_latency(backbone: Backbone, rows: int, repeats: int = 20, warmup: in
     with torch.inference_mode():
         times = [_timed(evaluate, weight.device) for _ in range(warmup + repeats)][warmup:]
     per_row = [1000 * elapsed / rows for elapsed in times]
-    low, median, high = statistics.quantiles(per_row, n=4) if repeats > 1 else per_row * 3
+    low, median, high = statistics.quantiles(per_row, n=4, method="inclusive") if repeats > 1 else per_row * 3
     return Latency(median, low, high, rows, repeats)
 
 

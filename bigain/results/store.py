@@ -54,7 +54,7 @@ class ResultFolder:
             raise SettingError(
                 f"{self.output} exists already: choose another --output, or remove it. Nothing was overwritten."
             )
-        if not self.partial.exists():
+        if not self.partial.exists() or not any(self.partial.iterdir()):
             return
         if not resume:
             raise SettingError(
@@ -124,16 +124,18 @@ class ResultFolder:
         Args:
             write: Writes the result's files into the folder it is given.
         """
-        self.partial.mkdir(parents=True, exist_ok=True)
+        self.begin()
         write(self.partial)
-        shutil.rmtree(self.partial / _PARTS, ignore_errors=True)
-        (self.partial / RUN_FILE).unlink(missing_ok=True)
+        # Tidied up after the rename: stopped in between, the result is whole all the same.
         self.partial.replace(self.output)
+        shutil.rmtree(self.output / _PARTS, ignore_errors=True)
+        (self.output / RUN_FILE).unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON so that the file is whole or absent."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    # Several processes of one run may write the same content at once.
+    temporary = path.with_name(f".{path.name}-{os.getpid()}.tmp")
     temporary.write_text(json.dumps(content, indent=2, default=str) + "\n")
     temporary.replace(path)
 

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bigain.backbones.base import Backbone
 from bigain.data.labelled import LabelledImages
 from bigain.data.module import LabelledImageData
+from bigain.diffusion.backbone import Backbone
 from bigain.diffusion.classifier import DiffusionClassifier, Loss
 from bigain.diffusion.noise_set import NoiseSet, Stages
 from bigain.errors import SettingError

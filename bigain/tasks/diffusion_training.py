@@ -8,7 +8,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from bigain.backbones.base import Backbone
+from bigain.diffusion.backbone import Backbone
 from bigain.tasks.optimizers import MuonWithAdamW
 
 __all__ = ["DiffusionTraining"]
@@ -86,12 +86,12 @@ class DiffusionTraining(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = MuonWithAdamW(self.named_parameters(), self.lr, self.weight_decay)
-        total = self.schedule_steps or int(self.trainer.estimated_stepping_batches)
+        total = self.schedule_steps or self.trainer.estimated_stepping_batches
         schedule = LambdaLR(optimizer, lambda step: _trapezoid(step, total, self.warmup_steps, self.decay_share))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def _trapezoid(step: int, total: int, warmup: int, decay_share: float) -> float:
+def _trapezoid(step: int, total: float, warmup: int, decay_share: float) -> float:
     """Rise over `warmup` steps, stay, fall linearly to 0 over the last `decay_share`."""
     if not math.isfinite(total) or total < 1:
         return 1.0

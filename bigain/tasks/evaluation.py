@@ -13,7 +13,8 @@ from torch import Tensor
 
 from bigain.adapters.attach import attach
 from bigain.adapters.report import AttachReport
-from bigain.backbones.base import Backbone
+from bigain.diffusion.backbone import Backbone
+from bigain.errors import SettingError
 from bigain.reducers.base import TokenReducer
 from bigain.results.provenance import fingerprint, provenance
 from bigain.results.store import ResultFolder, write_json
@@ -35,6 +36,9 @@ class EvaluationTask(LightningModule, ABC):
         compile: Compile the network (`torch.compile`, whole graph).
         output: Folder of the result; it appears when the result is whole.
         resume: Finish what an interrupted run left beside `output`.
+
+    Attributes:
+        recipe: The whole configuration, kept beside the result; the command line sets it.
     """
 
     kind: str
@@ -58,6 +62,7 @@ class EvaluationTask(LightningModule, ABC):
         self._store: ResultFolder | None = None
         self._weights = fingerprint(backbone.network.state_dict())
         self._began = time.monotonic()
+        self.recipe = ""
 
     @property
     def store(self) -> ResultFolder:
@@ -66,11 +71,18 @@ class EvaluationTask(LightningModule, ABC):
         return self._store
 
     def setup(self, stage: str) -> None:
+        if self.trainer.ckpt_path is not None:
+            raise SettingError(
+                "Evaluation takes its weights from the backbone: export the checkpoint (bigain export) and give "
+                f"--model.backbone.init_args.weights=FOLDER instead of --ckpt_path={self.trainer.ckpt_path}."
+            )
         self.check()
         # Try the reducer on the model before any work: an impossible ratio ends here.
         self.attached = attach(self.backbone.network, self.reducer, layers=self.layers, seed=self.seed)
         self.attached.detach()
         self._store = ResultFolder(self.output, self._identity(), self.resume)
+        # No process may begin to write before the others have looked for an earlier run.
+        self.trainer.strategy.barrier()
 
     def configure_callbacks(self) -> list[Callback]:
         return [_Cleanup()]
@@ -87,6 +99,7 @@ class EvaluationTask(LightningModule, ABC):
         held = self.store.gather()
         self.summary = self.summarize(held)
         self.log_dict({k: float(v) for k, v in self.scores(self.summary).items()}, rank_zero_only=True)
+        self.trainer.strategy.barrier()
         if self.trainer.is_global_zero:
             self.store.publish(lambda folder: self._write(folder, held))
         self.trainer.strategy.barrier()
@@ -125,17 +138,19 @@ class EvaluationTask(LightningModule, ABC):
             "reducer": repr(self.reducer),
             "layers": self.layers,
             "seed": self.seed,
+            "precision": str(self.trainer.precision),
             **self.settings(),
         }
 
     def _write(self, folder: Path, held: Mapping[str, Tensor]) -> None:
         assert self.attached is not None
         self.write(folder, held)
+        if self.recipe:
+            (folder / "recipe.yaml").write_text(self.recipe)
         sites = [{"name": s.name, "before": s.before, "after": s.after} for s in self.attached.sites]
         content = {
             "summary": self.summary,
             "settings": self._identity(),
-            "precision": str(self.trainer.precision),
             "sites": sites,
             "seconds_of_last_part": round(time.monotonic() - self._began, 1),
             **provenance(self.device),

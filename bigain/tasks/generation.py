@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bigain.assets import asset
-from bigain.backbones.base import Backbone
 from bigain.data.labelled import load_images
+from bigain.diffusion.backbone import Backbone
 from bigain.diffusion.sampler import DDIMSampler
 from bigain.errors import SettingError
 from bigain.metrics.base import FeatureNetwork
@@ -68,11 +68,12 @@ class GenerationTask(EvaluationTask):
         resume: bool = False,
     ) -> None:
         super().__init__(backbone, reducer, layers, seed, compile, output, resume)
-        self.features, self.reference = features, reference
+        # In a tuple, it is no part of this module: half precision would round its weights.
+        self._features, self.reference = (features,), reference
         self.steps, self.guidance, self.rows = steps, guidance, rows
         self.sampler = DDIMSampler(backbone, steps, guidance, rows)
         self.real: FrechetReference | None = None
-        self._real_images: Tensor | None = None
+        self._real_images = torch.empty(0)
 
     def check(self) -> None:
         count = len(self.backbone.classes)
@@ -83,10 +84,7 @@ class GenerationTask(EvaluationTask):
                 "with bigain.data.prompts.ClassPrompts."
             )
         if self.real is None:
-            path = self.reference or asset("cifar10_test/test.parquet")
-            self._real_images = load_images(path, self.backbone.image_size, self.backbone.classes).images
-            if len(self._real_images) < 2:
-                raise SettingError(f"{path}: a distance needs two reference images or more.")
+            self._real_images = reference_images(self.reference, self.backbone)
 
     def settings(self) -> Mapping[str, Any]:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -96,6 +94,8 @@ class GenerationTask(EvaluationTask):
             "images": data.count,
             "first_seed": data.first_seed,
             "reference": str(self.reference or "embedded test images"),
+            "reference_images": self.real.source if self.real else fingerprint([self._real_images]),
+            "features": features_identity(self._features[0]),
         }
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -107,8 +107,7 @@ class GenerationTask(EvaluationTask):
 
     def summarize(self, held: Mapping[str, Tensor]) -> dict[str, Any]:
         if self.real is None:
-            assert self._real_images is not None
-            network = (self.features or EmbeddedFeatures()).to(self.device, torch.float32)
+            network = (self._features[0] or EmbeddedFeatures()).to(self.device, torch.float32)
             self.real = FrechetReference.of(self._real_images, network)
         count = len(held["image"])
         return {
@@ -127,6 +126,25 @@ class GenerationTask(EvaluationTask):
     def write(self, folder: Path, held: Mapping[str, Tensor]) -> None:
         save_file({key: value.contiguous() for key, value in held.items()}, folder / "samples.safetensors")
         tile_images(held["image"][:_SHOWN]).save(folder / "grid.png")
+
+
+def reference_images(path: Path | None, backbone: Backbone) -> Tensor:
+    """Load the real images of a distance, uint8, `[N, 3, H, W]`; the embedded ones without a path.
+
+    Raises:
+        DataError: They cannot be read.
+        SettingError: There are fewer than two.
+    """
+    path = path or asset("cifar10_test/test.parquet")
+    images = load_images(path, backbone.image_size, backbone.classes).images
+    if len(images) < 2:
+        raise SettingError(f"{path}: a distance needs two reference images or more.")
+    return images
+
+
+def features_identity(network: FeatureNetwork | None) -> str:
+    """Name features so that equal names mean equal features."""
+    return "embedded" if network is None else f"{network.label} {fingerprint(network.state_dict())}"
 
 
 def tile_images(images: Tensor, columns: int = 10) -> Image.Image:

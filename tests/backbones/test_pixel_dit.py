@@ -76,6 +76,16 @@ def test_damaged_weights_are_told(tiny_weights, tmp_path, damage):
         PixelDiT(folder)
 
 
+def test_a_model_of_latents_is_refused(tmp_path):
+    shape = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 1, "sample_size": 8}
+    latent = DiTTransformer2DModel(
+        **shape, in_channels=4, out_channels=8, num_embeds_ada_norm=10, norm_type="ada_norm_zero"
+    )
+    latent.save_pretrained(tmp_path / "latent")
+    with pytest.raises(DataError, match="takes 4 channels and gives 8"):
+        PixelDiT(tmp_path / "latent")
+
+
 def test_another_number_of_classes_is_told(tiny_weights):
     with pytest.raises(DataError, match="knows 10 classes, 2 were named"):
         PixelDiT(tiny_weights, classes=("a", "b"))

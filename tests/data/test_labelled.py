@@ -86,6 +86,19 @@ def test_truncated_and_foreign_files_are_all_named(folder):
     assert "Nothing was run" in str(error.value)
 
 
+def test_a_decoders_own_error_is_told_like_any_other(folder):
+    """Pillow's reader of .ppm raises ValueError where others raise OSError."""
+    (folder / "cat" / "2.ppm").write_bytes(b"P6\n8 8\n255\n" + bytes(10))
+    with pytest.raises(DataError, match=r"1 of 5 images cannot be read: cat/2\.ppm"):
+        load_images(folder, 8)
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_limit_below_one_is_refused(folder, limit):
+    with pytest.raises(DataError, match="limit"):
+        load_images(folder, 8, limit=limit)
+
+
 @pytest.mark.parametrize("label", [-1, 10, None])
 def test_a_label_out_of_range_is_named(tmp_path, label):
     path = parquet(tmp_path / "x.parquet", image=[png(tmp_path)] * 2, label=[0, label], file=["a", "b"])

@@ -43,6 +43,26 @@ def test_a_half_written_part_is_ignored(tmp_path):
     assert ResultFolder(tmp_path / "r", IDENTITY, resume=True).done == {0}
 
 
+def test_a_failed_publication_loses_nothing(tmp_path):
+    store = ResultFolder(tmp_path / "r", IDENTITY)
+    store.add(*batch(0))
+
+    def stop(folder):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.publish(stop)
+    again = ResultFolder(tmp_path / "r", IDENTITY, resume=True)
+    assert again.done == {0}
+    again.publish(lambda folder: (folder / "result.json").write_text("{}"))
+    assert [path.name for path in (tmp_path / "r").iterdir()] == ["result.json"]
+
+
+def test_an_empty_folder_of_unfinished_work_is_a_fresh_start(tmp_path):
+    (tmp_path / "r.partial").mkdir()
+    assert ResultFolder(tmp_path / "r", IDENTITY).done == set()
+
+
 def test_a_damaged_part_is_named(tmp_path):
     ResultFolder(tmp_path / "r", IDENTITY).add(*batch(0))
     part = next((tmp_path / "r.partial" / "parts").iterdir())

@@ -121,6 +121,8 @@ def test_an_interrupted_run_resumes_to_the_same_figures(run, tmp_path):
         run("stopped")
     with pytest.raises(SettingError, match="seed: 0 then, 1 now"):
         run("stopped", resume=True, seed=1)
+    with pytest.raises(SettingError, match="precision: 32-true then, bf16-true now"):
+        run("stopped", resume=True, trainer=Trainer(precision="bf16-true", **QUIET))
     found = errors(run("stopped", resume=True, batch_size=2))
     assert found["index"].tolist() == list(range(7))
     assert torch.equal(found["prediction"], expected["prediction"])
@@ -150,6 +152,16 @@ def test_impossible_settings_end_before_any_work(run, tmp_path, settings, error,
     with pytest.raises(error, match=told):
         run(**settings)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_of_the_trainers_is_refused(folder, tiny_weights, tmp_path):
+    """Lightning would load it after the result had taken down other weights."""
+    task = ClassificationTask(PixelDiT(tiny_weights), output=tmp_path / "r")
+    torch.save({"state_dict": task.state_dict(), "pytorch-lightning_version": "2.6.0"}, tmp_path / "x.ckpt")
+    data = LabelledImageData(test=folder, image_size=8)
+    with pytest.raises(SettingError, match="init_args.weights=FOLDER"):
+        Trainer(**QUIET).test(task, datamodule=data, ckpt_path=tmp_path / "x.ckpt", verbose=False)
+    assert not (tmp_path / "r.partial").exists()
 
 
 def test_other_classes_are_refused(run, folder):

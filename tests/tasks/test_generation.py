@@ -1,6 +1,8 @@
 """Generation through Lightning."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from bigain.backbones.pixel_dit import PixelDiT
-from bigain.data.labelled import CIFAR10_CLASSES
+from bigain.data.labelled import CIFAR10_CLASSES, load_images
 from bigain.data.prompts import ClassPrompts
 from bigain.errors import DataError, SettingError
 from bigain.metrics.features import EmbeddedFeatures
@@ -72,8 +74,6 @@ def test_it_writes_samples_a_sheet_and_the_distance(run, reference, tiny_feature
     assert held["label"].tolist() == list(range(10))
     assert held["seed"].tolist() == list(range(10))
     assert (place / "grid.png").exists()
-    from bigain.data.labelled import load_images
-
     real = load_images(reference, 8, CIFAR10_CLASSES).images
     expected = FrechetReference.of(real, EmbeddedFeatures(tiny_features)).distance(held["image"])
     assert result["summary"]["frechet"] == pytest.approx(expected)
@@ -93,6 +93,48 @@ def test_an_interrupted_run_resumes_to_the_same_images(run):
     found = samples(run("stopped", resume=True))
     for key, value in expected.items():
         assert torch.equal(found[key], value)
+
+
+def test_half_precision_rounds_the_model_and_not_the_features(tiny_weights, tiny_features, reference, tmp_path):
+    features = EmbeddedFeatures(tiny_features)
+    before = {name: value.clone() for name, value in features.state_dict().items()}
+    task = GenerationTask(
+        PixelDiT(tiny_weights), LGTM(0.5), features, reference, steps=2, rows=4, output=tmp_path / "half"
+    )
+    prompts = ClassPrompts(count=4, batch_size=4)
+    Trainer(**QUIET, precision="bf16-true").test(task, datamodule=prompts, verbose=False)
+    assert next(task.backbone.parameters()).dtype == torch.bfloat16
+    for name, value in features.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+@pytest.mark.slow
+def test_two_devices_give_the_distance_of_one(root, run, reference, tiny_weights, tiny_features, tmp_path):
+    expected = json.loads((run("one") / "result.json").read_text())["summary"]
+    command = [sys.executable, "-m", "bigain.cli", "test", "--config", "recipes/generate/cifar10_lgtm.yaml"]
+    options = {
+        "model.backbone.init_args.weights": tiny_weights,
+        "model.features": "bigain.metrics.features.EmbeddedFeatures",
+        "model.features.folder": tiny_features,
+        "model.reference": reference,
+        "model.steps": 3,
+        "model.rows": 4,
+        "data.count": 10,
+        "data.batch_size": 4,
+        "trainer.accelerator": "cpu",
+        "trainer.devices": 2,
+        "trainer.strategy": "ddp",
+        "trainer.precision": "32-true",
+        "output": tmp_path / "two",
+    }
+    subprocess.run([*command, *(f"--{k}={v}" for k, v in options.items())], cwd=root, check=True, timeout=240)
+    found = json.loads((tmp_path / "two" / "result.json").read_text())["summary"]
+    assert found["generated"] == 10
+    assert found["frechet"] == pytest.approx(expected["frechet"], rel=0.02)
+    recomputed = FrechetReference.of(
+        load_images(reference, 8, CIFAR10_CLASSES).images, EmbeddedFeatures(tiny_features)
+    ).distance(samples(tmp_path / "two")["image"])
+    assert found["frechet"] == pytest.approx(recomputed)
 
 
 def test_a_missing_reference_ends_before_any_work(run, tmp_path):

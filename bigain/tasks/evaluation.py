@@ -71,11 +71,6 @@ class EvaluationTask(LightningModule, ABC):
         return self._store
 
     def setup(self, stage: str) -> None:
-        if self.trainer.ckpt_path is not None:
-            raise SettingError(
-                "Evaluation takes its weights from the backbone: export the checkpoint (bigain export) and give "
-                f"--model.backbone.init_args.weights=FOLDER instead of --ckpt_path={self.trainer.ckpt_path}."
-            )
         self.check()
         # Try the reducer on the model before any work: an impossible ratio ends here.
         self.attached = attach(self.backbone.network, self.reducer, layers=self.layers, seed=self.seed)
@@ -83,6 +78,13 @@ class EvaluationTask(LightningModule, ABC):
         self._store = ResultFolder(self.output, self._identity(), self.resume)
         # No process may begin to write before the others have looked for an earlier run.
         self.trainer.strategy.barrier()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # By now the result has taken down which weights it is about.
+        raise SettingError(
+            "Evaluation takes its weights from the backbone: export the checkpoint (bigain export) and give "
+            "--model.backbone.init_args.weights=FOLDER instead of --ckpt_path."
+        )
 
     def configure_callbacks(self) -> list[Callback]:
         return [_Cleanup()]

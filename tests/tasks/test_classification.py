@@ -159,7 +159,7 @@ def test_a_checkpoint_of_the_trainers_is_refused(folder, tiny_weights, tmp_path)
     task = ClassificationTask(PixelDiT(tiny_weights), output=tmp_path / "r")
     torch.save({"state_dict": task.state_dict(), "pytorch-lightning_version": "2.6.0"}, tmp_path / "x.ckpt")
     data = LabelledImageData(test=folder, image_size=8)
-    with pytest.raises(SettingError, match="init_args.weights=FOLDER"):
+    with pytest.raises(SettingError, match=r"init_args\.weights=FOLDER"):
         Trainer(**QUIET).test(task, datamodule=data, ckpt_path=tmp_path / "x.ckpt", verbose=False)
     assert not (tmp_path / "r.partial").exists()
 

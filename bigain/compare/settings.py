@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bigain.data.module import LabelledImageData
 from bigain.data.prompts import ClassPrompts
 from bigain.diffusion.backbone import Backbone
@@ -13,8 +15,11 @@ from bigain.errors import SettingError
 from bigain.metrics.base import FeatureNetwork
 from bigain.reducers.base import TokenReducer
 
-__all__ = ["Comparison"]
+__all__ = ["Comparison", "fastest_precision"]
 
+
+_BF16_UNITS = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16", "arm_bf16")
+"""What torch calls the units of a CPU that multiply bfloat16."""
 
 _PRECISIONS = ("32-true", "bf16-true", "16-true")
 
@@ -39,7 +44,8 @@ class Comparison:
         layers: Blocks to attach to. Default: those of the published methods.
         seed: Seeds the classifier's noise and what reducers draw.
         compile: Compile the network.
-        trainer: Arguments of `lightning.Trainer`.
+        trainer: Arguments of `lightning.Trainer`; `precision: auto` takes bf16-true where the
+            device computes in bfloat16, and 32-true elsewhere.
         timing_repeats: Timed forward passes per method.
         title: Headline of the page.
     """
@@ -64,6 +70,8 @@ class Comparison:
     title: str = "Token reduction compared"
 
     def __post_init__(self) -> None:
+        if self.trainer.get("precision") == "auto":
+            self.trainer = {**self.trainer, "precision": fastest_precision(self.trainer.get("accelerator", "auto"))}
         precision, devices = self.trainer.get("precision", "32-true"), self.trainer.get("devices", 1)
         if precision not in _PRECISIONS:
             raise SettingError(
@@ -79,3 +87,14 @@ class Comparison:
         for name in self.reducers:
             if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
                 raise SettingError(f"Method names are letters, digits, '-', '_' and '.'; got {name!r}.")
+
+
+def fastest_precision(accelerator: str) -> str:
+    """Return `bf16-true` where the device computes in bfloat16, else `32-true`.
+
+    A CPU without such units emulates them, about four times slower than float32.
+    """
+    if accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available():
+        return "bf16-true" if torch.cuda.is_bf16_supported() else "32-true"
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return "bf16-true" if any(capabilities.get(unit) for unit in _BF16_UNITS) else "32-true"

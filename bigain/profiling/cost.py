@@ -51,7 +51,7 @@ def count_flops(backbone: Backbone, reducer: TokenReducer, layers: list[int] | i
     return int(counter.get_total_flops())
 
 
-def measure_latency(backbone: Backbone, rows: int, repeats: int = 20, warmup: int = 2) -> Latency:
+def measure_latency(backbone: Backbone, rows: int, repeats: int = 20, warmup: int = 1) -> Latency:
     """Time the backbone as it is: attached, compiled, on its device.
 
     Args:

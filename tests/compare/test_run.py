@@ -118,6 +118,13 @@ def test_impossible_plans_are_refused(plan, settings, told):
         plan(**settings)
 
 
+@pytest.mark.parametrize(("unit", "expected"), [("amx_bf16", "bf16-true"), ("avx2", "32-true")])
+def test_auto_precision_follows_the_processor(plan, monkeypatch, unit, expected):
+    """bfloat16 is twice as fast as float32 on a CPU that has units for it, and four times slower elsewhere."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {unit: True}, raising=False)
+    assert plan(trainer={"accelerator": "cpu", "precision": "auto"}).trainer["precision"] == expected
+
+
 def test_nan_leaves_no_folder(plan, tmp_path):
     made = plan()
     with torch.no_grad():

@@ -196,6 +196,10 @@ ADAPTERS = {
     "leaves its methods out": "from bigain.adapters.base import Adapter\n\nclass Odd(Adapter):\n    pass\n",
     "names no library": "from bigain.adapters.base import Adapter\n\nclass Odd(Adapter):\n    pass\n\n"
     "Odd.__abstractmethods__ = frozenset()",
+    "cannot be made": "from bigain.adapters.base import Adapter\n\nclass Odd(Adapter):\n    def __init__(self):\n"
+    "        raise OSError('no licence')\n\nOdd.__abstractmethods__ = frozenset()",
+    "fails when asked": "from bigain.adapters.base import Adapter\n\nclass Odd(Adapter):\n    library = 'torch'\n"
+    "    def matches(self, model):\n        raise KeyError('blocks')\n\nOdd.__abstractmethods__ = frozenset()",
 }
 
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from bigain.adapters.base import Adapter, Moment, Site
 from bigain.adapters.report import AttachReport, SiteReport
-from bigain.errors import SettingError, SiteError
+from bigain.errors import SiteError
 from bigain.grid import Grid
 from bigain.reducers.base import Context, TokenReducer
-from bigain.registry import available, build, build_reducer, entries, get
+from bigain.registry import available, build, build_reducer, get
 
 __all__ = ["attach", "find_sites"]
 
@@ -134,19 +134,20 @@ def find_sites(model: Any, layers: Sequence[int] | int | None = None) -> tuple[n
 def _match(model: Any) -> tuple[nn.Module, Adapter]:
     candidates = [model, *(getattr(model, name, None) for name in _INNER)]
     networks = [candidate for candidate in candidates if isinstance(candidate, nn.Module)]
+    broken: dict[str, str] = {}
     for name in available("adapters"):
         try:
             adapter: Adapter = build("adapters", name)
-        except SettingError:  # a broken plugin; listed below with its reason
+            if getattr(adapter, "library", None) not in sys.modules:
+                continue
+            matching = [network for network in networks if adapter.matches(network)]
+        except Exception as error:  # whatever a plugin raises, the others still serve
+            broken[name] = f"{type(error).__name__}: {error}"
             continue
-        if getattr(adapter, "library", None) not in sys.modules:
-            continue
-        for network in networks:
-            if adapter.matches(network):
-                return network, adapter
+        if matching:
+            return matching[0], adapter
     known = "; ".join(
-        f"{entry.name} ({'broken: ' + entry.problem if entry.problem else _family(entry.name)})"
-        for entry in entries("adapters")
+        f"{name} ({'broken: ' + broken[name] if name in broken else _family(name)})" for name in available("adapters")
     )
     raise SiteError(f"Nothing to attach to in {type(model).__name__}. Known families: {known}.")
 

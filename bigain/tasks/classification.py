@@ -35,7 +35,7 @@ class ClassificationTask(EvaluationTask):
         reducer: What is attached to it.
         stages: Staged pruning.
         loss: `l2`, `l1` or `huber`.
-        rows: Rows of one forward pass; changes speed, never a figure.
+        rows: Rows of one forward pass; changes speed, and figures by rounding at most.
         layers: Blocks to attach to. Default: those of the published methods.
         seed: Seeds the shared set of timesteps and noises.
         compile: Compile the network.

@@ -42,7 +42,7 @@ class GenerationTask(EvaluationTask):
             Default: the embedded test images.
         steps: DDIM steps.
         guidance: Guidance scale; 1 is none.
-        rows: Images drawn at once; changes speed, never a figure.
+        rows: Images drawn at once; changes speed, and figures by rounding at most.
         layers: Blocks to attach to. Default: those of the published methods.
         seed: Seeds what the reducer draws; images have seeds of their own.
         compile: Compile the network.

@@ -115,13 +115,21 @@ def test_ctrl_c_leaves_what_resume_finishes(small, root, tmp_path):
     """A real signal to a real process; the figures are those of an undisturbed run."""
     command = [sys.executable, "-m", "bigain.cli", *small, "--data.limit=40"]
     main([*small[:-1], f"--output={tmp_path / 'whole'}", "--data.limit=40"])
-    process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # A shell's background job ignores SIGINT, and its children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     parts = tmp_path / "out.partial" / "parts"
     deadline = time.monotonic() + 120
     while len(list(parts.glob("[0-9]*"))) < 3 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGINT)
-    told, _ = process.communicate(timeout=60)
+    told, _ = process.communicate(timeout=150)
     assert process.returncode != 0
     assert "--resume" in told
     assert not (tmp_path / "out").exists()

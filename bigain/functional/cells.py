@@ -1,11 +1,11 @@
-"""Cut a grid into cells, and pick one token of each."""
+"""Cut a grid into cells, pick one token of each, and draw numbers without a generator."""
 
 import math
 
 import torch
 from torch import Tensor
 
-__all__ = ["cell_tokens", "hashed_picks", "split_by_pick"]
+__all__ = ["cell_tokens", "hashed_normal", "hashed_picks", "hashed_uniform", "split_by_pick"]
 
 
 def cell_tokens(shape: tuple[int, ...], cell: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -51,11 +51,57 @@ def hashed_picks(rows: Tensor, cells: int, choices: int, salt: int) -> Tensor:
     References:
         The 32-bit finaliser of MurmurHash3 (Appleby, 2011), applied three times.
     """
-    counter = torch.arange(cells, device=rows.device, dtype=torch.int64)
+    return _hashed(rows, cells, salt) % choices
+
+
+def hashed_uniform(rows: Tensor, count: int, salt: int) -> Tensor:
+    """Draw uniform numbers, as a pure function of the arguments.
+
+    The same bits on every device and in whatever batch a row stands; number i does
+    not depend on `count`.
+
+    Args:
+        rows: int64, `[B]`: what a row's numbers may depend on; equal values, equal numbers.
+        count: Numbers a row.
+        salt: Separates seeds and layers; its lowest 32 bits count.
+
+    Returns:
+        float32, `[B, count]`, in [0, 1), multiples of 2^-24.
+    """
+    # float32 holds 24 bits exactly: all 32 could round up to 1.
+    return (_hashed(rows, count, salt) >> 8).float() * 2.0**-24
+
+
+def hashed_normal(rows: Tensor, count: int, salt: int) -> Tensor:
+    """Draw standard normal numbers, as a pure function of the arguments.
+
+    Number i comes from the uniform numbers 2i and 2i + 1, so that it does not depend
+    on `count`. Devices agree up to the rounding of their logarithm and cosine.
+
+    Args:
+        rows: int64, `[B]`: what a row's numbers may depend on; equal values, equal numbers.
+        count: Numbers a row.
+        salt: Separates seeds and layers; its lowest 32 bits count. The numbers are not
+            independent of `hashed_uniform`'s or `hashed_picks`' at equal rows and salt.
+
+    Returns:
+        float32, `[B, count]`, within ±5.77.
+
+    References:
+        A note on the generation of random normal deviates (Box and Muller, 1958).
+    """
+    pairs = hashed_uniform(rows, 2 * count, salt).reshape(len(rows), count, 2)
+    # 1 - u lies in (0, 1], where the logarithm is finite.
+    radius = (-2 * torch.log(1 - pairs[..., 0])).sqrt()
+    return radius * torch.cos(2 * math.pi * pairs[..., 1])
+
+
+def _hashed(rows: Tensor, count: int, salt: int) -> Tensor:
+    """Hash salt, row and counter to 32 bits each: int64, `[B, count]`."""
+    counter = torch.arange(count, device=rows.device, dtype=torch.int64)
     mixed = _mix(torch.full_like(counter, salt & 0xFFFFFFFF))
     mixed = _mix(mixed[None] ^ (rows.to(torch.int64)[:, None] & 0xFFFFFFFF))
-    mixed = _mix(mixed ^ counter[None])
-    return mixed % choices
+    return _mix(mixed ^ counter[None])
 
 
 def _mix(value: Tensor) -> Tensor:

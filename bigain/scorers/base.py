@@ -1,7 +1,7 @@
 """What a scorer is."""
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Literal, Self
 
 from torch import Tensor
 
@@ -13,8 +13,8 @@ __all__ = ["TokenScorer"]
 class TokenScorer(ABC):
     """Says how much detail each token carries.
 
-    A scorer is a value: settings only, no state between calls. A subclass
-    implements `raw` and says with `detail_is` which way its formula points;
+    A scorer is a value: settings only, each as an attribute of its own name, no
+    state between calls. A subclass implements `raw` and says with `detail_is` which way its formula points;
     calling the scorer returns values for which large means detail.
     """
 
@@ -31,6 +31,14 @@ class TokenScorer(ABC):
         Returns:
             float32, `[B, N_grid]`.
         """
+
+    @classmethod
+    def examples(cls) -> list[Self]:
+        """Return scorers with settings worth checking: what `bigain.testing` runs over.
+
+        A class whose settings have no defaults overrides this.
+        """
+        return [cls()]
 
     def __call__(self, tokens: Tensor, grid: Grid) -> Tensor:
         """Score the grid's tokens; large means detail.

@@ -1,13 +1,16 @@
-"""Cells of a grid, and one pick in each."""
+"""Cells of a grid, one pick in each, and numbers drawn by a hash."""
 
 import itertools
 
 import numpy as np
+import pytest
+import scipy.stats
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bigain.functional.cells import cell_tokens, hashed_picks, split_by_pick
+from bigain.functional import cells as module
+from bigain.functional.cells import cell_tokens, hashed_normal, hashed_picks, hashed_uniform, split_by_pick
 
 CPU = torch.device("cpu")
 
@@ -86,3 +89,60 @@ def test_hashed_picks_never_change():
 
 
 FROZEN = [[0, 0, 2, 2, 1, 3, 3, 1, 2, 2, 0, 1]]
+
+
+DRAWS = {hashed_uniform: "uniform", hashed_normal: "norm"}
+every_draw = pytest.mark.parametrize("draw", DRAWS)
+
+
+@every_draw
+def test_hashed_numbers_have_their_distribution(draw):
+    """The Kolmogorov-Smirnov test, within and across rows and salts."""
+    rows = torch.arange(40)
+    for salt in (0, 1, 4099):
+        numbers = draw(rows, 500, salt).numpy()
+        for sample in (numbers[0], numbers[:, 0], numbers.ravel()):
+            assert scipy.stats.kstest(sample, DRAWS[draw]).pvalue > 1e-3
+
+
+@every_draw
+def test_hashed_numbers_of_neighbours_rows_and_salts_are_uncorrelated(draw):
+    numbers = torch.stack([draw(torch.arange(8), 4000, salt) for salt in range(3)]).double()
+    for one, other in [
+        (numbers[..., 1:], numbers[..., :-1]),
+        (numbers[:, 1:], numbers[:, :-1]),
+        (numbers[1:], numbers[:-1]),
+    ]:
+        pair = torch.stack([one.flatten(), other.flatten()])
+        for moment in (pair, (pair - pair.mean(dim=1, keepdim=True)) ** 2):
+            assert abs(moment.corrcoef()[0, 1]) < 4 / one.numel() ** 0.5
+
+
+@every_draw
+def test_hashed_numbers_depend_on_row_value_salt_and_place_alone(draw):
+    together = draw(torch.tensor([7, 3, 7, 999]), 50, 1)
+    assert (together.dtype, together.shape) == (torch.float32, (4, 50))
+    assert torch.equal(together[0], together[2])
+    assert not torch.equal(together[0], together[1])
+    torch.testing.assert_close(draw(torch.tensor([999]), 20, 1)[0], together[3, :20])
+    assert not torch.equal(draw(torch.tensor([999]), 50, 2)[0], together[3])
+    assert draw(torch.tensor([1]), 0, 1).shape == (1, 0)
+
+
+@pytest.mark.parametrize("bits", [0, 2**31, 2**32 - 1])
+def test_hashed_numbers_are_in_range_for_extreme_hashes(monkeypatch, bits):
+    monkeypatch.setattr(module, "_mix", lambda value: torch.full_like(value, bits))
+    uniform, normal = hashed_uniform(torch.arange(1), 3, 0), hashed_normal(torch.arange(1), 3, 0)
+    assert uniform.tolist() == [[(bits >> 8) / 2**24] * 3]
+    assert (uniform < 1).all()
+    assert normal.abs().max() < 5.78
+
+
+def test_hashed_numbers_never_change():
+    row = torch.tensor([500])
+    torch.testing.assert_close(hashed_uniform(row, 4, salt=4099), torch.tensor([FROZEN_UNIFORM]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(hashed_normal(row, 4, salt=4099), torch.tensor([FROZEN_NORMAL]), atol=1e-4, rtol=0)
+
+
+FROZEN_UNIFORM = [0.8885, 0.1909, 0.1948, 0.7186]
+FROZEN_NORMAL = [0.7606, -0.1289, 0.7093, 0.6314]

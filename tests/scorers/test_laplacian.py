@@ -8,7 +8,7 @@ import torch
 
 import bigain
 from bigain.errors import SettingError
-from bigain.scorers.laplacian import LaplacianL1
+from bigain.scorers.laplacian import LaplacianL1, LaplacianL2
 
 GRIDS = {"8x8_c16": (8, 8), "12x20_c8": (12, 20), "9x13_c8": (9, 13)}
 
@@ -29,6 +29,25 @@ def test_equals_scipy_summed_over_channels(noise, shape, padding, mode):
     expected = sum(abs(scipy.ndimage.laplace(field, mode=mode)) for field in fields).ravel()
     score = LaplacianL1(padding)(tokens, bigain.Grid(shape))[0]
     torch.testing.assert_close(score, torch.from_numpy(expected), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("padding", "mode"), [("zeros", "constant"), ("replicate", "nearest")])
+@pytest.mark.parametrize("shape", [(11,), (5, 7), (3, 4, 5)])
+def test_euclidean_norm_equals_scipy(noise, shape, padding, mode):
+    tokens = noise(1, torch.Size(shape).numel(), 4)
+    fields = tokens[0].T.reshape(4, *shape).numpy()
+    expected = sum(scipy.ndimage.laplace(field, mode=mode) ** 2 for field in fields).ravel() ** 0.5
+    score = LaplacianL2(padding)(tokens, bigain.Grid(shape))[0]
+    torch.testing.assert_close(score, torch.from_numpy(expected), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("padding", ["zeros", "replicate"])
+def test_both_norms_agree_on_one_channel_and_keep_their_order_on_more(noise, padding):
+    grid, single, many = bigain.Grid((6, 6)), noise(1, 36, 1), noise(1, 36, 9)
+    torch.testing.assert_close(LaplacianL1(padding)(single, grid), LaplacianL2(padding)(single, grid))
+    large, small = LaplacianL1(padding)(many, grid), LaplacianL2(padding)(many, grid)
+    assert (small < large).all()
+    assert (large < 3 * small).all()
 
 
 def test_large_means_detail():
@@ -81,9 +100,10 @@ def test_low_detail_formula_is_turned_round(noise):
     assert torch.equal(Flatness()(noise(1, 16, 4), grid), -LaplacianL1()(noise(1, 16, 4), grid))
 
 
-def test_unknown_padding_is_refused():
+@pytest.mark.parametrize("scorer", [LaplacianL1, LaplacianL2])
+def test_unknown_padding_is_refused(scorer):
     with pytest.raises(SettingError, match="'zeros' or 'replicate'; got 'reflect'"):
-        LaplacianL1("reflect")
+        scorer("reflect")
 
 
 def test_tokens_off_the_grid_are_refused():

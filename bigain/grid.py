@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from bigain.errors import SettingError
@@ -76,3 +77,17 @@ class Grid:
         """Return the tokens on the grid, `[B, size, C]`, without prefix and suffix."""
         self.check(tokens)
         return tokens[:, self.prefix : self.prefix + self.size]
+
+    def with_body(self, tokens: Tensor, body: Tensor) -> Tensor:
+        """Put other tokens in the place of those on the grid, between prefix and suffix.
+
+        Args:
+            tokens: `[B, N, C]` on this grid.
+            body: `[B, K, C]`, for any K.
+
+        Returns:
+            `[B, prefix + K + suffix, C]`.
+        """
+        if not self.prefix and not self.suffix:
+            return body
+        return torch.cat([tokens[:, : self.prefix], body, tokens[:, self.prefix + self.size :]], dim=1)

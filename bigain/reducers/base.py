@@ -1,15 +1,19 @@
 """What a reducer is, and the reduction it plans."""
 
+import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
 from bigain.grid import Grid
 
-__all__ = ["Context", "Identity", "NoReduction", "Reduction", "TokenReducer"]
+__all__ = ["Context", "Identity", "Kind", "NoReduction", "Reduction", "TokenReducer"]
+
+Kind = Literal["merge", "kv"]
+"""What shrinks: queries, keys and values, or keys and values only."""
 
 
 @dataclass(frozen=True)
@@ -35,32 +39,77 @@ class Context:
 
 
 class Reduction(ABC):
-    """A plan for one forward pass.
+    """A plan for one forward pass: a frozen dataclass of tensors and settings.
 
     Attributes:
         kind: `merge`: queries, keys and values shrink and the output is restored.
             `kv`: only keys and values shrink.
-        sizes: How many tokens each reduced token stands for, `[B, M]`.
+        sizes: How many tokens each reduced token stands for, float32, `[B, M]`; a row sums to N.
+        padded: Whether some places may stand for no token at all. Their size is 0,
+            and attention has to leave them out.
     """
 
-    kind: Literal["merge", "kv"] = "merge"
+    kind: Kind = "merge"
     sizes: Tensor
+    padded: bool = False
 
     @abstractmethod
     def reduce(self, tokens: Tensor) -> Tensor:
-        """Map `[B, N, C]` to `[B, M, C]`."""
+        """Map `[B, N, C]` to `[B, M, C]`, whatever C is."""
 
     @abstractmethod
     def restore(self, reduced: Tensor) -> Tensor:
-        """Map `[B, M, C]` back to `[B, N, C]`."""
+        """Map `[B, M, C]` back to `[B, N, C]`: each token takes the value of its place."""
+
+    def places(self) -> Tensor:
+        """Return each token's place in the reduced sequence, int64, `[B, N]`."""
+        batch, length = self.sizes.shape
+        # Float32 counts to 2^24 without a gap.
+        numbers = torch.arange(length, device=self.sizes.device, dtype=torch.float32)
+        return self.restore(numbers[None, :, None].expand(batch, -1, -1))[..., 0].long()
+
+    def repeat(self, times: int) -> Self:
+        """Let each row's plan serve `times` consecutive rows: a plan for `B * times` rows.
+
+        Every tensor among the dataclass's fields has the rows as its first axis.
+        """
+        changed = {item.name: _repeated(getattr(self, item.name), times) for item in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return type(self)(**changed)
+
+
+def _repeated(value: Any, times: int) -> Any:
+    if isinstance(value, Tensor):
+        return value.repeat_interleave(times, dim=0)
+    if isinstance(value, Reduction):
+        return value.repeat(times)
+    if isinstance(value, tuple):
+        return tuple(_repeated(item, times) for item in value)
+    return value
 
 
 class TokenReducer(ABC):
     """Shortens a token sequence, and restores it.
 
-    A reducer holds settings only; whatever belongs to one forward pass is in the
-    `Reduction` that `plan` returns. It never sees a model.
+    A reducer holds settings only, each as an attribute of its own name; whatever
+    belongs to one forward pass is in the `Reduction` that `plan` returns. It never
+    sees a model.
+
+    Attributes:
+        kind: What shrinks: `merge` (queries, keys and values; the output is
+            restored) or `kv` (keys and values only).
     """
+
+    kind: ClassVar[Kind] = "merge"
+
+    @property
+    def kinds(self) -> frozenset[Kind]:
+        """The kinds of reduction that `plan` may return; more than one for composites."""
+        return frozenset([self.kind])
+
+    @property
+    def averages(self) -> bool:
+        """Whether each reduced token is the equal-weight mean of the tokens it stands for."""
+        return False
 
     @abstractmethod
     def plan(self, tokens: Tensor, grid: Grid, context: Context | None = None) -> Reduction:
@@ -77,12 +126,27 @@ class TokenReducer(ABC):
         """
 
     @abstractmethod
-    def reduced_length(self, grid: Grid) -> int:
-        """Return M, which depends on the grid and the settings alone.
+    def reduced_length(self, grid: Grid, context: Context | None = None) -> int:
+        """Return M, which depends on the grid, the place (layer and stage) and the settings alone.
 
         Raises:
             SettingError: The settings ask for more than this method can do on the grid.
         """
+
+    def at(self, timestep: float) -> "TokenReducer":
+        """Return what this comes to when all rows are at one timestep, known on the host.
+
+        A composite drops what cannot apply; anything else is itself.
+        """
+        return self
+
+    @classmethod
+    def examples(cls) -> list[Self]:
+        """Return reducers with settings worth checking: what `bigain.testing` runs over.
+
+        A class whose settings have no defaults overrides this.
+        """
+        return [cls()]
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{key}={value!r}" for key, value in vars(self).items())
@@ -95,6 +159,11 @@ class NoReduction(Reduction):
 
     sizes: Tensor
 
+    @classmethod
+    def of(cls, tokens: Tensor) -> Self:
+        """Make one for `tokens`, `[B, N, C]`."""
+        return cls(torch.ones(tokens.shape[:2], dtype=torch.float32, device=tokens.device))
+
     def reduce(self, tokens: Tensor) -> Tensor:
         return tokens
 
@@ -105,9 +174,13 @@ class NoReduction(Reduction):
 class Identity(TokenReducer):
     """No reduction: what every comparison starts from."""
 
+    @property
+    def averages(self) -> bool:
+        return True
+
     def plan(self, tokens: Tensor, grid: Grid, context: Context | None = None) -> Reduction:
         grid.check(tokens)
-        return NoReduction(torch.ones(tokens.shape[:2], dtype=torch.float32, device=tokens.device))
+        return NoReduction.of(tokens)
 
-    def reduced_length(self, grid: Grid) -> int:
+    def reduced_length(self, grid: Grid, context: Context | None = None) -> int:
         return grid.tokens

@@ -1,9 +1,9 @@
 """What ToMe and L-GTM share: one destination a cell, greedy cosine matching."""
 
-import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -12,9 +12,10 @@ from bigain.errors import SettingError
 from bigain.functional.cells import cell_tokens, split_by_pick
 from bigain.functional.matching import MergeMode, assign_to_most_similar, group_sizes, merge, restore
 from bigain.grid import Grid
-from bigain.reducers.base import Context, Reduction, TokenReducer
+from bigain.reducers.base import Context, NoReduction, Reduction, TokenReducer
+from bigain.reducers.cells import checked_cell, checked_ratio, checked_removal, count_cells, sides_on
 
-__all__ = ["BipartiteReducer", "Merge", "checked_ratio"]
+__all__ = ["BipartiteReducer", "Merge"]
 
 _MODES = ("mean", "prune", "mlerp")
 
@@ -34,6 +35,19 @@ class Merge(Reduction):
     representatives: Tensor
     sizes: Tensor
     mode: MergeMode = "mean"
+
+    @classmethod
+    def on(cls, grid: Grid, place: Tensor, representatives: Tensor, mode: MergeMode) -> Self:
+        """Merge the tokens on a grid, and leave its prefix and suffix as they are.
+
+        Args:
+            grid: How the tokens lie.
+            place: int64, `[B, N_grid]`: each grid token's place among the reduced ones.
+            representatives: int64, `[B, M_grid]`: the grid token that each place stands for.
+            mode: How a group becomes one token.
+        """
+        place, representatives = _with_fixed(place, representatives, grid)
+        return cls(place, representatives, group_sizes(place, representatives.shape[1]), mode)
 
     def reduce(self, tokens: Tensor) -> Tensor:
         return merge(tokens, self.place, self.representatives, self.mode)
@@ -59,7 +73,7 @@ class BipartiteReducer(TokenReducer):
 
     def __init__(self, ratio: float, cell: Sequence[int] | int = 2, mode: MergeMode = "mean") -> None:
         self.ratio = checked_ratio(ratio)
-        self.cell = _checked_cell(cell)
+        self.cell = checked_cell(cell)
         if mode not in _MODES:
             raise SettingError(f"mode is one of {', '.join(_MODES)}; got {mode!r}.")
         self.mode: MergeMode = mode
@@ -78,57 +92,42 @@ class BipartiteReducer(TokenReducer):
             int64, `[B, D]`, from 0 to k - 1.
         """
 
+    @property
+    def averages(self) -> bool:
+        return self.mode == "mean"
+
     def plan(self, tokens: Tensor, grid: Grid, context: Context | None = None) -> Reduction:
-        removed = self._removed(grid)
+        removed = self.removed_on(grid)
         body, inner = grid.body(tokens), Grid(grid.shape)
-        cells, leftover = cell_tokens(grid.shape, self._cell_on(grid), tokens.device)
+        if not removed:
+            return NoReduction.of(tokens)
+        cells, leftover = cell_tokens(grid.shape, self.cell_on(grid), tokens.device)
         with torch.no_grad():
             picks = self.picks(body, inner, cells, context or Context())
             destinations, sources = split_by_pick(cells, leftover, picks)
             place, representatives = assign_to_most_similar(body, sources, destinations, removed)
-            place, representatives = _with_fixed(place, representatives, grid)
-            sizes = group_sizes(place, representatives.shape[1])
-        return Merge(place, representatives, sizes, self.mode)
+            return Merge.on(grid, place, representatives, self.mode)
 
-    def reduced_length(self, grid: Grid) -> int:
-        return grid.tokens - self._removed(grid)
+    def reduced_length(self, grid: Grid, context: Context | None = None) -> int:
+        return grid.tokens - self.removed_on(grid)
 
-    def _cell_on(self, grid: Grid) -> tuple[int, ...]:
-        cell = self.cell * grid.axes if len(self.cell) == 1 else self.cell
-        if len(cell) != grid.axes:
-            raise SettingError(
-                f"{type(self).__name__} got a cell of {len(cell)} axes {cell} for a grid of "
-                f"{grid.axes} axes {grid.shape}; give one number for all axes, or one an axis."
-            )
-        return cell
+    def cell_on(self, grid: Grid) -> tuple[int, ...]:
+        """Return the sides of a cell on a grid.
 
-    def _removed(self, grid: Grid) -> int:
-        cell = self._cell_on(grid)
-        destinations = math.prod([n // s for n, s in zip(grid.shape, cell, strict=True)])
-        if not destinations:
-            raise SettingError(f"No cell of {cell} fits on a grid of {grid.shape}.")
-        removed, most = math.floor(grid.size * self.ratio), grid.size - destinations
-        if removed > most:
-            raise SettingError(
-                f"{type(self).__name__} with ratio={self.ratio} would remove {removed} of {grid.size} tokens; "
-                f"with cells of {cell} on a grid of {grid.shape} it can remove at most {most} "
-                f"(ratio {math.floor(1000 * most / grid.size) / 1000:g}). Lower the ratio or enlarge the cell."
-            )
-        return removed
+        Raises:
+            SettingError: The cell has another number of axes.
+        """
+        return sides_on(self, "cell", self.cell, grid)
 
+    def removed_on(self, grid: Grid) -> int:
+        """Return how many tokens of a grid are removed.
 
-def checked_ratio(ratio: float) -> float:
-    """Return `ratio`, refusing what is not a share in [0, 1)."""
-    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio < 1:
-        raise SettingError(f"ratio is the share of tokens removed, in [0, 1); got {ratio!r}.")
-    return float(ratio)
-
-
-def _checked_cell(cell: Sequence[int] | int) -> tuple[int, ...]:
-    sides = tuple(cell) if isinstance(cell, Sequence) else (cell,)
-    if not sides or any(not isinstance(side, int) or side < 1 for side in sides) or max(sides) < 2:
-        raise SettingError(f"A cell is one or more whole numbers >= 1, one of them >= 2; got {cell!r}.")
-    return sides
+        Raises:
+            SettingError: They are more than there are sources.
+        """
+        cell = self.cell_on(grid)
+        cells = count_cells(grid, cell)
+        return checked_removal(self, self.ratio, grid, cell, grid.size - cells if cells else 0)
 
 
 def _with_fixed(place: Tensor, representatives: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:

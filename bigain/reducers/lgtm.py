@@ -1,6 +1,7 @@
 """L-GTM: destinations where there is least detail."""
 
 from collections.abc import Sequence
+from typing import Self
 
 from torch import Tensor
 
@@ -26,7 +27,7 @@ class LGTM(BipartiteReducer):
         mode: `mean`, `prune` or `mlerp`.
 
     References:
-        BiGain, section 4.1.
+        BiGain, section 3.2.1.
     """
 
     def __init__(
@@ -42,6 +43,10 @@ class LGTM(BipartiteReducer):
     def picks(self, tokens: Tensor, grid: Grid, cells: Tensor, context: Context) -> Tensor:
         detail = self.scorer(tokens, grid)
         return detail[:, cells].argmin(dim=-1)
+
+    @classmethod
+    def examples(cls) -> list[Self]:
+        return [cls(0.5), cls(0.3, scorer="cosine_neighbors", mode="prune"), cls(0.7, cell=3, mode="mlerp")]
 
 
 def _scorer(name: str) -> TokenScorer:

@@ -1,6 +1,7 @@
 """ToMe as Stable Diffusion uses it: destinations at random."""
 
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -55,3 +56,7 @@ class ToMe(BipartiteReducer):
         if context.timestep is not None:
             rows = rows + context.timestep.to(tokens.device, torch.int64)
         return hashed_picks(rows, count, choices, salt=context.seed * 4099 + context.layer)
+
+    @classmethod
+    def examples(cls) -> list[Self]:
+        return [cls(0.5), cls(0.3, randomize=False, mode="mlerp"), cls(0.7, cell=3, mode="prune")]

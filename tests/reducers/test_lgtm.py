@@ -25,7 +25,8 @@ def compare(slow_merge, tokens, shape, cell, ratio, mode="mean"):
     restored = reduction.restore(reduction.reduce(tokens))
     for row, image in enumerate(tokens):
         slow = slow_merge(image, shape, cell, ratio, least_detail(image, shape), mode)
-        assert set(reduction.representatives[row].tolist()) == set(slow.groups)
+        if len(slow.groups) < len(image):  # otherwise nothing merges, and no token stands for others
+            assert set(reduction.representatives[row].tolist()) == set(slow.groups)
         torch.testing.assert_close(restored[row].double(), torch.from_numpy(slow.restored), atol=1e-5, rtol=1e-5)
 
 

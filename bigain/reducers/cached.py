@@ -1,0 +1,70 @@
+"""CAM: one assignment for several blocks of a forward pass."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from torch import Tensor
+
+from bigain.errors import SettingError
+from bigain.grid import Grid
+from bigain.reducers.base import Context, Reduction, TokenReducer
+
+__all__ = ["Cached"]
+
+_PER = ("stage", "forward")
+
+
+class Cached(TokenReducer):
+    """Cached assignment merge: the first block plans, the others reuse its plan.
+
+    The plan lives in the context's cache, which `bigain.attach` makes anew for every
+    forward pass: nothing is carried from one timestep to the next. Blocks share a
+    plan only where they see the same grid.
+
+    Args:
+        reducer: Any merging reducer, or its name or mapping.
+        per: `stage`: one plan for each resolution stage, as published; a model
+            without stages is one stage. `forward`: one plan for the whole pass.
+
+    Raises:
+        SettingError: The reducer shrinks keys and values only, or `per` is unknown.
+
+    References:
+        BiGain, section 4.5, "Further Speedup".
+    """
+
+    def __init__(
+        self, reducer: TokenReducer | str | Mapping[str, Any], per: Literal["stage", "forward"] = "stage"
+    ) -> None:
+        from bigain.registry import build_reducer
+
+        if per not in _PER:
+            raise SettingError(f"per is one of {', '.join(_PER)}; got {per!r}.")
+        self.reducer, self.per = build_reducer(reducer), per
+        if self.reducer.kinds != {"merge"}:
+            raise SettingError(f"Cached wraps a merging reducer; {self.reducer!r} shrinks keys and values.")
+
+    @property
+    def averages(self) -> bool:
+        return self.reducer.averages
+
+    def plan(self, tokens: Tensor, grid: Grid, context: Context | None = None) -> Reduction:
+        grid.check(tokens)
+        context = context or Context()
+        stage = context.stage if self.per == "stage" else None
+        # Two different reducers in one model must not meet each other's plans.
+        key = (id(self), stage, grid.shape, grid.prefix, grid.suffix, tokens.shape[0])
+        if key not in context.cache:
+            context.cache[key] = self.reducer.plan(tokens, grid, context)
+        held: Reduction = context.cache[key]
+        return held
+
+    def reduced_length(self, grid: Grid, context: Context | None = None) -> int:
+        return self.reducer.reduced_length(grid, context)
+
+    @classmethod
+    def examples(cls) -> list[Self]:
+        from bigain.reducers.lgtm import LGTM
+        from bigain.reducers.tome import ToMe
+
+        return [cls(LGTM(0.5)), cls(ToMe(0.3), per="forward")]

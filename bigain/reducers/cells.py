@@ -1,0 +1,68 @@
+"""Settings that reducers on cells share, and what they come to on a grid."""
+
+import math
+from collections.abc import Sequence
+
+from bigain.errors import SettingError
+from bigain.grid import Grid
+
+__all__ = ["checked_cell", "checked_ratio", "checked_removal", "count_cells", "sides_on"]
+
+
+def checked_ratio(ratio: float) -> float:
+    """Return `ratio`, refusing what is not a share in [0, 1)."""
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio < 1:
+        raise SettingError(f"ratio is the share of tokens removed, in [0, 1); got {ratio!r}.")
+    return float(ratio)
+
+
+def checked_cell(cell: Sequence[int] | int) -> tuple[int, ...]:
+    """Return the sides of a cell, refusing what holds no two tokens."""
+    sides = tuple(cell) if isinstance(cell, Sequence) else (cell,)
+    if not sides or any(not isinstance(side, int) or side < 1 for side in sides) or max(sides) < 2:
+        raise SettingError(f"A cell is one or more whole numbers >= 1, one of them >= 2; got {cell!r}.")
+    return sides
+
+
+def sides_on(owner: object, setting: str, sides: Sequence[int], grid: Grid) -> tuple[int, ...]:
+    """Give every axis of a grid its side; a single one serves all.
+
+    Args:
+        owner: Whose setting it is, for errors.
+        setting: Its name.
+        sides: One side, or one an axis.
+        grid: The grid.
+
+    Raises:
+        SettingError: There are neither one nor as many sides as axes.
+    """
+    if len(sides) == 1:
+        return (*sides,) * grid.axes
+    if len(sides) != grid.axes:
+        raise SettingError(
+            f"{type(owner).__name__} got a {setting} of {len(sides)} axes {tuple(sides)} for a grid of "
+            f"{grid.axes} axes {grid.shape}; give one number for all axes, or one an axis."
+        )
+    return tuple(sides)
+
+
+def count_cells(grid: Grid, cell: tuple[int, ...]) -> int:
+    """Count the whole cells that fit on a grid."""
+    # A list, since dynamo does not trace a generator into math.prod.
+    return math.prod([length // side for length, side in zip(grid.shape, cell, strict=True)])
+
+
+def checked_removal(owner: object, ratio: float, grid: Grid, cell: tuple[int, ...], most: int) -> int:
+    """Return how many tokens `ratio` removes, floor(N * ratio).
+
+    Raises:
+        SettingError: They are more than `most`.
+    """
+    removed = math.floor(grid.size * ratio)
+    if removed > most:
+        raise SettingError(
+            f"{type(owner).__name__} with ratio={ratio} would remove {removed} of {grid.size} tokens; "
+            f"with cells of {cell} on a grid of {grid.shape} it can remove at most {most} "
+            f"(ratio {math.floor(1000 * most / grid.size) / 1000:g}). Lower the ratio or enlarge the cell."
+        )
+    return removed

@@ -1,0 +1,74 @@
+"""A merge of keys and values alone."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from torch import Tensor
+
+from bigain.errors import SettingError
+from bigain.grid import Grid
+from bigain.reducers.base import Context, Kind, Reduction, TokenReducer
+
+__all__ = ["KVMerge"]
+
+
+@dataclass(frozen=True)
+class KeyValueReduction(Reduction):
+    """Another reduction, applied to keys and values only.
+
+    Args:
+        inner: The reduction.
+        sizes: float32, `[B, M]`.
+    """
+
+    inner: Reduction
+    sizes: Tensor
+    kind: ClassVar[Kind] = "kv"  # type: ignore[misc]
+
+    def reduce(self, tokens: Tensor) -> Tensor:
+        return self.inner.reduce(tokens)
+
+    def restore(self, reduced: Tensor) -> Tensor:
+        return self.inner.restore(reduced)
+
+
+class KVMerge(TokenReducer):
+    """Merges keys and values, and leaves every query: no output has to be restored.
+
+    Args:
+        reducer: Any merging reducer, or its name or mapping.
+
+    Raises:
+        SettingError: The reducer shrinks keys and values already, or may.
+
+    References:
+        ToDo (Smith et al., 2024): what its authors' code does at the last timesteps.
+    """
+
+    kind: ClassVar[Kind] = "kv"
+
+    def __init__(self, reducer: TokenReducer | str | Mapping[str, Any]) -> None:
+        from bigain.registry import build_reducer
+
+        self.reducer = build_reducer(reducer)
+        if self.reducer.kinds != {"merge"}:
+            raise SettingError(f"KVMerge wraps a merging reducer; {self.reducer!r} shrinks keys and values already.")
+
+    @property
+    def averages(self) -> bool:
+        return self.reducer.averages
+
+    def plan(self, tokens: Tensor, grid: Grid, context: Context | None = None) -> Reduction:
+        inner = self.reducer.plan(tokens, grid, context)
+        return KeyValueReduction(inner, inner.sizes)
+
+    def reduced_length(self, grid: Grid, context: Context | None = None) -> int:
+        return self.reducer.reduced_length(grid, context)
+
+    @classmethod
+    def examples(cls) -> list[Self]:
+        from bigain.reducers.lgtm import LGTM
+        from bigain.reducers.tome import ToMe
+
+        return [cls(ToMe(0.5)), cls(LGTM(0.3, mode="prune"))]

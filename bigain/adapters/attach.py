@@ -1,89 +1,32 @@
 """Attach a reducer to a model, and detach it without a trace."""
 
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from bigain.adapters.base import Adapter, Moment, Site
+from bigain.adapters.base import Adapter, Part, Site
+from bigain.adapters.placement import Placement, placement_of, select_sites
+from bigain.adapters.proportional import check_proportional
+from bigain.adapters.reduced import Attachment, Planner, ReducedModule, ReducedProcessor
 from bigain.adapters.report import AttachReport, SiteReport
-from bigain.errors import SiteError
-from bigain.grid import Grid
+from bigain.errors import SettingError, SiteError
 from bigain.reducers.base import Context, TokenReducer
 from bigain.registry import available, build, build_reducer, get
 
-__all__ = ["attach", "find_sites"]
+__all__ = ["attach", "find_sites", "match"]
 
 _INNER = ("transformer", "unet", "network")
 """Where pipelines and bigain's backbones keep the network."""
 
 
-@dataclass
-class _Forward:
-    """The forward pass in progress; empty between passes."""
-
-    moment: Moment | None = None
-    cache: dict[Any, Any] = field(default_factory=dict)
-
-
-class ReducedProcessor:
-    """Runs whatever attention processor was there on reduced tokens."""
-
-    def __init__(
-        self,
-        inner: Any,
-        reducer: TokenReducer,
-        adapter: Adapter,
-        model: nn.Module,
-        site: Site,
-        forward: _Forward,
-        seed: int,
-    ) -> None:
-        self.inner, self._reducer, self._adapter = inner, reducer, adapter
-        self._model, self._site, self._forward, self._seed = model, site, forward, seed
-
-    def __call__(
-        self,
-        attn: nn.Module,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Tensor:
-        if encoder_hidden_states is not None or attention_mask is not None:
-            raise SiteError(
-                f"{self._site.name} is reduced as self-attention, but was called with encoder states or a mask."
-            )
-        reduction = self._reducer.plan(hidden_states, self._grid(hidden_states), self._context())
-        short = reduction.reduce(hidden_states)
-        if reduction.kind == "kv":
-            return self.inner(attn, hidden_states, short, None, *args, **kwargs)  # type: ignore[no-any-return]
-        return reduction.restore(self.inner(attn, short, None, None, *args, **kwargs))
-
-    def _grid(self, hidden_states: Tensor) -> Grid:
-        moment = self._forward.moment
-        shape = self._adapter.configured_shape(self._model) if moment is None else moment.shape
-        return self._adapter.grid(self._model, shape, self._site)
-
-    def _context(self) -> Context:
-        moment = self._forward.moment
-        return Context(
-            timestep=None if moment is None else moment.timestep,
-            layer=self._site.layer,
-            stage=self._site.stage,
-            seed=self._seed,
-            cache=self._forward.cache,
-        )
-
-
 def attach(
     model: Any,
     reducer: TokenReducer | str | Mapping[str, Any],
+    /,  # so that a reducer's settings may have any name: attach(model, "cached", reducer="lgtm")
     *,
+    placement: Placement | str | Mapping[str, Any] | None = None,
     layers: Sequence[int] | int | None = None,
     seed: int = 0,
     **settings: Any,
@@ -93,45 +36,51 @@ def attach(
     Args:
         model: A model of a known family, or a pipeline or backbone that holds one.
         reducer: A reducer, or its name with its settings: `attach(model, "lgtm", ratio=0.5)`.
-        layers: Blocks to attach to: their indices, or how many of the first.
-            Default: those of the published methods.
+        placement: Which blocks, and which parts of them: a `Placement`, its fields as a
+            mapping, or the name of a published one. Default: self-attention, in the
+            blocks of the published methods.
+        layers: Shorthand for a placement that says only which blocks: their indices, or
+            how many of the first.
         seed: Seeds whatever the reducer draws at random.
         settings: Settings of a reducer given by name.
 
     Returns:
-        The sites taken, with tokens before and after.
+        The modules taken, with tokens before and after.
 
     Raises:
         SiteError: Nothing matches, or a reducer is attached already. The model is untouched.
         SettingError: The reducer cannot do on the model's grid what it is asked to.
     """
     chosen = build_reducer(reducer, **settings)
-    network, adapter, sites = find_sites(model, layers)
-    taken = [site.name for site in sites if isinstance(_processor(site), ReducedProcessor)]
-    if taken:
-        raise SiteError(f"A reducer is attached already, at {', '.join(taken)}. Detach it first.")
-    for site in sites:
-        if isinstance(_processor(site), nn.Module):
-            raise SiteError(
-                f"The processor of {site.name} is a {type(_processor(site)).__name__}, a module of its own; "
-                "wrapping it would take its parameters out of the model. Only plain processors can be wrapped."
-            )
-    report = AttachReport(repr(chosen), adapter.family, tuple(_row(adapter, network, chosen, site) for site in sites))
-    _install(report, network, adapter, chosen, sites, seed)
+    network, adapter, wanted, sites = find_sites(model, placement_of(placement, layers))
+    _refuse(chosen, wanted, sites)
+    rows = [_row(adapter, network, chosen, site, part) for site, part in _parts(wanted, sites)]
+    attachment = Attachment(network, adapter, chosen, seed, chosen)
+    report = AttachReport(repr(chosen), adapter.family, tuple(rows), attachment)
+    _install(report, attachment, wanted, sites)
     return report
 
 
-def find_sites(model: Any, layers: Sequence[int] | int | None = None) -> tuple[nn.Module, Adapter, list[Site]]:
-    """Find the network in `model`, the adapter that knows it, and the sites `layers` names.
+def find_sites(model: Any, placement: Placement) -> tuple[nn.Module, Adapter, Placement, list[Site]]:
+    """Find the network in `model`, the adapter that knows it, and the blocks a placement names.
+
+    Returns:
+        The network, its adapter, the placement with its preset resolved, the blocks.
 
     Raises:
         SiteError: No adapter knows the model, or it has no such blocks.
     """
-    network, adapter = _match(model)
-    return network, adapter, _select(adapter, adapter.sites(network), layers)
+    network, name, adapter = match(model)
+    wanted, sites = select_sites(adapter, name, adapter.sites(network), placement)
+    return network, adapter, wanted, sites
 
 
-def _match(model: Any) -> tuple[nn.Module, Adapter]:
+def match(model: Any) -> tuple[nn.Module, str, Adapter]:
+    """Find the network in `model`, and the name and the adapter of its family.
+
+    Raises:
+        SiteError: No adapter knows it.
+    """
     candidates = [model, *(getattr(model, name, None) for name in _INNER)]
     networks = [candidate for candidate in candidates if isinstance(candidate, nn.Module)]
     broken: dict[str, str] = {}
@@ -145,7 +94,7 @@ def _match(model: Any) -> tuple[nn.Module, Adapter]:
             broken[name] = f"{type(error).__name__}: {error}"
             continue
         if matching:
-            return matching[0], adapter
+            return matching[0], name, adapter
     known = "; ".join(
         f"{name} ({'broken: ' + broken[name] if name in broken else _family(name)})" for name in available("adapters")
     )
@@ -156,55 +105,86 @@ def _family(name: str) -> str:
     return getattr(get("adapters", name), "family", "no family stated")
 
 
-def _select(adapter: Adapter, sites: list[Site], layers: Sequence[int] | int | None) -> list[Site]:
-    known = [site.layer for site in sites]
-    if layers is None:
-        wanted = adapter.default_layers(sites)
-    elif isinstance(layers, int):
-        wanted = known[:layers] if 1 <= layers <= len(known) else [layers - 1]
-    else:
-        wanted = list(layers)
-    strangers = [layer for layer in wanted if layer not in known]
-    if strangers or not wanted:
-        raise SiteError(
-            f"layers={layers} was asked for; the model has blocks {known[0]} to {known[-1]}: give indices among "
-            f"them, or how many of the first (1 to {len(known)})."
+def _parts(placement: Placement, sites: list[Site]) -> list[tuple[Site, Part]]:
+    return [(site, part) for site in sites for part in placement.parts if part in site.parts]
+
+
+def _refuse(reducer: TokenReducer, placement: Placement, sites: list[Site]) -> None:
+    """Refuse what could not work, before anything is touched."""
+    chosen = _parts(placement, sites)
+    others = [part for part in placement.parts if part != "self"]
+    if others and reducer.kinds == {"kv"}:
+        raise SettingError(
+            f"{reducer!r} shrinks keys and values of self-attention only; it can do nothing for {', '.join(others)}."
         )
-    return [site for site in sites if site.layer in wanted]
-
-
-def _processor(site: Site) -> Any:
-    return site.module.processor
-
-
-def _row(adapter: Adapter, network: nn.Module, reducer: TokenReducer, site: Site) -> SiteReport:
-    grid = adapter.grid(network, adapter.configured_shape(network), site)
-    return SiteReport(site.name, grid, grid.tokens, reducer.reduced_length(grid))
-
-
-def _install(
-    report: AttachReport, network: nn.Module, adapter: Adapter, reducer: TokenReducer, sites: list[Site], seed: int
-) -> None:
-    forward = _Forward()
-
-    def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if getattr(module, "gradient_checkpointing", False) and torch.is_grad_enabled():
-            # Blocks would run again during backward, where neither the timestep nor the
-            # pass's cache is known: other tokens would be merged, and gradients be wrong.
+    taken = [site.path(part) for site, part in chosen if _is_taken(site, part)]
+    if taken:
+        raise SiteError(f"A reducer is attached already, at {', '.join(taken)}. Detach it first.")
+    for site, part in chosen:
+        if part == "mlp":
+            _refuse_chunks(site)
+            continue
+        processor = _processor(site.module(part))
+        if isinstance(processor, nn.Module):
             raise SiteError(
-                f"{type(module).__name__} has gradient checkpointing on, which a reducer cannot follow. "
-                "Turn it off with model.disable_gradient_checkpointing(), or detach the reducer."
+                f"The processor of {site.path(part)} is a {type(processor).__name__}, a module of its own; "
+                "wrapping it would take its parameters out of the model. Only plain processors can be wrapped."
             )
-        forward.moment, forward.cache = adapter.moment(module, args, kwargs), {}
+        if placement.proportional and part == "self":
+            check_proportional(site.path(part), site.module(part), processor)
 
-    def end(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        forward.moment, forward.cache = None, {}
 
-    undo = report._undo  # noqa: SLF001 the report owns what undoes it
-    undo.append(network.register_forward_pre_hook(begin, with_kwargs=True).remove)
-    undo.append(network.register_forward_hook(end, always_call=True).remove)
+def _is_taken(site: Site, part: Part) -> bool:
+    if part != "mlp":
+        return isinstance(_processor(site.module(part)), ReducedProcessor)
+    hooks = site.module(part)._forward_pre_hooks.values()  # noqa: SLF001 torch lists hooks nowhere else
+    return any(isinstance(getattr(hook, "__self__", None), ReducedModule) for hook in hooks)
+
+
+def _refuse_chunks(site: Site) -> None:
+    if getattr(site.block, "_chunk_size", None) is not None:
+        raise SiteError(
+            f"{site.name} feeds its MLP in chunks, which hold no whole grid; turn that off with "
+            "disable_forward_chunking(), or leave the MLP out of the placement."
+        )
+
+
+def _processor(attention: Any) -> Any:
+    return attention.processor
+
+
+def _row(adapter: Adapter, network: nn.Module, reducer: TokenReducer, site: Site, part: Part) -> SiteReport:
+    grid = adapter.grid(network, adapter.configured_shape(network), site)
+    context = Context(layer=site.layer, stage=site.stage)
+    return SiteReport(site.path(part), grid, grid.tokens, reducer.reduced_length(grid, context))
+
+
+def _install(report: AttachReport, attachment: Attachment, placement: Placement, sites: list[Site]) -> None:
+    network, undo = attachment.model, report._undo  # noqa: SLF001 the report owns what undoes it
+    undo.append(network.register_forward_pre_hook(attachment.begin, with_kwargs=True).remove)
+    undo.append(network.register_forward_hook(attachment.end, always_call=True).remove)
+    source = placement.plan_from or attachment.adapter.plan_from
     for site in sites:
-        before = _processor(site)
-        wrapped: Any = ReducedProcessor(before, reducer, adapter, network, site, forward, seed)
-        site.module.processor = wrapped
-        undo.append(lambda module=site.module, processor=before: setattr(module, "processor", processor))  # type: ignore[misc]
+        planner = Planner(attachment, site)
+        if source == "block":
+            undo.append(site.block.register_forward_pre_hook(planner.enter_planning, with_kwargs=True).remove)
+        else:
+            undo.append(site.block.register_forward_pre_hook(planner.enter).remove)
+        for part in placement.parts:
+            if part in site.parts:
+                undo.extend(_put_in(planner, site, part, placement.proportional))
+
+
+def _put_in(planner: Planner, site: Site, part: Part, proportional: bool) -> list[Callable[[], None]]:
+    """Make one part run on reduced tokens; return what undoes it."""
+    module: Any = site.module(part)
+    if part == "mlp":
+        reduced = ReducedModule(planner)
+        return [
+            module.register_forward_pre_hook(reduced.before).remove,
+            module.register_forward_hook(reduced.after).remove,
+        ]
+    before = _processor(module)
+    wrapped: Any = ReducedProcessor(before, planner, part, proportional and part == "self")
+    module.processor = wrapped
+    return [lambda: setattr(module, "processor", before)]

@@ -3,9 +3,10 @@
 import sys
 from typing import Any, ClassVar, cast
 
+import torch
 from torch import Tensor, nn
 
-from bigain.adapters.base import Adapter, Moment, Site
+from bigain.adapters.base import Adapter, Moment, Part, Site
 from bigain.grid import Grid
 
 __all__ = ["DiTAdapter"]
@@ -27,10 +28,8 @@ class DiTAdapter(Adapter):
 
     def sites(self, model: nn.Module) -> list[Site]:
         blocks = cast("nn.ModuleList", model.transformer_blocks)
-        return [
-            Site(f"transformer_blocks.{index}.attn1", cast("nn.Module", block.attn1), index)
-            for index, block in enumerate(blocks)
-        ]
+        parts: dict[Part, str] = {"self": "attn1", "mlp": "ff"}
+        return [Site(f"transformer_blocks.{index}", block, index, parts) for index, block in enumerate(blocks)]
 
     def default_layers(self, sites: list[Site]) -> list[int]:
         # The paper: the first 12 of DiT-XL/2's 28 blocks.
@@ -49,6 +48,17 @@ class DiTAdapter(Adapter):
         given = dict(zip(_PARAMETERS, args, strict=False)) | kwargs
         sample: Tensor = given["hidden_states"]
         return Moment((sample.shape[-2] // patch, sample.shape[-1] // patch), given.get("timestep"))
+
+    def inputs(
+        self, model: nn.Module, rows: int, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
+    ) -> dict[str, Any]:
+        config = cast("Any", model).config
+        size = [length * config.patch_size for length in shape]
+        return {
+            "hidden_states": torch.randn(rows, config.in_channels, *size, device=device, dtype=dtype),
+            "timestep": torch.arange(rows, device=device) * 389 % 1000,
+            "class_labels": torch.arange(rows, device=device) % config.num_embeds_ada_norm,
+        }
 
 
 _PARAMETERS = ("hidden_states", "timestep", "class_labels", "cross_attention_kwargs", "return_dict")

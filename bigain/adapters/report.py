@@ -1,9 +1,12 @@
-"""What attaching did, in numbers."""
+"""What attaching did, in numbers, and what can be told it afterwards."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Any
 
+from bigain.errors import SettingError
 from bigain.grid import Grid
 
 __all__ = ["AttachReport", "SiteReport"]
@@ -11,10 +14,10 @@ __all__ = ["AttachReport", "SiteReport"]
 
 @dataclass(frozen=True)
 class SiteReport:
-    """One site taken.
+    """One module taken.
 
     Args:
-        name: Path of the attention module.
+        name: Its path in the model.
         grid: The grid it sees at the model's configured size.
         before: Tokens before reduction.
         after: Tokens after reduction.
@@ -28,23 +31,57 @@ class SiteReport:
 
 @dataclass
 class AttachReport:
-    """The sites a reducer was attached to; detaches, also as a context manager.
+    """The modules a reducer was attached to; detaches, also as a context manager.
 
     Args:
         reducer: The reducer, as text.
         family: The adapter's family.
-        sites: One row a site.
+        sites: One row a module.
     """
 
     reducer: str
     family: str
     sites: tuple[SiteReport, ...]
+    _attachment: Any = field(repr=False)
     _undo: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
     def detach(self) -> None:
         """Leave the model as it was. A second call does nothing."""
         while self._undo:
             self._undo.pop()()
+
+    @contextmanager
+    def at(self, timestep: float | None) -> Iterator[None]:
+        """Say that every row of the passes within is at one timestep.
+
+        A reducer that switches by timestep then runs only what that timestep needs,
+        and is as short as that is. `None` says that rows may differ, as outside.
+        """
+        held = self._attachment
+        before, held.chosen = held.chosen, held.settle(timestep)
+        try:
+            yield
+        finally:
+            held.chosen = before
+
+    @contextmanager
+    def shared(self, rows: int) -> Iterator[None]:
+        """Let each `rows` consecutive rows of the passes within share one plan.
+
+        It is made from the mean of their tokens. Meant for a diffusion classifier, where
+        the same image, timestep and noise is evaluated once for every class.
+
+        Raises:
+            SettingError: `rows` is below 1.
+        """
+        if rows < 1:
+            raise SettingError(f"rows that share a plan are 1 or more; got {rows}.")
+        held = self._attachment
+        before, held.sharing = held.sharing, rows
+        try:
+            yield
+        finally:
+            held.sharing = before
 
     def __enter__(self) -> "AttachReport":
         return self

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from bigain.adapters.attach import find_sites
+from bigain.adapters.placement import Placement
 from bigain.diffusion.backbone import Backbone
 from bigain.grid import Grid
-from bigain.reducers.base import Context, TokenReducer
+from bigain.reducers.base import Context, NoReduction, Reduction, TokenReducer
 from bigain.reducers.bipartite import Merge
 
 __all__ = ["MergeMap", "merge_map"]
@@ -42,7 +43,7 @@ def merge_map(
     clean: Tensor,
     labels: Tensor,
     timestep: int,
-    layers: list[int] | int | None = None,
+    placement: Placement = Placement(),
     seed: int = 0,
 ) -> MergeMap | None:
     """Plan a reduction of real inputs at the first site and return it; `None` if it merges nothing.
@@ -53,20 +54,32 @@ def merge_map(
         clean: Latents, `[B, C, h, w]`.
         labels: int64, `[B]`.
         timestep: How much noise is added, the same for every row.
-        layers: Blocks the reducer would be attached to.
+        placement: Where the reducer would be attached.
         seed: Seeds the noise and what the reducer draws.
     """
-    network, adapter, (site, *_) = find_sites(backbone.network, layers)
+    network, adapter, wanted, (site, *_) = find_sites(backbone.network, placement)
+    part = next(part for part in wanted.parts if part in site.parts)
+    source = wanted.plan_from or adapter.plan_from
+    planned_from = site.block if source == "block" else site.module(part)
     steps = torch.full((len(clean),), timestep, device=clean.device)
     generator = torch.Generator("cpu").manual_seed(seed)
     noise = torch.randn(clean.shape, generator=generator, dtype=torch.float32).to(clean.device)
     noisy = backbone.schedule.add_noise(clean, noise, steps, backbone.schedule.alphas_cumprod(clean.device))
-    tokens = _input_of(site.module, lambda: backbone.predict_noise(noisy, steps, labels))
+    tokens = _input_of(planned_from, lambda: backbone.predict_noise(noisy, steps, labels))
     grid = adapter.grid(network, adapter.configured_shape(network), site)
     plan = reducer.plan(tokens, grid, Context(timestep=steps, layer=site.layer, stage=site.stage, seed=seed))
-    if not isinstance(plan, Merge):
+    if plan.kind != "merge" or isinstance(plan, NoReduction):
         return None
-    return MergeMap(noisy, plan.place, plan.representatives, grid, site.name, timestep)
+    place = plan.places()
+    return MergeMap(noisy, place, _representatives(plan, place), grid, site.path(part), timestep)
+
+
+def _representatives(plan: Reduction, place: Tensor) -> Tensor:
+    """Name the token that each place stands for; the first of its group where the method has none."""
+    if isinstance(plan, Merge):
+        return plan.representatives
+    tokens = torch.arange(place.shape[1], device=place.device).expand_as(place)
+    return torch.zeros_like(plan.sizes, dtype=torch.int64).scatter_reduce(1, place, tokens, "amin", include_self=False)
 
 
 def _input_of(module: nn.Module, run: Callable[[], object]) -> Tensor:

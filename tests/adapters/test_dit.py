@@ -18,7 +18,7 @@ class EverySecond(TokenReducer):
     def plan(self, tokens, grid, context=None):
         return EverySecondReduction()
 
-    def reduced_length(self, grid):
+    def reduced_length(self, grid, context=None):
         return (grid.tokens + 1) // 2
 
 
@@ -152,7 +152,10 @@ def test_default_layers_are_the_first_twelve_of_twenty_eight(tiny_dit, depth, fi
 def test_sites_name_real_modules_in_order(dit):
     sites = DiTAdapter().sites(dit)
     assert [site.layer for site in sites] == [0, 1, 2, 3]
-    assert all(dit.get_submodule(site.name) is site.module for site in sites)
+    for site in sites:
+        assert dit.get_submodule(site.name) is site.block
+        for part in ("self", "mlp"):
+            assert dit.get_submodule(site.path(part)) is site.module(part)
 
 
 def test_it_matches_dits_alone(dit):

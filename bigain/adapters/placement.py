@@ -1,0 +1,195 @@
+"""Where in a model a reducer works: which blocks, and which parts of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from fnmatch import fnmatchcase
+from typing import Any, get_args
+
+from bigain.adapters.base import Adapter, Part, PlanFrom, Site
+from bigain.errors import SettingError, SiteError
+
+__all__ = ["PRESETS", "Placement", "Preset", "placement_of", "select_sites"]
+
+_BLOCK_CHOICES = ("layers", "names", "downsample")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which blocks a reducer works in, and in which parts of them.
+
+    Blocks must meet every condition that is given; with none, they are those of the
+    published methods (U-Nets: full resolution; DiT: the first 12 of 28).
+
+    Args:
+        parts: `self` (self-attention), `cross` (queries of cross-attention), `mlp`.
+            The parts of one block share one plan.
+        layers: Indices of blocks counted from the input, or how many of the first.
+        names: Patterns of block paths, as `down_blocks.*` or `*transformer_blocks.0`.
+        downsample: How many times coarser than the model's input grid their grids are; 1 is
+            full resolution, `[1, 2]` the two finest.
+        plan_from: `block`: plans are made from the block's input, before the norm.
+            `part`: from the input of the first part that is reduced. Default: as
+            published, `block` in U-Nets and `part` in DiT.
+        proportional: Weight each key by the number of tokens it stands for.
+        preset: Name of a published placement, instead of everything above: `PRESETS`.
+
+    Raises:
+        SettingError: An unknown part, preset or source of plans, or an empty list.
+
+    References:
+        BiGain, Table 6 (parts) and appendix B.4.1 (blocks).
+    """
+
+    parts: Sequence[Part] = ("self",)
+    layers: Sequence[int] | int | None = None
+    names: Sequence[str] | str | None = None
+    downsample: Sequence[int] | int | None = None
+    plan_from: PlanFrom | None = None
+    proportional: bool = False
+    preset: str | None = None
+
+    def __post_init__(self) -> None:
+        parts = (self.parts,) if isinstance(self.parts, str) else tuple(self.parts)
+        if not parts or not set(parts) <= set(get_args(Part)):
+            raise SettingError(f"parts are one or more of {', '.join(get_args(Part))}; got {self.parts!r}.")
+        object.__setattr__(self, "parts", parts)
+        if self.plan_from not in (None, *get_args(PlanFrom)):
+            raise SettingError(f"plan_from is one of {', '.join(get_args(PlanFrom))}; got {self.plan_from!r}.")
+        if self.preset is not None and self.preset not in PRESETS:
+            raise SettingError(f"There is no placement {self.preset!r}; there are {', '.join(PRESETS)}.")
+        if self.preset is not None and replace(self, preset=None) != Placement():
+            raise SettingError(f"preset={self.preset!r} says where to work; give no other setting of the placement.")
+        if "self" not in parts and self.proportional:
+            raise SettingError(f"proportional weights the keys of self-attention; parts are {', '.join(parts)}.")
+
+    def __str__(self) -> str:
+        given = {item.name: getattr(self, item.name) for item in fields(self)}
+        default = Placement.__dataclass_fields__
+        told = [f"{name}={value!r}" for name, value in given.items() if value != default[name].default]
+        return ", ".join(told) or "default"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A published placement, and the models it was published for.
+
+    Args:
+        adapter: Name of their adapter.
+        placement: Where it works.
+        source: Where it stands.
+        blocks: How many blocks those models have; `None` for any.
+    """
+
+    adapter: str
+    placement: Placement
+    source: str
+    blocks: int | None = None
+
+
+_FULL = Placement(downsample=1)
+_TABLE_6 = "BiGain, Table 6"
+
+PRESETS: Mapping[str, Preset] = {
+    "sd": Preset("unet", _FULL, "BiGain, Table 11: the self-attentions at full resolution"),
+    "sd_encoder": Preset("unet", replace(_FULL, names="down_blocks.*"), "BiGain, appendix B.4.1, as worded"),
+    "sd_sa_ca": Preset("unet", replace(_FULL, parts=("self", "cross")), _TABLE_6),
+    "sd_sa_mlp": Preset("unet", replace(_FULL, parts=("self", "mlp")), _TABLE_6),
+    "sd_sa_ca_mlp": Preset("unet", replace(_FULL, parts=("self", "cross", "mlp")), _TABLE_6),
+    "dit_xl_2": Preset("dit", Placement(layers=12), "BiGain, appendix B.4.1: the first 12 of 28 blocks", 28),
+    "dit_xl_2_released": Preset(
+        "dit", Placement(layers=(*range(1, 6), *range(7, 12))), "the authors' released scripts", 28
+    ),
+}
+"""Placements by name."""
+
+
+def placement_of(
+    given: Placement | str | Mapping[str, Any] | None, layers: Sequence[int] | int | None = None
+) -> Placement:
+    """Make a placement from a preset's name, a mapping or itself, and `layers` as a shorthand.
+
+    Raises:
+        SettingError: Both are given, or the mapping has other keys.
+    """
+    if given is not None and layers is not None:
+        raise SettingError("Give layers or a placement, not both: a placement has layers of its own.")
+    if isinstance(given, Placement):
+        return given
+    if isinstance(given, str):
+        return Placement(preset=given)
+    try:
+        return Placement(layers=layers) if given is None else Placement(**given)
+    except TypeError as error:
+        known = ", ".join(item.name for item in fields(Placement))
+        raise SettingError(f"A placement has {known}: {error}") from error
+
+
+def select_sites(adapter: Adapter, name: str, sites: list[Site], placement: Placement) -> tuple[Placement, list[Site]]:
+    """Find the blocks that a placement names; the placement returned has its preset resolved.
+
+    Args:
+        adapter: The adapter of the model.
+        name: The adapter's registered name.
+        sites: Every block.
+        placement: What is asked for.
+
+    Raises:
+        SiteError: The model has no such blocks, or they have no such parts.
+    """
+    placement = _resolve(name, sites, placement)
+    chosen = sites
+    if all(getattr(placement, choice) is None for choice in _BLOCK_CHOICES):
+        default = adapter.default_layers(sites)
+        chosen = [site for site in sites if site.layer in default]
+    if placement.layers is not None:
+        chosen = _by_layers(sites, placement.layers)
+    chosen = [site for site in chosen if _by_name(site, placement.names) and _by_grid(site, placement.downsample)]
+    if not chosen:
+        raise SiteError(f"No block meets {placement}. {_inventory(sites)}")
+    for part in placement.parts:
+        if not any(part in site.parts for site in chosen):
+            had = ", ".join(sorted({known for site in chosen for known in site.parts}))
+            raise SiteError(f"None of the {len(chosen)} blocks that {placement} names has {part!r}; they have {had}.")
+    return placement, chosen
+
+
+def _resolve(name: str, sites: list[Site], placement: Placement) -> Placement:
+    if placement.preset is None:
+        return placement
+    preset = PRESETS[placement.preset]
+    if preset.adapter != name or preset.blocks not in (None, len(sites)):
+        size = f" of {preset.blocks} blocks" if preset.blocks else ""
+        raise SiteError(
+            f"Placement {placement.preset!r} is for models of the adapter {preset.adapter!r}{size}; "
+            f"this one has the adapter {name!r} and {len(sites)} blocks."
+        )
+    return preset.placement
+
+
+def _by_layers(sites: list[Site], layers: Sequence[int] | int) -> list[Site]:
+    known = [site.layer for site in sites]
+    if isinstance(layers, int):
+        wanted = known[:layers] if 1 <= layers <= len(known) else [layers - 1]
+    else:
+        wanted = list(layers)
+    if not wanted or not set(wanted) <= set(known):
+        raise SiteError(
+            f"layers={layers} was asked for; the model has blocks {known[0]} to {known[-1]}: give indices among "
+            f"them, or how many of the first (1 to {len(known)})."
+        )
+    return [site for site in sites if site.layer in wanted]
+
+
+def _by_name(site: Site, names: Sequence[str] | str | None) -> bool:
+    patterns = (names,) if isinstance(names, str) else names
+    return patterns is None or any(fnmatchcase(site.name, pattern) for pattern in patterns)
+
+
+def _by_grid(site: Site, downsample: Sequence[int] | int | None) -> bool:
+    wanted = (downsample,) if isinstance(downsample, int) else downsample
+    return wanted is None or site.downsample in wanted
+
+
+def _inventory(sites: list[Site]) -> str:
+    grids = ", ".join(map(str, sorted({site.downsample for site in sites})))
+    return f"There are {len(sites)} blocks, {sites[0].name} to {sites[-1].name}, with downsample {grids}."

@@ -84,7 +84,7 @@ def _refuse_early(plan: Comparison) -> None:
     """Find before any work what would otherwise end a comparison after hours."""
     backbone = plan.backbone
     for reducer in plan.reducers.values():
-        attach(backbone.network, reducer, layers=plan.layers).detach()
+        attach(backbone.network, reducer, placement=plan.placement).detach()
     DDIMSampler(backbone, plan.steps, plan.guidance, plan.sampling_rows)
     steps = plan.stages.timesteps(backbone.schedule.steps)
     noise = NoiseSet.draw(plan.seed, steps, backbone.latent_shape)
@@ -118,7 +118,7 @@ def _trainer(plan: Comparison) -> Trainer:
 def _common(plan: Comparison) -> dict[str, Any]:
     # A copy for each task: Lightning converts a module to half precision in place.
     backbone = copy.deepcopy(plan.backbone)
-    return {"backbone": backbone, "layers": plan.layers, "seed": plan.seed, "compile": plan.compile}
+    return {"backbone": backbone, "placement": plan.placement, "seed": plan.seed, "compile": plan.compile}
 
 
 def _classify(plan: Comparison, reducer: TokenReducer, place: Path) -> None:
@@ -128,6 +128,7 @@ def _classify(plan: Comparison, reducer: TokenReducer, place: Path) -> None:
         stages=plan.stages,
         loss=plan.loss,
         rows=plan.rows,
+        share_plans=plan.share_plans,
         output=place / "classification",
         resume=True,
     )
@@ -159,12 +160,14 @@ def _measure(plan: Comparison, reducer: TokenReducer, place: Path) -> None:
     backbone = copy.deepcopy(plan.backbone).to(device)
     backbone = backbone.to(_DTYPES[str(trainer.precision)])
     _save_map(plan, reducer, backbone, device, place)
-    flops = count_flops(plan.backbone, reducer, plan.layers)
-    with attach(backbone.network, reducer, layers=plan.layers, seed=plan.seed) as report:
+    sharing = len(backbone.classes) if plan.share_plans else 1
+    flops = count_flops(plan.backbone, reducer, plan.placement, sharing)
+    with attach(backbone.network, reducer, placement=plan.placement, seed=plan.seed) as report:
         if plan.compile:
             torch._dynamo.reset()  # noqa: SLF001 as torch's documentation advises between models
             backbone.network.compile(dynamic=False, fullgraph=True)
-        latency: Latency = measure_latency(backbone, plan.rows, plan.timing_repeats)
+        with report.shared(sharing):
+            latency: Latency = measure_latency(backbone, plan.rows // sharing * sharing, plan.timing_repeats)
     sites = [{"name": site.name, "before": site.before, "after": site.after} for site in report.sites]
     write_json(place / "cost.json", {"flops": flops, "latency": asdict(latency), "sites": sites})
 
@@ -177,7 +180,7 @@ def _save_map(plan: Comparison, reducer: TokenReducer, backbone: Any, device: to
         backbone.encode(chosen.images.to(device)),
         chosen.labels.to(device),
         _MAP_TIMESTEP,
-        plan.layers,
+        plan.placement,
         plan.seed,
     )
     if found is None or found.grid.axes != 2:
@@ -208,7 +211,8 @@ def _identity(plan: Comparison) -> dict[str, Any]:
         "guidance": plan.guidance,
         "generated": plan.prompts.count,
         "first_seed": plan.prompts.first_seed,
-        "layers": plan.layers,
+        "placement": str(plan.placement),
+        "share_plans": plan.share_plans,
         "seed": plan.seed,
         "precision": plan.trainer.get("precision", "32-true"),
         "reference_images": fingerprint([reference_images(plan.reference, plan.backbone)]),

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from bigain.adapters.placement import Placement
 from bigain.data.module import LabelledImageData
 from bigain.data.prompts import ClassPrompts
 from bigain.diffusion.backbone import Backbone
@@ -41,7 +42,10 @@ class Comparison:
         guidance: Guidance scale.
         rows: Rows of one forward pass in classification and timing.
         sampling_rows: Images drawn at once.
-        layers: Blocks to attach to. Default: those of the published methods.
+        placement: Which blocks to attach to, and which parts of them. Default: those of
+            the published methods.
+        share_plans: Let the classes of one image, timestep and noise share a plan, in
+            classification.
         seed: Seeds the classifier's noise and what reducers draw.
         compile: Compile the network.
         trainer: Arguments of `lightning.Trainer`; `precision: auto` takes bf16-true where the
@@ -62,7 +66,8 @@ class Comparison:
     guidance: float = 1.5
     rows: int = 25
     sampling_rows: int = 8
-    layers: list[int] | None = None
+    placement: Placement = Placement()
+    share_plans: bool = False
     seed: int = 0
     compile: bool = False
     trainer: dict[str, Any] = field(default_factory=dict)

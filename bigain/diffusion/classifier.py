@@ -1,6 +1,7 @@
 """The diffusion classifier: the class whose noise prediction errs least."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,6 +50,13 @@ class DiffusionClassifier:
         classes: K.
         loss: `l2`, `l1` or `huber` (threshold 1).
         rows: Rows of one forward pass.
+        share: Called with k, gives a context in which each k consecutive rows share what
+            depends on the image, timestep and noise alone (`AttachReport.shared`). Passes
+            then hold whole groups of one image, timestep and noise with every class still
+            in the race, and at most `rows` rows. Without it every row plans for itself.
+
+    Raises:
+        SettingError: A setting is impossible, or `rows` cannot hold every class of a group.
 
     References:
         BiGain, section 3; Li et al. (2023), algorithm 1.
@@ -63,6 +71,7 @@ class DiffusionClassifier:
         classes: int,
         loss: Loss = "l2",
         rows: int = 64,
+        share: Callable[[int], AbstractContextManager[None]] | None = None,
     ) -> None:
         if loss not in _LOSSES:
             raise SettingError(f"loss is one of {', '.join(_LOSSES)}; got {loss!r}.")
@@ -72,6 +81,11 @@ class DiffusionClassifier:
             raise SettingError(f"The noise set has {len(noise_set.timesteps)} timesteps, the stages {stages.total}.")
         if stages.keeps[0] > classes:
             raise SettingError(f"keeps={stages.keeps} keeps more classes than the {classes} there are.")
+        if share is not None and rows < classes:
+            raise SettingError(
+                f"Classes that share plans are evaluated together: rows must be {classes} or more; got {rows}."
+            )
+        self._share = share
         self._predict, self._schedule, self._noise_set = predict, schedule, noise_set
         self._stages, self._classes, self._loss, self._rows = stages, classes, _LOSSES[loss], rows
         self._alphas = schedule.alphas_cumprod(noise_set.timesteps.device)
@@ -107,20 +121,21 @@ class DiffusionClassifier:
         image = torch.arange(batch, device=device).repeat_interleave(len(new) * count)
         index = step.repeat_interleave(count).repeat(batch)
         label = alive[:, None].expand(-1, len(new), -1).flatten()
-        found = [
-            self._rows_error(clean, image[i : i + self._rows], index[i : i + self._rows], label[i : i + self._rows])
-            for i in range(0, len(image), self._rows)
-        ]
+        chosen = torch.stack([image, index, label])
+        group = 1 if self._share is None else count
+        size = self._rows // group * group
+        with nullcontext() if self._share is None else self._share(group):
+            found = [self._rows_error(clean, chosen[:, i : i + size], group) for i in range(0, chosen.shape[1], size)]
         if found:
             errors[image, label, index] = torch.cat(found)
 
-    def _rows_error(self, clean: Tensor, image: Tensor, index: Tensor, label: Tensor) -> Tensor:
-        # The last pass repeats its first row to fill up: one shape compiles once, and
+    def _rows_error(self, clean: Tensor, part: Tensor, group: int) -> Tensor:
+        # The last pass repeats its first rows to fill up: one shape compiles once, and
         # matrix products keep their shape, so that a row's result keeps its value.
-        count = len(image)
-        fill = torch.arange(self._rows, device=image.device)
-        fill = torch.where(fill < count, fill, 0)
-        image, index, label = image[fill], index[fill], label[fill]
+        count = part.shape[1]
+        fill = torch.arange(self._rows // group * group, device=part.device)
+        fill = torch.where(fill < count, fill, fill % group)
+        image, index, label = part[:, fill]
         noise, timesteps = self._noise_set.noise[index], self._noise_set.timesteps[index]
         noisy = self._schedule.add_noise(clean[image], noise, timesteps, self._alphas)
         predicted = self._predict(noisy, timesteps, label)

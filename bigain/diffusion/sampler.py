@@ -1,5 +1,7 @@
 """DDIM with classifier-free guidance, one seed an image."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,13 +21,22 @@ class DDIMSampler:
         steps: Sampling steps.
         guidance: Guidance scale; 1 leaves the condition as it is and halves the cost.
         rows: Images drawn at once; a smaller batch is filled up, so that shapes stay.
+        at: Called with each step's timestep, gives the context that the step runs in
+            (`AttachReport.at`).
 
     References:
         Denoising Diffusion Implicit Models (Song et al., 2021), equation 12 with
         sigma = 0; Classifier-Free Diffusion Guidance (Ho and Salimans, 2022).
     """
 
-    def __init__(self, backbone: Backbone, steps: int = 50, guidance: float = 1.5, rows: int = 64) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        steps: int = 50,
+        guidance: float = 1.5,
+        rows: int = 64,
+        at: Callable[[float], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
         if not 1 <= steps <= backbone.schedule.steps:
             raise SettingError(f"steps is from 1 to {backbone.schedule.steps}; got {steps}.")
         if guidance < 1:
@@ -33,6 +44,7 @@ class DDIMSampler:
         if rows < 1:
             raise SettingError(f"rows is the number of images drawn at once, 1 or more; got {rows}.")
         self._backbone, self._steps, self._guidance, self._rows = backbone, steps, guidance, rows
+        self._at = at
 
     @property
     def evaluations(self) -> int:
@@ -64,7 +76,8 @@ class DDIMSampler:
         latents, labels = noise[fill].to(labels.device), labels[fill.to(labels.device)]
         scheduler, finite = self._scheduler(), []
         for timestep in scheduler.timesteps.tolist():
-            predicted = self._guided(latents, timestep, labels)
+            with self._at(timestep):
+                predicted = self._guided(latents, timestep, labels)
             finite.append(predicted.flatten(1).isfinite().all(dim=1)[:count])
             latents = scheduler.step(predicted, timestep, latents, return_dict=False)[0]
         self._refuse_nan(torch.stack(finite), scheduler.timesteps.tolist(), labels, seeds)

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from bigain.adapters.placement import Placement
 from bigain.data.labelled import LabelledImages
 from bigain.data.module import LabelledImageData
 from bigain.diffusion.backbone import Backbone
@@ -36,7 +38,11 @@ class ClassificationTask(EvaluationTask):
         stages: Staged pruning.
         loss: `l2`, `l1` or `huber`.
         rows: Rows of one forward pass; changes speed, and figures by rounding at most.
-        layers: Blocks to attach to. Default: those of the published methods.
+        share_plans: Plan once for the same image, timestep and noise, and let its classes
+            share the plan: cheaper, and classes are compared on the same merged tokens.
+            Off is the paper's behaviour.
+        placement: Which blocks to attach to, and which parts of them. Default: those of
+            the published methods.
         seed: Seeds the shared set of timesteps and noises.
         compile: Compile the network.
         output: Folder of the result.
@@ -52,14 +58,15 @@ class ClassificationTask(EvaluationTask):
         stages: Stages = Stages(),
         loss: Loss = "l2",
         rows: int = 64,
-        layers: list[int] | int | None = None,
+        share_plans: bool = False,
+        placement: Placement = Placement(),
         seed: int = 0,
         compile: bool = False,  # noqa: A002 the name Lightning's users know
         output: Path = Path("results/classification"),
         resume: bool = False,
     ) -> None:
-        super().__init__(backbone, reducer, layers, seed, compile, output, resume)
-        self.stages, self.loss, self.rows = stages, loss, rows
+        super().__init__(backbone, reducer, placement, seed, compile, output, resume)
+        self.stages, self.loss, self.rows, self.share_plans = stages, loss, rows, share_plans
         self._classifier: DiffusionClassifier | None = None
 
     @property
@@ -88,10 +95,15 @@ class ClassificationTask(EvaluationTask):
     def _build(self, device: torch.device) -> DiffusionClassifier:
         steps = self.stages.timesteps(self.backbone.schedule.steps)
         noise = NoiseSet.draw(self.seed, steps, self.backbone.latent_shape).to(device)
-        backbone = self.backbone
+        backbone, share = self.backbone, self._shared if self.share_plans else None
+        classes = len(backbone.classes)
         return DiffusionClassifier(
-            backbone.predict_noise, backbone.schedule, noise, self.stages, len(backbone.classes), self.loss, self.rows
+            backbone.predict_noise, backbone.schedule, noise, self.stages, classes, self.loss, self.rows, share
         )
+
+    def _shared(self, rows: int) -> AbstractContextManager[None]:
+        assert self.attached is not None
+        return self.attached.shared(rows)
 
     def settings(self) -> Mapping[str, Any]:
         images = self.images
@@ -99,6 +111,7 @@ class ClassificationTask(EvaluationTask):
             "trials": self.stages.trials,
             "keeps": self.stages.keeps,
             "loss": self.loss,
+            "share_plans": self.share_plans,
             "images": len(images),
             "data": fingerprint([images.images, images.labels]),
             "source": Path(images.source).name,

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from bigain.adapters.attach import attach
+from bigain.adapters.placement import Placement
 from bigain.adapters.report import AttachReport
 from bigain.diffusion.backbone import Backbone
 from bigain.errors import SettingError
@@ -30,8 +31,8 @@ class EvaluationTask(LightningModule, ABC):
     Args:
         backbone: The model.
         reducer: What is attached to it.
-        layers: Blocks to attach to: indices, or how many of the first. Default:
-            those of the published methods.
+        placement: Which blocks to attach to, and which parts of them. Default: those of
+            the published methods.
         seed: Seeds noise and whatever the reducer draws.
         compile: Compile the network (`torch.compile`, whole graph).
         output: Folder of the result; it appears when the result is whole.
@@ -47,7 +48,7 @@ class EvaluationTask(LightningModule, ABC):
         self,
         backbone: Backbone,
         reducer: TokenReducer,
-        layers: list[int] | int | None,
+        placement: Placement,
         seed: int,
         compile: bool,  # noqa: A002 the name Lightning's users know
         output: Path,
@@ -55,7 +56,7 @@ class EvaluationTask(LightningModule, ABC):
     ) -> None:
         super().__init__()
         self.backbone = backbone.eval().requires_grad_(requires_grad=False)
-        self.reducer, self.layers, self.seed = reducer, layers, seed
+        self.reducer, self.placement, self.seed = reducer, placement, seed
         self.compiled, self.output, self.resume = compile, Path(output), resume
         self.summary: dict[str, Any] = {}
         self.attached: AttachReport | None = None
@@ -73,7 +74,7 @@ class EvaluationTask(LightningModule, ABC):
     def setup(self, stage: str) -> None:
         self.check()
         # Try the reducer on the model before any work: an impossible ratio ends here.
-        self.attached = attach(self.backbone.network, self.reducer, layers=self.layers, seed=self.seed)
+        self.attached = attach(self.backbone.network, self.reducer, placement=self.placement, seed=self.seed)
         self.attached.detach()
         self._store = ResultFolder(self.output, self._identity(), self.resume)
         # No process may begin to write before the others have looked for an earlier run.
@@ -91,7 +92,7 @@ class EvaluationTask(LightningModule, ABC):
 
     def on_test_start(self) -> None:
         self._began = time.monotonic()
-        self.attached = attach(self.backbone.network, self.reducer, layers=self.layers, seed=self.seed)
+        self.attached = attach(self.backbone.network, self.reducer, placement=self.placement, seed=self.seed)
         if self.compiled:
             torch._dynamo.reset()  # noqa: SLF001 as torch's documentation advises between models
             self.backbone.network.compile(dynamic=False, fullgraph=True)
@@ -138,7 +139,7 @@ class EvaluationTask(LightningModule, ABC):
             "backbone": type(self.backbone).__name__,
             "weights": self._weights,
             "reducer": repr(self.reducer),
-            "layers": self.layers,
+            "placement": str(self.placement),
             "seed": self.seed,
             "precision": str(self.trainer.precision),
             **self.settings(),

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from bigain.adapters.placement import Placement
 from bigain.assets import asset
 from bigain.data.labelled import load_images
 from bigain.diffusion.backbone import Backbone
@@ -43,7 +45,8 @@ class GenerationTask(EvaluationTask):
         steps: DDIM steps.
         guidance: Guidance scale; 1 is none.
         rows: Images drawn at once; changes speed, and figures by rounding at most.
-        layers: Blocks to attach to. Default: those of the published methods.
+        placement: Which blocks to attach to, and which parts of them. Default: those of
+            the published methods.
         seed: Seeds what the reducer draws; images have seeds of their own.
         compile: Compile the network.
         output: Folder of the result.
@@ -61,17 +64,17 @@ class GenerationTask(EvaluationTask):
         steps: int = 50,
         guidance: float = 1.5,
         rows: int = 64,
-        layers: list[int] | int | None = None,
+        placement: Placement = Placement(),
         seed: int = 0,
         compile: bool = False,  # noqa: A002 the name Lightning's users know
         output: Path = Path("results/generation"),
         resume: bool = False,
     ) -> None:
-        super().__init__(backbone, reducer, layers, seed, compile, output, resume)
+        super().__init__(backbone, reducer, placement, seed, compile, output, resume)
         # In a tuple, it is no part of this module: half precision would round its weights.
         self._features, self.reference = (features,), reference
         self.steps, self.guidance, self.rows = steps, guidance, rows
-        self.sampler = DDIMSampler(backbone, steps, guidance, rows)
+        self.sampler = DDIMSampler(backbone, steps, guidance, rows, self._at)
         self.real: FrechetReference | None = None
         self._real_images = torch.empty(0)
 
@@ -104,6 +107,10 @@ class GenerationTask(EvaluationTask):
             return
         label, seed = batch["label"][fresh], batch["seed"][fresh]
         self.store.add(batch["index"][fresh], {"label": label, "seed": seed, "image": self.sampler(label, seed)})
+
+    def _at(self, timestep: float) -> AbstractContextManager[None]:
+        # All rows are at one timestep, and the host knows it: what switches by timestep can settle.
+        return nullcontext() if self.attached is None else self.attached.at(timestep)
 
     def summarize(self, held: Mapping[str, Tensor]) -> dict[str, Any]:
         if self.real is None:

@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUTPUT ?= demo
 WORKERS ?= 2
+PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 
 .PHONY: install demo test lint clean
 
@@ -14,10 +15,10 @@ install: $(STAMP)
 
 # The constraints name the versions that were tested; torch's is the last that this
 # project was run with, and where an index or a wheel folder has a CPU build of it, pip takes that.
-$(STAMP): pyproject.toml .ci/constraints.txt
+$(STAMP): pyproject.toml .ci/constraints.txt $(PLUGINS:%=%/pyproject.toml)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable ".[dev]" $(PLUGINS:%=--editable %)
 	touch $(STAMP)
 
 demo: $(STAMP)
@@ -29,7 +30,7 @@ test: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy bigain
+	$(BIN)/mypy bigain $(wildcard plugins/*/bigain_*)
 
 clean:
 	rm -rf $(VENV) demo demo.partial .pytest_cache .mypy_cache .ruff_cache

@@ -62,6 +62,10 @@ class Cached(TokenReducer):
     def reduced_length(self, grid: Grid, context: Context | None = None) -> int:
         return self.reducer.reduced_length(grid, context)
 
+    def at(self, timestep: float) -> TokenReducer:
+        inner = self.reducer.at(timestep)
+        return self if inner is self.reducer else Cached(inner, self.per)
+
     @classmethod
     def examples(cls) -> list[Self]:
         from bigain.reducers.lgtm import LGTM

@@ -20,10 +20,12 @@ class KeyValueReduction(Reduction):
     Args:
         inner: The reduction.
         sizes: float32, `[B, M]`.
+        padded: Whether some places stand for no token.
     """
 
     inner: Reduction
     sizes: Tensor
+    padded: bool
     kind: ClassVar[Kind] = "kv"  # type: ignore[misc]
 
     def reduce(self, tokens: Tensor) -> Tensor:
@@ -61,14 +63,20 @@ class KVMerge(TokenReducer):
 
     def plan(self, tokens: Tensor, grid: Grid, context: Context | None = None) -> Reduction:
         inner = self.reducer.plan(tokens, grid, context)
-        return KeyValueReduction(inner, inner.sizes)
+        return KeyValueReduction(inner, inner.sizes, inner.padded)
 
     def reduced_length(self, grid: Grid, context: Context | None = None) -> int:
         return self.reducer.reduced_length(grid, context)
 
+    def at(self, timestep: float) -> TokenReducer:
+        inner = self.reducer.at(timestep)
+        return self if inner is self.reducer else KVMerge(inner)
+
     @classmethod
     def examples(cls) -> list[Self]:
         from bigain.reducers.lgtm import LGTM
+        from bigain.reducers.scheduled import Rule, Scheduled
         from bigain.reducers.tome import ToMe
 
-        return [cls(ToMe(0.5)), cls(LGTM(0.3, mode="prune"))]
+        by_timestep = Scheduled([Rule(ToMe(0.3), timesteps=(500, 1000))], LGTM(0.5))
+        return [cls(ToMe(0.5)), cls(LGTM(0.3, mode="prune")), cls(by_timestep)]

@@ -19,6 +19,7 @@ __all__ = ["main"]
 OWN_COMMANDS = {
     "compare": "Run classification, generation and cost for several reducers and write one page.",
     "export": "Turn a training checkpoint into the safetensors that ship.",
+    "flops": "Count operations of any network under any reducers: no weights, no GPU, in seconds.",
     "list": "List scorers, reducers, adapters and backbones, with the package each comes from.",
 }
 """Commands that are not Lightning's verbs."""
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if given and given[0] in OWN_COMMANDS:
             from bigain import commands
 
-            getattr(commands, given[0])(given[1:])
+            getattr(commands, given[0])(_with_class_paths(given[1:]))
         else:
             _lightning(given)
     except Exception as error:
@@ -91,7 +92,7 @@ def _lightning(arguments: Sequence[str]) -> None:
         LightningDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
-        args=[_with_class_path(argument) for argument in arguments],
+        args=_with_class_paths(arguments),
         seed_everything_default=0,
         save_config_callback=None,
         parser_kwargs={
@@ -101,10 +102,27 @@ def _lightning(arguments: Sequence[str]) -> None:
     )
 
 
+def _with_class_paths(arguments: Sequence[str]) -> list[str]:
+    """Turn registered names into class paths; `--reducer lgtm` means `--reducer=lgtm`."""
+    joined: list[str] = []
+    for argument in arguments:
+        option = joined[-1] if joined else ""
+        if option.startswith("--") and "=" not in option and _kind_of(option) and not argument.startswith("-"):
+            joined[-1] = f"{option}={argument}"
+        else:
+            joined.append(argument)
+    return [_with_class_path(argument) for argument in joined]
+
+
+def _kind_of(option: str) -> str | None:
+    """Say what kind of class an option takes: `--model.reducer` takes reducers."""
+    return {"reducer": "reducers", "backbone": "backbones"}.get(option.removeprefix("--").rpartition(".")[2])
+
+
 def _with_class_path(argument: str) -> str:
     """Turn `--model.reducer=lgtm` into the class path that jsonargparse wants."""
     option, equals, value = argument.partition("=")
-    kind = {"reducer": "reducers", "backbone": "backbones"}.get(option.rpartition(".")[2])
+    kind = _kind_of(option)
     if kind is None or not equals or "." in value or value.startswith(("{", "null")):
         return argument
     found = get(kind, value)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["compare", "export", "list"]
+__all__ = ["compare", "export", "flops", "list"]
 
 
 def compare(arguments: Sequence[str]) -> None:
@@ -44,6 +44,33 @@ def export(arguments: Sequence[str]) -> None:
     parser.add_argument("--prefix", default="backbone.network.", help="Which part of the LightningModule to keep.")
     given = parser.parse_args([*arguments])
     print(export_checkpoint(given.checkpoint, given.output, given.prefix))
+
+
+def flops(arguments: Sequence[str]) -> None:
+    """Count the operations of one network evaluation under reducers: no weights, no GPU."""
+    from dataclasses import fields
+
+    from jsonargparse import ArgumentParser
+    from rich.console import Console
+
+    from bigain.profiling.flops import COUNTED
+    from bigain.profiling.flops_plan import FlopsPlan, count_plan
+    from bigain.profiling.flops_table import check_writable, terminal_table, told_of_parts, write_csv
+
+    parser = ArgumentParser(prog="bigain flops", description=flops.__doc__)
+    parser.add_argument("--config", action="config", help="A YAML recipe, such as recipes/flops/sd2_tables_11_18.yaml.")
+    parser.add_class_arguments(FlopsPlan)
+    parser.add_argument("--csv", type=Path, default=None, help="File for the table, too.")
+    given = parser.instantiate(parser.parse_args([*arguments]))
+    plan = FlopsPlan(**{item.name: getattr(given, item.name) for item in fields(FlopsPlan)})
+    check_writable(given.csv)
+    content = count_plan(plan)
+    if given.csv is not None:
+        write_csv(given.csv, content)
+    console = Console()
+    console.width = min(100, console.width)
+    for line in (content.title, terminal_table(content), told_of_parts(content), COUNTED):
+        console.print(line, highlight=False)
 
 
 def list(arguments: Sequence[str]) -> None:  # noqa: A001 named as the command is

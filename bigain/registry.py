@@ -121,7 +121,7 @@ def get(kind: str, name: str) -> type[Any]:
     return loaded
 
 
-def build(kind: str, spec: Any, **settings: Any) -> Any:
+def build(kind: str, spec: Any, /, **settings: Any) -> Any:
     """Build an object of a kind from a name, a class path, a mapping or the object itself.
 
     Args:
@@ -170,12 +170,12 @@ def _by_path(kind: str, path: str) -> type[Any]:
     return found
 
 
-def build_scorer(spec: "TokenScorer | str | Mapping[str, Any]", **settings: Any) -> "TokenScorer":
+def build_scorer(spec: "TokenScorer | str | Mapping[str, Any]", /, **settings: Any) -> "TokenScorer":
     """Build a scorer: `build_scorer("laplacian_l1")`. See `build`."""
     return cast("TokenScorer", build("scorers", spec, **settings))
 
 
-def build_reducer(spec: "TokenReducer | str | Mapping[str, Any]", **settings: Any) -> "TokenReducer":
+def build_reducer(spec: "TokenReducer | str | Mapping[str, Any]", /, **settings: Any) -> "TokenReducer":
     """Build a reducer: `build_reducer("lgtm", ratio=0.5)`. See `build`."""
     return cast("TokenReducer", build("reducers", spec, **settings))
 

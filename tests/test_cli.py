@@ -47,14 +47,14 @@ def failure(arguments, capsys):
 BAD = {
     "ratio out of range": (["--model.reducer.init_args.ratio=1.5"], "in [0, 1); got 1.5"),
     "ratio beyond the method": (["--model.reducer.init_args.ratio=0.8"], "at most 48"),
-    "unknown scorer": (["--model.reducer.init_args.scorer=laplacian_12"], "Did you mean laplacian_l1"),
+    "unknown scorer": (["--model.reducer.init_args.scorer=laplacian_12"], "Did you mean laplacian_l2 or laplacian_l1"),
     "missing weights": (["--model.backbone.init_args.weights=nowhere"], "No model at nowhere"),
     "missing images": (["--data.test=nowhere"], "No images at nowhere"),
     "missing checkpoint": (["--ckpt_path=nowhere.ckpt"], "No checkpoint at nowhere.ckpt"),
     "impossible stages": (["--model.stages.trials=[5,2]"], "trials rising"),
     "unknown reducer": (["--model.reducer=lgmt"], "no reducer named 'lgmt'. Did you mean lgtm"),
     "no images wanted": (["--data.limit=0"], "limit is the number of images"),
-    "too many layers": (["--model.layers=9"], "blocks 0 to 3"),
+    "too many layers": (["--model.placement.layers=9"], "blocks 0 to 3"),
 }
 
 
@@ -104,6 +104,21 @@ def test_the_list_shows_names_and_packages(capsys):
     told = capsys.readouterr().out
     for name in ("laplacian_l1", "lgtm", "tome", "identity", "dit", "pixel_dit", "bigain"):
         assert name in told
+
+
+def test_names_become_class_paths_for_every_command(root, tmp_path, capsys, monkeypatch):
+    """Written with or without an equals sign; what comes after another option stays as it is."""
+    from bigain.cli import _with_class_paths
+
+    lgtm, dit = "bigain.reducers.lgtm.LGTM", "bigain.backbones.pixel_dit.PixelDiT"
+    given = ["--config", "x.yaml", "--model.reducer", "lgtm", "--model.reducer.ratio", "0.5", "--a.backbone=pixel_dit"]
+    assert _with_class_paths(given) == [*given[:2], f"--model.reducer={lgtm}", *given[4:6], f"--a.backbone={dit}"]
+    for kept in (["list", "reducers"], ["--reducer", "--csv=x"], ["--reducer=null"], ["--reducer", "a.b.C"], ["--x=1"]):
+        assert "=".join(_with_class_paths(kept)) == "=".join(kept)
+    monkeypatch.chdir(root)
+    demo = ["compare", "--config=recipes/benchmark/cifar10_demo.yaml", f"--output={tmp_path / 'out'}"]
+    message = failure([*demo, "--comparison.backbone=pixel_dti"], capsys)
+    assert "no backbone named 'pixel_dti'. Did you mean pixel_dit" in message
 
 
 def test_an_unknown_kind_is_refused(capsys):

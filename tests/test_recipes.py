@@ -1,5 +1,6 @@
 """Every recipe, found by looking, runs a batch on a tiny model."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -11,7 +12,9 @@ from bigain.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").rglob("*.yaml"))
-KINDS = {"classify", "generate", "train", "benchmark"}
+KINDS = {"classify", "generate", "train", "benchmark", "flops"}
+VERBS = {"classify": "test", "generate": "test", "train": "fit"}
+"""Lightning's, by kind; the others have a command of their own."""
 
 
 def test_recipes_were_found_and_are_of_known_kinds():
@@ -41,10 +44,10 @@ def small(recipe, tiny_weights, output):
     return [*options, "--data.batch_size=2", "--data.count=2", "--model.steps=2"]
 
 
-@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if "/benchmark/" not in recipe])
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if Path(recipe).parts[1] in VERBS])
 def test_it_runs_a_batch(recipe, root, tiny_weights, tmp_path, monkeypatch):
     monkeypatch.chdir(root)
-    verb = "fit" if "/train/" in recipe else "test"
+    verb = VERBS[Path(recipe).parts[1]]
     main([verb, "--config", recipe, *small(recipe, tiny_weights, tmp_path / "out")])
     if verb == "test":
         assert json.loads((tmp_path / "out" / "result.json").read_text())["summary"]
@@ -78,6 +81,21 @@ def test_a_comparison_runs_small_and_writes_its_page(recipe, root, tiny_weights,
     assert (out / "lgtm" / "classification" / "predictions.csv").exists()
     assert not (tmp_path / "out.partial").exists()
     shutil.rmtree(out)
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if "/flops/" in recipe])
+def test_operations_are_counted_on_a_tiny_network(recipe, root, tmp_path, monkeypatch):
+    monkeypatch.chdir(root)
+    stages = {"down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"]}
+    stages |= {"up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"], "block_out_channels": [16, 16]}
+    tiny = {"_class_name": "UNet2DConditionModel", "sample_size": 16, "norm_num_groups": 8, "cross_attention_dim": 8}
+    (tmp_path / "config.json").write_text(json.dumps({**tiny, **stages}))
+    main(["flops", "--config", recipe, f"--network={tmp_path}", "--shape=null", f"--csv={tmp_path / 'table.csv'}"])
+    rows = list(csv.DictReader((tmp_path / "table.csv").open()))
+    plan = yaml.safe_load((root / recipe).read_text())
+    assert [row["method"] for row in rows] == list(plan["reducers"])
+    assert float(rows[0]["saved"]) == 0
+    assert all(int(row["tokens_after"]) < int(row["tokens_before"]) == 256 for row in rows[1:])
 
 
 def test_the_demo_is_as_large_as_promised(root):

@@ -35,7 +35,8 @@ class PixelDiT(Backbone):
     Args:
         weights: `"embedded"` for the CIFAR-10 model that ships with bigain, or a
             folder that `DiTTransformer2DModel.save_pretrained` wrote. `None`
-            starts from random weights of the shape below.
+            starts from random weights of the shape below. Under `torch.device("meta")`
+            only the shapes are read.
         width: Channels of a token. This and what follows, up to `image_size`, describe a
             model of random weights; one that is loaded brings its own shape.
         depth: Number of blocks.
@@ -140,7 +141,8 @@ def _build(shape: dict[str, Any]) -> "DiTTransformer2DModel":
 
 def _load(folder: Path, classes: int) -> "DiTTransformer2DModel":
     config_file, weights_file = folder / "config.json", folder / WEIGHTS_NAME
-    for file in (config_file, weights_file):
+    shapes_only = torch.get_default_device().type == "meta"  # as `bigain flops` builds it
+    for file in [config_file] if shapes_only else [config_file, weights_file]:
         if not file.is_file():
             raise DataError(
                 f"No model at {folder}: {file.name} is missing. Give 'embedded' or a folder that "
@@ -149,8 +151,9 @@ def _load(folder: Path, classes: int) -> "DiTTransformer2DModel":
     try:
         settings = json.loads(config_file.read_text())
         network = _build({key: value for key, value in settings.items() if not key.startswith("_")})
-        state = load_file(weights_file)
-        network.load_state_dict({key: value.float() for key, value in state.items()})
+        if not shapes_only:
+            state = load_file(weights_file)
+            network.load_state_dict({key: value.float() for key, value in state.items()})
     except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(f"The model in {folder} cannot be loaded: {reason}") from error

@@ -1,17 +1,15 @@
 """What one network evaluation costs: operations and time."""
 
-import copy
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
-from bigain.adapters.attach import attach
+from bigain.adapters.placement import Placement
 from bigain.diffusion.backbone import Backbone
+from bigain.profiling.flops import FlopCounter, backbone_inputs
 from bigain.reducers.base import TokenReducer
 
 __all__ = ["Latency", "count_flops", "measure_latency"]
@@ -36,19 +34,25 @@ class Latency:
     repeats: int
 
 
-def count_flops(backbone: Backbone, reducer: TokenReducer, layers: list[int] | int | None = None) -> int:
+def count_flops(
+    backbone: Backbone, reducer: TokenReducer, placement: Placement = Placement(), sharing: int = 1
+) -> float:
     """Count the floating-point operations of one evaluation of one image.
 
     Runs on the meta device, without weights or arithmetic; a multiplication and
     an addition count as two. Matrix products, convolutions and attention count,
     as in `torch.utils.flop_counter`; sorting and element-wise work do not.
+
+    Args:
+        backbone: The model.
+        reducer: What is attached to it.
+        placement: Where.
+        sharing: So many evaluations share one plan.
+
+    Returns:
+        Operations of one evaluation; a share of the plan's where it is shared.
     """
-    shadow = copy.deepcopy(backbone).to("meta")
-    noisy, step, label = _inputs(shadow, 1, torch.device("meta"), torch.float32)
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), attach(shadow.network, reducer, layers=layers), counter:
-        shadow.predict_noise(noisy, step, label)
-    return int(counter.get_total_flops())
+    return FlopCounter(backbone).count(reducer, placement, sharing).total
 
 
 def measure_latency(backbone: Backbone, rows: int, repeats: int = 20, warmup: int = 1) -> Latency:
@@ -61,7 +65,7 @@ def measure_latency(backbone: Backbone, rows: int, repeats: int = 20, warmup: in
         warmup: Passes before, not timed; compilation falls there.
     """
     weight = next(backbone.network.parameters())
-    noisy, step, label = _inputs(backbone, rows, weight.device, torch.float32)
+    noisy, step, label = backbone_inputs(backbone, rows, weight.device, torch.float32)
 
     def evaluate() -> None:
         backbone.predict_noise(noisy, step, label)
@@ -71,12 +75,6 @@ def measure_latency(backbone: Backbone, rows: int, repeats: int = 20, warmup: in
     per_row = [1000 * elapsed / rows for elapsed in times]
     low, median, high = statistics.quantiles(per_row, n=4, method="inclusive") if repeats > 1 else per_row * 3
     return Latency(median, low, high, rows, repeats)
-
-
-def _inputs(backbone: Backbone, rows: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    noisy = torch.randn(rows, *backbone.latent_shape, device=device, dtype=dtype)
-    steps = torch.arange(rows, device=device) * 389 % backbone.schedule.steps
-    return noisy, steps, torch.arange(rows, device=device) % len(backbone.classes)
 
 
 def _timed(action: Callable[[], None], device: torch.device) -> float:

@@ -115,9 +115,9 @@ def terminal_table(content: dict[str, Any]) -> Table:
     methods = content["methods"]
     label = methods[0]["features"]
     short = "FID" if label == "FID" else "Fréchet\ndistance"
-    # Two-line heads keep the table within the 80 columns of a plain terminal.
+    # Two lines a row keep the table within the 80 columns of a plain terminal, with no figure cut.
     heads = (
-        "top-1 %\n(95 % interval)",
+        "top-1 %\n95 % interval",
         f"paired to\n{content['baseline']}",
         short,
         "GFLOPs",
@@ -132,13 +132,13 @@ def terminal_table(content: dict[str, Any]) -> Table:
         collapse_padding=True,
         pad_edge=False,
     )
-    table.add_column("method", no_wrap=True)
+    table.add_column("method", overflow="fold")
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
     for row in methods:
         table.add_row(
             row["name"],
-            f"{100 * row['top1']:.1f} ({100 * row['top1_low']:.1f}-{100 * row['top1_high']:.1f})",
+            f"{100 * row['top1']:.1f}\n{100 * row['top1_low']:.1f} to {100 * row['top1_high']:.1f}",
             _difference(row),
             f"{row['frechet']:.2f}",
             f"{row['gflops']:.2f}",
@@ -151,7 +151,8 @@ def terminal_table(content: dict[str, Any]) -> Table:
 def _difference(row: dict[str, Any]) -> str:
     if row["difference"] is None or math.isnan(row["difference_low"]):
         return "-"
-    return f"{100 * row['difference']:+.1f} ({100 * row['difference_low']:+.1f}, {100 * row['difference_high']:+.1f})"
+    low, high = 100 * row["difference_low"], 100 * row["difference_high"]
+    return f"{100 * row['difference']:+.1f}\n{low:+.1f} to {high:+.1f}"
 
 
 def _caption(content: dict[str, Any], label: str) -> str:

@@ -53,6 +53,7 @@ def attach(
     """
     chosen = build_reducer(reducer, **settings)
     network, adapter, wanted, sites = find_sites(model, placement_of(placement, layers))
+    chosen.check_places([_place(site) for site in sites])
     _refuse(chosen, wanted, sites)
     rows = [_row(adapter, network, chosen, site, part) for site, part in _parts(wanted, sites)]
     attachment = Attachment(network, adapter, chosen, seed, chosen)
@@ -130,6 +131,11 @@ def _refuse(reducer: TokenReducer, placement: Placement, sites: list[Site]) -> N
                 f"The processor of {site.path(part)} is a {type(processor).__name__}, a module of its own; "
                 "wrapping it would take its parameters out of the model. Only plain processors can be wrapped."
             )
+        if part == "self" and "kv" in reducer.kinds and getattr(site.module(part), "fused_projections", False):
+            raise SiteError(
+                f"{site.path(part)} projects queries, keys and values at once, so that keys and values cannot be "
+                "fewer; undo that with unfuse_qkv_projections(), or take a merging reducer."
+            )
         if placement.proportional and part == "self":
             check_proportional(site.path(part), site.module(part), processor)
 
@@ -155,8 +161,15 @@ def _processor(attention: Any) -> Any:
 
 def _row(adapter: Adapter, network: nn.Module, reducer: TokenReducer, site: Site, part: Part) -> SiteReport:
     grid = adapter.grid(network, adapter.configured_shape(network), site)
-    context = Context(layer=site.layer, stage=site.stage)
-    return SiteReport(site.path(part), grid, grid.tokens, reducer.reduced_length(grid, context))
+    context = _place(site)
+    # Keys and values shrink in self-attention alone.
+    whole = part != "self" and reducer.kinds_at(context) == {"kv"}
+    after = grid.tokens if whole else reducer.reduced_length(grid, context)
+    return SiteReport(site.path(part), grid, grid.tokens, after)
+
+
+def _place(site: Site) -> Context:
+    return Context(layer=site.layer, stage=site.stage)
 
 
 def _install(report: AttachReport, attachment: Attachment, placement: Placement, sites: list[Site]) -> None:
@@ -185,6 +198,6 @@ def _put_in(planner: Planner, site: Site, part: Part, proportional: bool) -> lis
             module.register_forward_hook(reduced.after).remove,
         ]
     before = _processor(module)
-    wrapped: Any = ReducedProcessor(before, planner, part, proportional and part == "self")
+    wrapped: Any = ReducedProcessor.around(before, planner, part, proportional and part == "self")
     module.processor = wrapped
     return [lambda: setattr(module, "processor", before)]

@@ -1,6 +1,6 @@
 """Where in a model a reducer works: which blocks, and which parts of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any, get_args
@@ -50,9 +50,14 @@ class Placement:
 
     def __post_init__(self) -> None:
         parts = (self.parts,) if isinstance(self.parts, str) else tuple(self.parts)
-        if not parts or not set(parts) <= set(get_args(Part)):
-            raise SettingError(f"parts are one or more of {', '.join(get_args(Part))}; got {self.parts!r}.")
+        if not parts or not set(parts) <= set(get_args(Part)) or len(set(parts)) < len(parts):
+            raise SettingError(f"parts are one or more of {', '.join(get_args(Part))}, each once; got {self.parts!r}.")
         object.__setattr__(self, "parts", parts)
+        for name, kind in (("layers", int), ("names", str), ("downsample", int)):
+            given = getattr(self, name)
+            items = given if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
+            if given is not None and not all(isinstance(item, kind) for item in items):
+                raise SettingError(f"{name} of a placement: give {kind.__name__}, one or a list; got {given!r}.")
         if self.plan_from not in (None, *get_args(PlanFrom)):
             raise SettingError(f"plan_from is one of {', '.join(get_args(PlanFrom))}; got {self.plan_from!r}.")
         if self.preset is not None and self.preset not in PRESETS:
@@ -136,6 +141,8 @@ def select_sites(adapter: Adapter, name: str, sites: list[Site], placement: Plac
     Raises:
         SiteError: The model has no such blocks, or they have no such parts.
     """
+    if not sites:
+        raise SiteError("The model has no transformer block that a reducer could work in.")
     placement = _resolve(name, sites, placement)
     chosen = sites
     if all(getattr(placement, choice) is None for choice in _BLOCK_CHOICES):

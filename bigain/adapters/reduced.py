@@ -1,6 +1,8 @@
 """What is put into a model: parts of a block that run on reduced tokens."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -57,7 +59,8 @@ class Attachment:
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take down the moment, before a forward pass."""
-        if getattr(module, "gradient_checkpointing", False) and torch.is_grad_enabled():
+        # U-Nets hold the switch in their stages, not at the top.
+        if torch.is_grad_enabled() and any(getattr(part, "gradient_checkpointing", False) for part in module.modules()):
             # Blocks would run again during backward, where neither the timestep nor the
             # pass's cache is known: other tokens would be merged, and gradients be wrong.
             raise SiteError(
@@ -88,6 +91,8 @@ class Planner:
 
     def enter_planning(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Plan from the block's input."""
+        if self.attachment.moment is None:
+            return  # A block called by itself: its parts plan for themselves, and nothing is kept.
         self.attachment.layer = self.site.layer
         self.attachment.plan = self._make(args[0] if args else kwargs["hidden_states"])
 
@@ -115,7 +120,9 @@ class Planner:
     def _reducer(self) -> TokenReducer:
         held = self.attachment
         timestep = None if held.moment is None else held.moment.timestep
-        return held.settle(timestep) if isinstance(timestep, int | float) else held.chosen
+        if isinstance(timestep, int | float) and not torch.compiler.is_compiling():  # dynamo does not trace building
+            return held.settle(timestep)
+        return held.chosen
 
     def _context(self, tokens: Tensor) -> Context:
         held, timestep = self.attachment, None
@@ -125,11 +132,18 @@ class Planner:
             given = held.moment.timestep
             timestep = given if isinstance(given, Tensor) else torch.full((), given, device=tokens.device)
             timestep = timestep.expand(tokens.shape[0])[:: held.sharing]
-        return Context(timestep, self.site.layer, self.site.stage, held.seed, cache=held.cache)
+        # Between passes nothing may be kept for the next call.
+        kept = {} if held.moment is None else held.cache
+        return Context(timestep, self.site.layer, self.site.stage, held.seed, cache=kept)
 
 
 class ReducedProcessor:
     """Runs whatever attention processor was there on reduced tokens."""
+
+    @staticmethod
+    def around(inner: Any, planner: Planner, part: Part, proportional: bool) -> "ReducedProcessor":
+        """Wrap a processor; the wrapper takes the same arguments."""
+        return _with_signature_of(type(inner).__call__)(inner, planner, part, proportional)
 
     def __init__(self, inner: Any, planner: Planner, part: Part, proportional: bool) -> None:
         self.inner, self._planner, self._part, self._proportional = inner, planner, part, proportional
@@ -160,11 +174,35 @@ class ReducedProcessor:
             mixed = self.inner(attn, queries, keys, mask, *args, **kwargs)
         return mixed if reduction.kind == "kv" else reduction.restore(mixed)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Its class has no address of its own to be pickled by.
+        return _blank, (type(self.inner),), vars(self)
+
     def _cross(self, attn: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         reduction = self._planner(hidden_states)
         if reduction.kind == "kv":  # a composite at a block where it leaves queries alone
             return self.inner(attn, hidden_states, *args, **kwargs)  # type: ignore[no-any-return]
         return reduction.restore(self.inner(attn, reduction.reduce(hidden_states), *args, **kwargs))
+
+
+@cache
+def _with_signature_of(inner: Callable[..., Tensor]) -> type[ReducedProcessor]:
+    """Make a `ReducedProcessor` whose `__call__` shows the arguments of `inner`.
+
+    diffusers passes on those arguments that the signature names, and drops the rest;
+    a signature is looked for in `__wrapped__`.
+    """
+
+    def call(self: ReducedProcessor, *args: Any, **kwargs: Any) -> Tensor:
+        return ReducedProcessor.__call__(self, *args, **kwargs)
+
+    call.__wrapped__ = inner  # type: ignore[attr-defined]
+    return type("ReducedProcessor", (ReducedProcessor,), {"__call__": call})
+
+
+def _blank(inner: type[Any]) -> ReducedProcessor:
+    kind = _with_signature_of(inner.__call__)
+    return kind.__new__(kind)
 
 
 def _mask(reduction: Reduction, dtype: torch.dtype) -> Tensor | None:

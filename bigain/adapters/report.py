@@ -74,8 +74,8 @@ class AttachReport:
         Raises:
             SettingError: `rows` is below 1.
         """
-        if rows < 1:
-            raise SettingError(f"rows that share a plan are 1 or more; got {rows}.")
+        if not isinstance(rows, int) or rows < 1:
+            raise SettingError(f"rows that share a plan are a whole number, 1 or more; got {rows!r}.")
         held = self._attachment
         before, held.sharing = held.sharing, rows
         try:

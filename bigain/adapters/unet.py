@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bigain.adapters.base import Adapter, Moment, Part, PlanFrom, Site
+from bigain.errors import SiteError
 from bigain.grid import Grid
 
 __all__ = ["UNetAdapter"]
@@ -55,6 +56,11 @@ class UNetAdapter(Adapter):
     def configured_shape(self, model: nn.Module) -> tuple[int, ...]:
         config: Any = model.config
         side = config.sample_size
+        if side is None:
+            raise SiteError(
+                "The configuration of this U-Net has no sample_size, the side of its latents: "
+                "give one with model.register_to_config(sample_size=64)."
+            )
         return tuple(side) if isinstance(side, list | tuple) else (side, side)
 
     def moment(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Moment:

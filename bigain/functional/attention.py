@@ -34,14 +34,17 @@ def proportional_attention(query: Tensor, key: Tensor, value: Tensor, sizes: Ten
     References:
         Token Merging: Your ViT but Faster (Bolya et al., 2023), section 3.
     """
-    width, dtype = query.shape[-1], query.dtype
+    width, device = query.shape[-1], query.device.type
+    # What attention will compute in: autocast rounds once more.
+    rounds = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if rounds else query.dtype
     # The published form is one channel: sqrt(D) in the query, log(size) in the key. In half
     # precision both would be rounded; a power of two in the query is exact, and what rounding
     # takes from the key goes into a second channel, which the padding has room for.
     factor = 2.0 ** round(math.log2(math.sqrt(width)))
     weight = torch.where(sizes > 0, sizes.float().clamp_min(1e-9).log(), _NOWHERE) * (math.sqrt(width) / factor)
     coarse = weight.to(dtype)
-    extra = torch.stack([coarse, (weight - coarse.float()).to(dtype)], dim=-1)
+    extra = torch.stack([coarse, (weight - coarse.float()).to(dtype)], dim=-1).to(key.dtype)
     extra = extra[:, None].expand(-1, key.shape[1], -1, -1)
     pad = -(width + 2) % _MULTIPLE
     query = F.pad(torch.cat([query, query.new_full((*query.shape[:-1], 2), factor)], dim=-1), (0, pad))

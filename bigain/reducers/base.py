@@ -2,6 +2,7 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
@@ -105,6 +106,20 @@ class TokenReducer(ABC):
     def kinds(self) -> frozenset[Kind]:
         """The kinds of reduction that `plan` may return; more than one for composites."""
         return frozenset([self.kind])
+
+    def kinds_at(self, context: Context) -> frozenset[Kind]:
+        """Return the kinds that `plan` may return at one block; composites differ by block."""
+        return self.kinds
+
+    def check_places(self, contexts: Sequence[Context]) -> None:  # noqa: B027 most have no such settings
+        """Refuse settings about blocks that are not among those it is attached to.
+
+        Args:
+            contexts: Layer and stage of every block.
+
+        Raises:
+            SettingError: A setting would do nothing.
+        """
 
     @property
     def averages(self) -> bool:

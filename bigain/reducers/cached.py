@@ -8,6 +8,7 @@ from torch import Tensor
 from bigain.errors import SettingError
 from bigain.grid import Grid
 from bigain.reducers.base import Context, Reduction, TokenReducer
+from bigain.reducers.scheduled import Scheduled
 
 __all__ = ["Cached"]
 
@@ -27,7 +28,8 @@ class Cached(TokenReducer):
             without stages is one stage. `forward`: one plan for the whole pass.
 
     Raises:
-        SettingError: The reducer shrinks keys and values only, or `per` is unknown.
+        SettingError: The reducer shrinks keys and values, or has rules that differ where
+            one plan is kept, or `per` is unknown.
 
     References:
         BiGain, section 4.5, "Further Speedup".
@@ -43,6 +45,11 @@ class Cached(TokenReducer):
         self.reducer, self.per = build_reducer(reducer), per
         if self.reducer.kinds != {"merge"}:
             raise SettingError(f"Cached wraps a merging reducer; {self.reducer!r} shrinks keys and values.")
+        if isinstance(self.reducer, Scheduled) and self.reducer.differs_within(self.per):
+            raise SettingError(
+                f"Cached keeps one plan a {'stage' if per == 'stage' else 'forward pass'}, and the rules of "
+                f"{self.reducer!r} differ within one: put cached into the rules instead."
+            )
 
     @property
     def averages(self) -> bool:

@@ -1,7 +1,7 @@
 """Different reducers for different stages, blocks and timesteps."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bigain.errors import SettingError
 from bigain.grid import Grid
-from bigain.reducers.base import Context, Identity, Kind, Reduction, TokenReducer
+from bigain.reducers.base import Context, Identity, Kind, NoReduction, Reduction, TokenReducer
 from bigain.reducers.rowwise import Rowwise
 
 __all__ = ["Rule", "Scheduled"]
@@ -40,19 +40,15 @@ class Rule:
         from bigain.registry import build_reducer
 
         object.__setattr__(self, "reducer", build_reducer(self.reducer))
+        object.__setattr__(self, "timesteps", _bounds(self.timesteps))
         for name, kind in (("stages", str), ("layers", int)):
             given = getattr(self, name)
             if given is None:
                 continue
-            given = (given,) if isinstance(given, str | int) else tuple(given)
+            given = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
             if not given or not all(isinstance(item, kind) for item in given):
                 raise SettingError(f"{name} of a rule is a list of {kind.__name__}, or left out; got {given!r}.")
             object.__setattr__(self, name, given)
-        if self.timesteps is not None:
-            low, high = self.timesteps
-            if not low < high:
-                raise SettingError(f"timesteps of a rule are [low, high) with low < high; got [{low}, {high}).")
-            object.__setattr__(self, "timesteps", (low, high))
 
     def holds_at(self, context: Context) -> bool:
         """Say whether the rule is about this block, whatever the timestep."""
@@ -96,9 +92,27 @@ class Scheduled(TokenReducer):
         found = [reducer.kinds for reducer in reducers if not isinstance(reducer, Identity)]
         return frozenset[Kind]().union(*found) or frozenset[Kind](["merge"])
 
+    def kinds_at(self, context: Context) -> frozenset[Kind]:
+        found = [reducer.kinds for reducer, _ in self._candidates(context) if not isinstance(reducer, Identity)]
+        return frozenset[Kind]().union(*found) or frozenset[Kind](["merge"])
+
+    def check_places(self, contexts: Sequence[Context]) -> None:
+        for rule in self.rules:
+            if not any(rule.holds_at(context) for context in contexts):
+                stages = ", ".join(dict.fromkeys(str(context.stage) for context in contexts))
+                layers = ", ".join(str(context.layer) for context in contexts)
+                raise SettingError(
+                    f"{rule} holds at none of the blocks it is attached to: their stages are {stages}, "
+                    f"their layers {layers}."
+                )
+
     @property
     def averages(self) -> bool:
         return self.otherwise.averages and all(rule.reducer.averages for rule in self.rules)
+
+    def differs_within(self, per: str) -> bool:
+        """Say whether rules tell apart the blocks of one stage, or of one forward pass."""
+        return any(rule.layers is not None or (per == "forward" and rule.stages is not None) for rule in self.rules)
 
     def at(self, timestep: float) -> TokenReducer:
         rules = [rule for rule in self.rules if _within(timestep, rule.timesteps)]
@@ -111,7 +125,7 @@ class Scheduled(TokenReducer):
         context = context or Context()
         candidates = self._candidates(context)
         branches = tuple(reducer.plan(tokens, grid, context) for reducer, _ in candidates)
-        if len(branches) == 1:
+        if len(branches) == 1 or all(isinstance(branch, NoReduction) for branch in branches):
             return branches[0]
         if context.timestep is None:
             raise SettingError("scheduled has rules by timestep, but there is no timestep: the model has none.")
@@ -138,6 +152,17 @@ class Scheduled(TokenReducer):
 
         warm_up = Rule(Identity(), timesteps=(600, 1000))
         return [cls([Rule(LGTM(0.5), layers=[0, 1, 2, 3])]), cls([warm_up, Rule(LGTM(0.5))]), cls([warm_up], ToMe(0.3))]
+
+
+def _bounds(given: Any) -> tuple[float, float] | None:
+    """Return the timesteps of a rule, refusing what holds none."""
+    if given is None:
+        return None
+    pair = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else ()
+    numbers = len(pair) == 2 and all(isinstance(item, int | float) for item in pair)
+    if not numbers or not pair[0] < pair[1]:
+        raise SettingError(f"timesteps of a rule are two numbers, [low, high) with low < high; got {given!r}.")
+    return pair[0], pair[1]
 
 
 def _rule(given: Any) -> Rule:

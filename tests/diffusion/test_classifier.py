@@ -1,9 +1,12 @@
 """The classifier against a loop that evaluates one row at a time."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch.nn import functional as F
 
+from bigain.adapters.attach import attach
 from bigain.diffusion.classifier import DiffusionClassifier
 from bigain.diffusion.noise_set import NoiseSet, Stages
 from bigain.diffusion.schedule import NoiseSchedule
@@ -117,3 +120,147 @@ def test_errors_stay_float32_where_the_default_type_is_half(model):
     finally:
         torch.set_default_dtype(torch.float32)
     assert found.errors.dtype == torch.float32
+
+
+class Sharing:
+    """A model that multiplies by a nonlinear "plan": made of each row, or of the mean of rows that share it."""
+
+    def __init__(self, model):
+        self.model, self.size, self.passes = model, 1, []
+
+    def predict(self, noisy, timesteps, labels):
+        self.passes.append((self.size, noisy, timesteps, labels))
+        plain = self.model(noisy, timesteps, labels)
+        mean = plain.unflatten(0, (-1, self.size)).mean(dim=1)
+        return plain * (3 * mean).sin().repeat_interleave(self.size, dim=0)
+
+    @contextmanager
+    def share(self, size):
+        before, self.size = self.size, size
+        try:
+            yield
+        finally:
+            self.size = before
+
+
+STAGED = [Stages((2, 5), (3, 1)), Stages((4,), (1,)), Stages((1, 2, 6), (4, 2, 1)), Stages((2, 4), (6, 1))]
+
+
+def sharing_classifier(sharing, stages=STAGED[0], rows=8, share=True):
+    noise_set = NoiseSet.draw(0, stages.timesteps(1000), SHAPE)
+    share = sharing.share if share else None
+    return DiffusionClassifier(sharing.predict, SCHEDULE, noise_set, stages, CLASSES, "l2", rows, share), noise_set
+
+
+def slow_sharing(model, clean, noise_set, stages):
+    """Errors for one image: the surviving classes at one timestep share the mean of their plans."""
+    alphas, errors, alive = SCHEDULE.alphas_cumprod(), {}, list(range(CLASSES))
+    for new, keep in zip(stages.members(), stages.keeps, strict=True):
+        for index in new:
+            step, noise = noise_set.timesteps[index], noise_set.noise[index]
+            noisy = alphas[step].sqrt() * clean + (1 - alphas[step]).sqrt() * noise
+            plain = {c: model(noisy[None], step[None], torch.tensor([c]))[0] for c in alive}
+            plan = (3 * sum(plain.values()) / len(alive)).sin()
+            for label in alive:
+                errors[label, index] = float(F.mse_loss(plain[label] * plan, noise))
+        mean = {c: sum(e for (d, _), e in errors.items() if d == c) / sum(d == c for d, _ in errors) for c in alive}
+        alive = sorted(alive, key=mean.get)[:keep]
+    return errors, alive[0]
+
+
+@pytest.mark.parametrize("stages", STAGED, ids=str)
+@pytest.mark.parametrize("rows", [6, 7, 13, 64])
+def test_sharing_agrees_with_the_loop_over_images_and_timesteps(model, stages, rows):
+    clean = torch.randn(4, *SHAPE)
+    fast, noise_set = sharing_classifier(Sharing(model), stages, rows)
+    found = fast(clean)
+    alone = sharing_classifier(Sharing(model), stages, rows, share=False)[0](clean)
+    assert not torch.allclose(
+        found.errors[:, :, stages.members()[0]], alone.errors[:, :, stages.members()[0]], rtol=0.01
+    )
+    for row, image in enumerate(clean):
+        errors, prediction = slow_sharing(model, image, noise_set, stages)
+        assert int(found.prediction[row]) == prediction
+        assert int(found.errors[row].isfinite().sum()) == len(errors) == stages.evaluations(CLASSES)
+        for (label, index), error in errors.items():
+            assert float(found.errors[row, label, index]) == pytest.approx(error, rel=1e-5)
+
+
+@pytest.mark.parametrize("stages", STAGED, ids=str)
+@pytest.mark.parametrize("rows", [6, 8, 13, 64])
+def test_every_shared_pass_holds_whole_groups_and_no_more_rows(model, stages, rows):
+    sharing = Sharing(model)
+    sharing_classifier(sharing, stages, rows)[0](torch.randn(3, *SHAPE))
+    alive = [CLASSES, *stages.keeps]
+    assert [size for size, *_ in sharing.passes] == sorted((size for size, *_ in sharing.passes), reverse=True)
+    assert {size for size, *_ in sharing.passes} == set(alive[: len(stages.trials)])
+    for size, noisy, timesteps, labels in sharing.passes:
+        assert len(noisy) == rows // size * size
+        for group in range(0, len(noisy), size):
+            own = slice(group, group + size)
+            assert (noisy[own] == noisy[group]).all()
+            assert (timesteps[own] == timesteps[group]).all()
+            assert len(set(labels[own].tolist())) == size
+    assert sharing.size == 1
+
+
+def test_neighbours_and_order_change_nothing_where_plans_are_shared(model):
+    clean = torch.randn(5, *SHAPE)
+    together = sharing_classifier(Sharing(model))[0](clean)
+    backwards = sharing_classifier(Sharing(model))[0](clean.flip(0))
+    torch.testing.assert_close(backwards.errors.flip(0), together.errors, equal_nan=True)
+    for row in range(5):
+        alone = sharing_classifier(Sharing(model))[0](clean[row : row + 1])
+        torch.testing.assert_close(alone.errors[0], together.errors[row], equal_nan=True)
+
+
+def test_without_sharing_every_row_plans_for_itself(model):
+    sharing, clean = Sharing(model), torch.randn(3, *SHAPE)
+    found = sharing_classifier(sharing, rows=4, share=False)[0](clean)  # fewer rows than classes will do
+    assert {(size, len(noisy)) for size, noisy, *_ in sharing.passes} == {(1, 4)}
+    by_row, _ = classifier(Sharing(model).predict, rows=4)
+    torch.testing.assert_close(by_row(clean).errors, found.errors, equal_nan=True)
+
+
+def test_a_pass_that_cannot_hold_all_classes_is_refused(model):
+    with pytest.raises(SettingError) as caught:
+        sharing_classifier(Sharing(model), rows=CLASSES - 1)
+    told = "Classes that share plans are evaluated together: rows must be 6 or more; got 5."
+    assert str(caught.value) == told
+
+
+def test_sharing_ends_where_the_model_fails(model):
+    sharing = Sharing(model)
+    sharing.model = lambda noisy, timesteps, labels: noisy[:, :, :, :1].view(0)
+    with pytest.raises(RuntimeError):
+        sharing_classifier(sharing)[0](torch.randn(1, *SHAPE))
+    assert sharing.size == 1
+
+
+@torch.no_grad()
+def test_classes_share_the_plans_of_a_real_network(tiny_backbone):
+    """One image, timestep and noise at a time, all surviving classes in one group."""
+    stages, clean = Stages((2, 4), (3, 1)), torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    backbone, schedule, classes = tiny_backbone, tiny_backbone.schedule, len(tiny_backbone.classes)
+    noise_set, alphas = NoiseSet.draw(0, stages.timesteps(1000), (3, 8, 8)), schedule.alphas_cumprod()
+
+    def grouped(image, index, labels):
+        step, noise = noise_set.timesteps[index], noise_set.noise[index]
+        noisy = alphas[step].sqrt() * image + (1 - alphas[step]).sqrt() * noise
+        many = labels * (12 // len(labels))  # as many rows as a pass has, so that rounding is the same
+        rows = noisy.expand(len(many), -1, -1, -1), step.expand(len(many)), torch.tensor(many)
+        with report.shared(len(labels)):
+            found = (backbone.predict_noise(*rows) - noise).square().flatten(1).mean(dim=1)
+        return found[: len(labels)]
+
+    with attach(backbone, "lgtm", ratio=0.5, layers=4) as report:
+        settings = (backbone.predict_noise, schedule, noise_set, stages, classes, "l2", 12)
+        shared, alone = [DiffusionClassifier(*settings, share)(clean) for share in (report.shared, None)]
+        for row, image in enumerate(clean):
+            first, second = stages.members()
+            errors = torch.stack([grouped(image, index, list(range(classes))) for index in first], dim=1)
+            torch.testing.assert_close(shared.errors[row][:, list(first)], errors, rtol=1e-4, atol=1e-5)
+            alive = errors.mean(dim=1).argsort(stable=True)[:3].tolist()
+            errors = torch.stack([grouped(image, index, alive) for index in second], dim=1)
+            torch.testing.assert_close(shared.errors[row][alive][:, list(second)], errors, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(shared.errors[:, :, list(first)], alone.errors[:, :, list(first)], rtol=1e-3)

@@ -10,11 +10,13 @@ from lightning.pytorch import Callback, Trainer
 from PIL import Image
 from safetensors.torch import load_file
 
+from bigain.adapters.placement import Placement
 from bigain.backbones.pixel_dit import PixelDiT
 from bigain.data.labelled import CIFAR10_CLASSES
 from bigain.data.module import LabelledImageData
 from bigain.diffusion.noise_set import Stages
 from bigain.errors import NumericalError, SettingError, SiteError
+from bigain.reducers.base import Identity
 from bigain.reducers.lgtm import LGTM
 from bigain.reducers.tome import ToMe
 from bigain.tasks.classification import ClassificationTask
@@ -130,6 +132,37 @@ def test_an_interrupted_run_resumes_to_the_same_figures(run, tmp_path):
     assert not (tmp_path / "stopped.partial").exists()
 
 
+def test_classes_that_share_plans_are_told_in_the_result(run):
+    settings = {"rows": 16, "stages": Stages((4,), (1,))}
+    alone, shared = run("alone", **settings), run("shared", share_plans=True, **settings)
+    told = [json.loads((place / "result.json").read_text())["settings"]["share_plans"] for place in (alone, shared)]
+    assert told == [False, True]
+    found = errors(shared)["errors"]
+    assert found.isfinite().all()
+    assert not torch.allclose(found, errors(alone)["errors"], rtol=1e-3)
+    # A group is one image, whatever the batch; passes of 10 rows or of 40 hold the same groups.
+    for name, other in {"b": {"batch_size": 1}, "c": {"rows": 45}}.items():
+        again = errors(run(name, share_plans=True, **{**settings, **other}))["errors"]
+        torch.testing.assert_close(again, found)
+
+
+def test_without_a_reducer_sharing_plans_changes_nothing(run):
+    settings = {"reducer": Identity(), "rows": 16}
+    alone, shared = errors(run("alone", **settings)), errors(run("shared", share_plans=True, **settings))
+    torch.testing.assert_close(shared["errors"], alone["errors"], equal_nan=True)
+
+
+def test_a_run_that_shared_plans_is_resumed_as_such(run):
+    settings = {"share_plans": True, "rows": 16}
+    expected = errors(run("whole", **settings))
+    with pytest.raises(SystemExit):
+        run("stopped", trainer=Trainer(**QUIET, callbacks=[StopAt(1)]), **settings)
+    with pytest.raises(SettingError, match="share_plans: True then, False now"):
+        run("stopped", resume=True, rows=16)
+    found = errors(run("stopped", resume=True, **settings))
+    torch.testing.assert_close(found["errors"], expected["errors"], equal_nan=True)
+
+
 def test_nan_leaves_no_result(run, tiny_weights, tmp_path):
     backbone = PixelDiT(tiny_weights)
     with torch.no_grad():
@@ -143,9 +176,10 @@ def test_nan_leaves_no_result(run, tiny_weights, tmp_path):
     ("settings", "error", "told"),
     [
         ({"reducer": LGTM(0.9)}, SettingError, "at most 48"),
-        ({"layers": [9]}, SiteError, "blocks 0 to 3"),
+        ({"placement": Placement(layers=[9])}, SiteError, "blocks 0 to 3"),
         ({"loss": "l3"}, SettingError, "l2"),
         ({"stages": Stages((2,), (11,))}, SettingError, "more classes"),
+        ({"share_plans": True, "rows": 9}, SettingError, "rows must be 10 or more; got 9"),
     ],
 )
 def test_impossible_settings_end_before_any_work(run, tmp_path, settings, error, told):

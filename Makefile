@@ -25,7 +25,7 @@ demo: $(STAMP)
 	$(BIN)/bigain compare --config recipes/benchmark/cifar10_demo.yaml --output $(OUTPUT) --resume $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

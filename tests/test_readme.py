@@ -1,8 +1,11 @@
 """What the README says can be typed, and the figures it shows are those that ship."""
 
+import csv
 import re
 import shlex
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -53,8 +56,10 @@ def test_every_command_of_its_own_is_in_the_readme():
         assert f"`bigain {name}" in README
 
 
-def test_the_python_examples_run_one_after_another(capsys):
-    space = {}
+def test_the_python_examples_run_one_after_another(capsys, monkeypatch):
+    module = ModuleType("readme")
+    monkeypatch.setitem(sys.modules, "readme", module)  # as in a script, what it defines can be found
+    space = vars(module)
     for body in blocks(README, "python"):
         exec(body, space)
     assert space["short"].shape == (2, 513, 64)
@@ -94,7 +99,22 @@ def test_the_table_is_that_of_the_full_run():
         assert (row["images"], row["generated"]) == (5000, 5000)
 
 
-@pytest.mark.parametrize("card", ["cifar10_dit", "cifar10_features", "cifar10_test", "cifar10_full_run"])
+def test_the_table_of_operators_is_that_of_its_card():
+    with asset("cifar10_operators_run/table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    shown = README.split("<!-- operators: begin -->")[1].split("<!-- operators: end -->")[0].strip().splitlines()[2:]
+    assert len(shown) == len(rows)
+    for line, row in zip(shown, rows, strict=True):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        top1, low, high = (100 * float(row[key]) for key in ("top1", "top1_low", "top1_high"))
+        assert cells[1] == f"{top1:.1f} ({low:.1f} to {high:.1f})"
+        assert cells[2] == (f"{100 * float(row['difference']):+.1f}" if row["difference"] else "")
+        assert cells[3:] == [row["frechet"], row["gflops"], row["time"]]
+
+
+@pytest.mark.parametrize(
+    "card", ["cifar10_dit", "cifar10_features", "cifar10_test", "cifar10_full_run", "cifar10_operators_run"]
+)
 def test_a_card_names_the_checksum_of_what_it_describes(card):
     import hashlib
 

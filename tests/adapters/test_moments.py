@@ -120,8 +120,8 @@ def test_rows_that_make_no_whole_groups_are_refused(case):
         with report.shared(4), pytest.raises(SettingError, match=r"^6 rows cannot share plans 4 by 4\.$"):
             model(**batch)
         assert torch.equal(model(**batch).sample, plain)
-        for rows in (0, -2):
-            with pytest.raises(SettingError, match=rf"share a plan are 1 or more; got {rows}\."), report.shared(rows):
+        for rows in (0, -2, 2.5):
+            with pytest.raises(SettingError, match=rf"a whole number, 1 or more; got {rows}\."), report.shared(rows):
                 pass
         assert torch.equal(model(**batch).sample, plain)
 

@@ -377,7 +377,14 @@ def test_it_matches_unets_alone(unet, dit):
 
 COMPILED = [
     (MERGING[3], {"parts": PARTS[-1]}),
-    (HYBRID, {"parts": PARTS[0], "proportional": True}),
+    (
+        {
+            "name": "scheduled",
+            "rules": [{"reducer": {"name": "iekvd", "factor": 2}, "stages": "down*"}],
+            "otherwise": {"name": "lgtm", "ratio": 0.5},
+        },
+        {"parts": PARTS[0], "proportional": True},
+    ),
 ]
 
 

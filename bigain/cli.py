@@ -6,8 +6,10 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from bigain.adapters.base import Part
+from bigain.adapters.placement import PRESETS
 from bigain.errors import BigainError, DataError, SettingError
 from bigain.registry import get
 
@@ -116,12 +118,17 @@ def _with_class_paths(arguments: Sequence[str]) -> list[str]:
 
 def _kind_of(option: str) -> str | None:
     """Say what kind of class an option takes: `--model.reducer` takes reducers."""
-    return {"reducer": "reducers", "backbone": "backbones"}.get(option.removeprefix("--").rpartition(".")[2])
+    names = {"reducer": "reducers", "otherwise": "reducers", "backbone": "backbones", "scorer": "scorers"}
+    return names.get(option.removeprefix("--").rpartition(".")[2])
 
 
 def _with_class_path(argument: str) -> str:
     """Turn `--model.reducer=lgtm` into the class path that jsonargparse wants."""
     option, equals, value = argument.partition("=")
+    if option.endswith("placement") and value in PRESETS:
+        return f"{option}.preset={value}"
+    if option.endswith("placement.parts") and value in get_args(Part):
+        return f"{option}=[{value}]"
     kind = _kind_of(option)
     if kind is None or not equals or "." in value or value.startswith(("{", "null")):
         return argument

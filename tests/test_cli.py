@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from bigain import cli
 from bigain.cli import main
 
 CLASSIFY = "recipes/classify/cifar10_lgtm.yaml"
@@ -162,3 +163,18 @@ def test_ctrl_c_leaves_what_resume_finishes(small, root, tmp_path):
     assert found["index"].tolist() == list(range(40))
     assert torch.equal(found["prediction"], whole["prediction"])
     torch.testing.assert_close(found["errors"], whole["errors"], equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("typed", "becomes"),
+    [
+        ("--model.placement=dit_xl_2", "--model.placement.preset=dit_xl_2"),
+        ("--model.placement.parts=mlp", "--model.placement.parts=[mlp]"),
+        ("--model.placement.parts=[self,mlp]", "--model.placement.parts=[self,mlp]"),
+        ("--model.reducer.scorer=l2_norm", "--model.reducer.scorer=bigain.scorers.magnitude.L2Norm"),
+        ("--model.reducer.otherwise=todo", "--model.reducer.otherwise=bigain.reducers.todo.ToDo"),
+        ("--model.reducer.reducer=lgtm", "--model.reducer.reducer=bigain.reducers.lgtm.LGTM"),
+    ],
+)
+def test_names_stand_for_what_they_name(typed, becomes):
+    assert cli._with_class_paths([typed]) == [becomes]

@@ -15,7 +15,7 @@ from bigain.errors import SettingError, SiteError
 from bigain.reducers.base import Context, TokenReducer
 from bigain.registry import available, build, build_reducer, get
 
-__all__ = ["attach", "find_sites", "match"]
+__all__ = ["attach", "find_sites", "match", "part_report"]
 
 _INNER = ("transformer", "unet", "network")
 """Where pipelines and bigain's backbones keep the network."""
@@ -24,10 +24,11 @@ _INNER = ("transformer", "unet", "network")
 def attach(
     model: Any,
     reducer: TokenReducer | str | Mapping[str, Any],
-    /,  # so that a reducer's settings may have any name: attach(model, "cached", reducer="lgtm")
+    /,  # so that settings may have these names, too: attach(model, "cached", reducer="lgtm")
     *,
     placement: Placement | str | Mapping[str, Any] | None = None,
     layers: Sequence[int] | int | None = None,
+    shape: tuple[int, ...] | None = None,
     seed: int = 0,
     **settings: Any,
 ) -> AttachReport:
@@ -41,6 +42,8 @@ def attach(
             blocks of the published methods.
         layers: Shorthand for a placement that says only which blocks: their indices, or
             how many of the first.
+        shape: Tokens along each axis of the model's input grid (of latents, in U-Nets), where it
+            is not the configured one: what the reducer is checked on and the report is about.
         seed: Seeds whatever the reducer draws at random.
         settings: Settings of a reducer given by name.
 
@@ -55,8 +58,9 @@ def attach(
     network, adapter, wanted, sites = find_sites(model, placement_of(placement, layers))
     chosen.check_places([_place(site) for site in sites])
     _refuse(chosen, wanted, sites)
-    rows = [_row(adapter, network, chosen, site, part) for site, part in _parts(wanted, sites)]
-    attachment = Attachment(network, adapter, chosen, seed, chosen)
+    shape = shape or adapter.configured_shape(network)
+    rows = [part_report(adapter, network, shape, chosen, site, part) for site, part in _parts(wanted, sites)]
+    attachment = Attachment(network, adapter, chosen, seed, chosen, tuple(_place(site) for site in sites))
     report = AttachReport(repr(chosen), adapter.family, tuple(rows), attachment)
     _install(report, attachment, wanted, sites)
     return report
@@ -159,8 +163,15 @@ def _processor(attention: Any) -> Any:
     return attention.processor
 
 
-def _row(adapter: Adapter, network: nn.Module, reducer: TokenReducer, site: Site, part: Part) -> SiteReport:
-    grid = adapter.grid(network, adapter.configured_shape(network), site)
+def part_report(
+    adapter: Adapter, network: nn.Module, shape: tuple[int, ...], reducer: TokenReducer, site: Site, part: Part
+) -> SiteReport:
+    """Say what a reducer does to one part of a block.
+
+    Raises:
+        SettingError: More than it can do on the grid there.
+    """
+    grid = adapter.grid(network, shape, site)
     context = _place(site)
     # Keys and values shrink in self-attention alone.
     whole = part != "self" and reducer.kinds_at(context) == {"kv"}

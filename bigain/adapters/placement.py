@@ -12,6 +12,9 @@ __all__ = ["PRESETS", "Placement", "Preset", "placement_of", "select_sites"]
 
 _BLOCK_CHOICES = ("layers", "names", "downsample")
 
+_WHERE = ("parts", *_BLOCK_CHOICES)
+"""What a preset decides."""
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -31,7 +34,8 @@ class Placement:
             `part`: from the input of the first part that is reduced. Default: as
             published, `block` in U-Nets and `part` in DiT.
         proportional: Weight each key by the number of tokens it stands for.
-        preset: Name of a published placement, instead of everything above: `PRESETS`.
+        preset: Name of a published placement, instead of parts, layers, names and
+            downsample: `PRESETS`.
 
     Raises:
         SettingError: An unknown part, preset or source of plans, or an empty list.
@@ -56,14 +60,19 @@ class Placement:
         for name, kind in (("layers", int), ("names", str), ("downsample", int)):
             given = getattr(self, name)
             items = given if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
-            if given is not None and not all(isinstance(item, kind) for item in items):
+            wrong = [item for item in items if not isinstance(item, kind) or isinstance(item, bool)]
+            if given is not None and wrong:
                 raise SettingError(f"{name} of a placement: give {kind.__name__}, one or a list; got {given!r}.")
+            if isinstance(given, Iterable) and not isinstance(given, str):
+                object.__setattr__(self, name, tuple(given))
+        if not isinstance(self.proportional, bool):
+            raise SettingError(f"proportional is true or false; got {self.proportional!r}.")
         if self.plan_from not in (None, *get_args(PlanFrom)):
             raise SettingError(f"plan_from is one of {', '.join(get_args(PlanFrom))}; got {self.plan_from!r}.")
         if self.preset is not None and self.preset not in PRESETS:
             raise SettingError(f"There is no placement {self.preset!r}; there are {', '.join(PRESETS)}.")
-        if self.preset is not None and replace(self, preset=None) != Placement():
-            raise SettingError(f"preset={self.preset!r} says where to work; give no other setting of the placement.")
+        if self.preset is not None and any(getattr(self, name) != getattr(Placement, name) for name in _WHERE):
+            raise SettingError(f"preset={self.preset!r} says where to work; give none of {', '.join(_WHERE)} besides.")
         if "self" not in parts and self.proportional:
             raise SettingError(f"proportional weights the keys of self-attention; parts are {', '.join(parts)}.")
 
@@ -150,6 +159,10 @@ def select_sites(adapter: Adapter, name: str, sites: list[Site], placement: Plac
         chosen = [site for site in sites if site.layer in default]
     if placement.layers is not None:
         chosen = _by_layers(sites, placement.layers)
+    for wanted, matching in ((placement.names, _by_name), (placement.downsample, _by_grid)):
+        for item in wanted if isinstance(wanted, tuple) else ():
+            if not any(matching(site, item) for site in sites):
+                raise SiteError(f"No block meets {item!r} of {placement}. {_inventory(sites)}")
     chosen = [site for site in chosen if _by_name(site, placement.names) and _by_grid(site, placement.downsample)]
     if not chosen:
         raise SiteError(f"No block meets {placement}. {_inventory(sites)}")
@@ -170,7 +183,7 @@ def _resolve(name: str, sites: list[Site], placement: Placement) -> Placement:
             f"Placement {placement.preset!r} is for models of the adapter {preset.adapter!r}{size}; "
             f"this one has the adapter {name!r} and {len(sites)} blocks."
         )
-    return preset.placement
+    return replace(preset.placement, plan_from=placement.plan_from, proportional=placement.proportional)
 
 
 def _by_layers(sites: list[Site], layers: Sequence[int] | int) -> list[Site]:

@@ -26,6 +26,7 @@ class Attachment:
         reducer: The reducer.
         seed: Seeds what it draws.
         chosen: The reducer as settled for a timestep that the host knows.
+        places: Layer and stage of every block it works in.
         sharing: So many consecutive rows share one plan.
         moment: The forward pass in progress; `None` between passes.
         cache: Lives for one forward pass.
@@ -39,6 +40,7 @@ class Attachment:
     reducer: TokenReducer
     seed: int
     chosen: TokenReducer
+    places: tuple[Context, ...] = ()
     sharing: int = 1
     moment: Moment | None = None
     cache: dict[Any, Any] = field(default_factory=dict)
@@ -46,6 +48,20 @@ class Attachment:
     plan: Reduction | None = None
 
     settled: dict[str, TokenReducer] = field(default_factory=dict)
+
+    def check_mixed_timesteps(self) -> None:
+        """Refuse a reducer that rows at different timesteps could not follow in one batch.
+
+        Raises:
+            SettingError: At some block it merges at one timestep and shrinks keys and values at another.
+        """
+        for place in self.places:
+            if len(self.reducer.kinds_at(place)) > 1:
+                raise SettingError(
+                    f"At layer {place.layer} {self.reducer!r} merges at some timesteps and shrinks keys and values at "
+                    "others: rows of one batch cannot do both. Where all rows are at one timestep (generation) it "
+                    "works; here, make the merging reducer a kv_merge."
+                )
 
     def settle(self, timestep: float | None) -> TokenReducer:
         """Return the reducer for passes whose rows are all at `timestep`."""

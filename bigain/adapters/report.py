@@ -50,6 +50,14 @@ class AttachReport:
         while self._undo:
             self._undo.pop()()
 
+    def check_mixed_timesteps(self) -> None:
+        """Refuse a reducer that rows at different timesteps could not follow in one batch.
+
+        Raises:
+            SettingError: At some block it merges at one timestep and shrinks keys and values at another.
+        """
+        self._attachment.check_mixed_timesteps()
+
     @contextmanager
     def at(self, timestep: float | None) -> Iterator[None]:
         """Say that every row of the passes within is at one timestep.

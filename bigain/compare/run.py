@@ -84,12 +84,16 @@ def _refuse_early(plan: Comparison) -> None:
     """Find before any work what would otherwise end a comparison after hours."""
     backbone = plan.backbone
     for reducer in plan.reducers.values():
-        attach(backbone.network, reducer, placement=plan.placement).detach()
+        with attach(backbone.network, reducer, placement=plan.placement) as report:
+            report.check_mixed_timesteps()
     DDIMSampler(backbone, plan.steps, plan.guidance, plan.sampling_rows)
     steps = plan.stages.timesteps(backbone.schedule.steps)
     noise = NoiseSet.draw(plan.seed, steps, backbone.latent_shape)
     classes = len(backbone.classes)
-    DiffusionClassifier(backbone.predict_noise, backbone.schedule, noise, plan.stages, classes, plan.loss, plan.rows)
+    share = report.shared if plan.share_plans else None
+    DiffusionClassifier(
+        backbone.predict_noise, backbone.schedule, noise, plan.stages, classes, plan.loss, plan.rows, share
+    )
     if plan.prompts.classes != classes:
         raise SettingError(f"The model generates {classes} classes, the prompts have {plan.prompts.classes}.")
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bigain.adapters.attach import attach, find_sites, match
+from bigain.adapters.attach import attach, find_sites, match, part_report
 from bigain.adapters.base import Adapter
 from bigain.adapters.placement import Placement, placement_of
 from bigain.diffusion.backbone import Backbone
 from bigain.errors import BigainError, SettingError
 from bigain.grid import Grid
-from bigain.reducers.base import Context, TokenReducer
+from bigain.reducers.base import TokenReducer
 from bigain.registry import build_reducer
 
 __all__ = ["COUNTED", "FlopCount", "FlopCounter", "PartFlops", "backbone_inputs", "on_meta"]
@@ -129,7 +129,7 @@ class FlopCounter:
         """
         chosen, place = build_reducer(reducer), placement_of(placement)
         parts = self._parts(chosen, place)
-        with attach(self.network, chosen, placement=place) as report, report.shared(sharing):
+        with attach(self.network, chosen, placement=place, shape=self.shape) as report, report.shared(sharing):
             counter = _counted(self._evaluate, sharing, f"{chosen!r} cannot be counted without values")
         return FlopCount(counter.get_total_flops() / sharing, self.baseline, parts)
 
@@ -137,12 +137,10 @@ class FlopCounter:
         network, adapter, placement, sites = find_sites(self.network, placement)
         found: list[PartFlops] = []
         for site in sites:
-            grid = adapter.grid(network, self.shape, site)
-            after = reducer.reduced_length(grid, Context(layer=site.layer, stage=site.stage))
             for part in placement.parts:
                 if part in site.parts:
-                    path = site.path(part)
-                    found.append(PartFlops(path, grid, grid.tokens, after, self._flops_of(path)))
+                    row = part_report(adapter, network, self.shape, reducer, site, part)
+                    found.append(PartFlops(row.name, row.grid, row.before, row.after, self._flops_of(row.name)))
         return tuple(found)
 
     def _flops_of(self, path: str) -> float:

@@ -28,7 +28,7 @@ class Context:
         seed: Seeds every random choice. Choices depend on the seed, the layer and
             the row's own timestep alone, never on the batch.
         generator: Draws instead of the seed where given: one draw for all rows.
-        cache: Lives for one forward pass, shared by the sites.
+        cache: Lives for one forward pass, shared by the sites. A new moment needs a new one.
     """
 
     timestep: Tensor | None = None
@@ -37,6 +37,16 @@ class Context:
     seed: int = 0
     generator: torch.Generator | None = None
     cache: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def salt(self) -> int:
+        """What separates the random draws of seeds and layers."""
+        return self.seed * 4099 + self.layer
+
+    def draw_rows(self, tokens: Tensor) -> Tensor:
+        """Return what the random draw of each row of `[B, N, C]` may depend on: its timestep, int64 `[B]`."""
+        rows = torch.zeros(tokens.shape[0], dtype=torch.int64, device=tokens.device)
+        return rows if self.timestep is None else rows + self.timestep.to(tokens.device, torch.int64)
 
 
 class Reduction(ABC):
@@ -120,6 +130,10 @@ class TokenReducer(ABC):
         Raises:
             SettingError: A setting would do nothing.
         """
+
+    def differs_within(self, per: Literal["stage", "forward"]) -> bool:
+        """Say whether the method itself differs between the blocks of one stage, or of one forward pass."""
+        return False
 
     @property
     def averages(self) -> bool:

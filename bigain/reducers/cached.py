@@ -1,14 +1,14 @@
 """CAM: one assignment for several blocks of a forward pass."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 from torch import Tensor
 
 from bigain.errors import SettingError
 from bigain.grid import Grid
-from bigain.reducers.base import Context, Reduction, TokenReducer
-from bigain.reducers.scheduled import Scheduled
+from bigain.reducers.base import Context, Kind, Reduction, TokenReducer
+from bigain.registry import build_reducer
 
 __all__ = ["Cached"]
 
@@ -38,18 +38,25 @@ class Cached(TokenReducer):
     def __init__(
         self, reducer: TokenReducer | str | Mapping[str, Any], per: Literal["stage", "forward"] = "stage"
     ) -> None:
-        from bigain.registry import build_reducer
-
         if per not in _PER:
             raise SettingError(f"per is one of {', '.join(_PER)}; got {per!r}.")
         self.reducer, self.per = build_reducer(reducer), per
         if self.reducer.kinds != {"merge"}:
             raise SettingError(f"Cached wraps a merging reducer; {self.reducer!r} shrinks keys and values.")
-        if isinstance(self.reducer, Scheduled) and self.reducer.differs_within(self.per):
+        if self.reducer.differs_within(self.per):
             raise SettingError(
                 f"Cached keeps one plan a {'stage' if per == 'stage' else 'forward pass'}, and the rules of "
                 f"{self.reducer!r} differ within one: put cached into the rules instead."
             )
+
+    def kinds_at(self, context: Context) -> frozenset[Kind]:
+        return self.reducer.kinds_at(context)
+
+    def check_places(self, contexts: Sequence[Context]) -> None:
+        self.reducer.check_places(contexts)
+
+    def differs_within(self, per: Literal["stage", "forward"]) -> bool:
+        return self.reducer.differs_within(per)
 
     @property
     def averages(self) -> bool:
@@ -78,4 +85,4 @@ class Cached(TokenReducer):
         from bigain.reducers.lgtm import LGTM
         from bigain.reducers.tome import ToMe
 
-        return [cls(LGTM(0.5)), cls(ToMe(0.3), per="forward")]
+        return [cls(LGTM(0.5, cell=2)), cls(ToMe(0.3, cell=2), per="forward")]

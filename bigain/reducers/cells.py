@@ -19,7 +19,8 @@ def checked_ratio(ratio: float) -> float:
 def checked_cell(cell: Sequence[int] | int) -> tuple[int, ...]:
     """Return the sides of a cell, refusing what holds no two tokens."""
     sides = tuple(cell) if isinstance(cell, Sequence) else (cell,)
-    if not sides or any(not isinstance(side, int) or side < 1 for side in sides) or max(sides) < 2:
+    whole = all(isinstance(side, int) and not isinstance(side, bool) for side in sides)
+    if not sides or not whole or min(sides) < 1 or max(sides) < 2:
         raise SettingError(f"A cell is one or more whole numbers >= 1, one of them >= 2; got {cell!r}.")
     return sides
 

@@ -1,14 +1,15 @@
 """A merge of keys and values alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor
 
 from bigain.errors import SettingError
 from bigain.grid import Grid
 from bigain.reducers.base import Context, Kind, Reduction, TokenReducer
+from bigain.registry import build_reducer
 
 __all__ = ["KVMerge"]
 
@@ -51,11 +52,18 @@ class KVMerge(TokenReducer):
     kind: ClassVar[Kind] = "kv"
 
     def __init__(self, reducer: TokenReducer | str | Mapping[str, Any]) -> None:
-        from bigain.registry import build_reducer
-
         self.reducer = build_reducer(reducer)
         if self.reducer.kinds != {"merge"}:
             raise SettingError(f"KVMerge wraps a merging reducer; {self.reducer!r} shrinks keys and values already.")
+
+    def kinds_at(self, context: Context) -> frozenset[Kind]:
+        return self.kinds
+
+    def check_places(self, contexts: Sequence[Context]) -> None:
+        self.reducer.check_places(contexts)
+
+    def differs_within(self, per: Literal["stage", "forward"]) -> bool:
+        return self.reducer.differs_within(per)
 
     @property
     def averages(self) -> bool:
@@ -78,5 +86,5 @@ class KVMerge(TokenReducer):
         from bigain.reducers.scheduled import Rule, Scheduled
         from bigain.reducers.tome import ToMe
 
-        by_timestep = Scheduled([Rule(ToMe(0.3), timesteps=(500, 1000))], LGTM(0.5))
-        return [cls(ToMe(0.5)), cls(LGTM(0.3, mode="prune")), cls(by_timestep)]
+        by_timestep = Scheduled([Rule(ToMe(0.3, cell=2), timesteps=(500, 1000))], LGTM(0.5, cell=2))
+        return [cls(ToMe(0.5)), cls(LGTM(0.3, cell=2, mode="prune")), cls(by_timestep)]

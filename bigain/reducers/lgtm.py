@@ -1,7 +1,7 @@
 """L-GTM: destinations where there is least detail."""
 
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -9,6 +9,7 @@ from bigain.functional.matching import MergeMode
 from bigain.grid import Grid
 from bigain.reducers.base import Context
 from bigain.reducers.bipartite import BipartiteReducer
+from bigain.registry import build_scorer
 from bigain.scorers.base import TokenScorer
 
 __all__ = ["LGTM"]
@@ -33,12 +34,12 @@ class LGTM(BipartiteReducer):
     def __init__(
         self,
         ratio: float,
-        scorer: TokenScorer | str = "laplacian_l1",
+        scorer: TokenScorer | str | Mapping[str, Any] = "laplacian_l1",
         cell: Sequence[int] | int = (2, 2),
         mode: MergeMode = "mean",
     ) -> None:
         super().__init__(ratio, cell, mode)
-        self.scorer = scorer if isinstance(scorer, TokenScorer) else _scorer(scorer)
+        self.scorer = build_scorer(scorer)
 
     def picks(self, tokens: Tensor, grid: Grid, cells: Tensor, context: Context) -> Tensor:
         detail = self.scorer(tokens, grid)
@@ -46,10 +47,4 @@ class LGTM(BipartiteReducer):
 
     @classmethod
     def examples(cls) -> list[Self]:
-        return [cls(0.5), cls(0.3, scorer="cosine_neighbors", mode="prune"), cls(0.7, cell=3, mode="mlerp")]
-
-
-def _scorer(name: str) -> TokenScorer:
-    from bigain.registry import build_scorer
-
-    return build_scorer(name)
+        return [cls(0.5), cls(0.3, scorer="cosine_neighbors", cell=2, mode="prune"), cls(0.7, cell=3, mode="mlerp")]

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from bigain.errors import SettingError
 from bigain.grid import Grid
 from bigain.reducers.base import Context, Identity, Kind, NoReduction, Reduction, TokenReducer
 from bigain.reducers.rowwise import Rowwise
+from bigain.registry import build_reducer
 
 __all__ = ["Rule", "Scheduled"]
 
@@ -32,23 +33,26 @@ class Rule:
     """
 
     reducer: TokenReducer
-    stages: Sequence[str] | None = None
+    stages: Sequence[str] | str | None = None
     layers: Sequence[int] | None = None
     timesteps: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        from bigain.registry import build_reducer
-
         object.__setattr__(self, "reducer", build_reducer(self.reducer))
         object.__setattr__(self, "timesteps", _bounds(self.timesteps))
         for name, kind in (("stages", str), ("layers", int)):
             given = getattr(self, name)
             if given is None:
                 continue
-            given = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
-            if not given or not all(isinstance(item, kind) for item in given):
+            # One stage may go by its name; one number might be a block, or how many of the first.
+            items = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else ()
+            items = (given,) if name == "stages" and isinstance(given, str) else items
+            if not items or not all(isinstance(item, kind) and not isinstance(item, bool) for item in items):
                 raise SettingError(f"{name} of a rule is a list of {kind.__name__}, or left out; got {given!r}.")
-            object.__setattr__(self, name, given)
+            object.__setattr__(self, name, items)
+        for pattern in self.stages or ():
+            if set("*?[") & set(pattern[:-1]) or pattern.endswith(("?", "[")):
+                raise SettingError(f"A stage of a rule is a name, or ends in one '*' (down*); got {pattern!r}.")
 
     def holds_at(self, context: Context) -> bool:
         """Say whether the rule is about this block, whatever the timestep."""
@@ -75,12 +79,17 @@ class Scheduled(TokenReducer):
         SettingError: No rule, or a rule that is none.
 
     References:
-        BiGain, Table 17 (hybrids); ToDo (Smith et al., 2024) and SDTM (2025) switch by timestep.
+        BiGain, Table 17 (hybrids); ToDo (Smith et al., 2024) switches by timestep. SDTM (2025)
+        changes the parts of a block besides, which rules do not.
     """
 
-    def __init__(self, rules: Sequence[Rule], otherwise: TokenReducer = Identity()) -> None:
-        from bigain.registry import build_reducer
-
+    def __init__(
+        self,
+        rules: Sequence[Rule | Mapping[str, Any]],
+        otherwise: TokenReducer | str | Mapping[str, Any] = Identity(),
+    ) -> None:
+        if isinstance(rules, str | Mapping) or not isinstance(rules, Iterable):
+            raise SettingError(f"rules of scheduled is a list of them; got {type(rules).__name__}.")
         self.rules = tuple(_rule(rule) for rule in rules)
         if not self.rules:
             raise SettingError("scheduled needs one rule or more.")
@@ -88,37 +97,54 @@ class Scheduled(TokenReducer):
 
     @property
     def kinds(self) -> frozenset[Kind]:
-        reducers = [*(rule.reducer for rule in self.rules), self.otherwise]
-        found = [reducer.kinds for reducer in reducers if not isinstance(reducer, Identity)]
+        found = [reducer.kinds for reducer in self._reducers() if _reduces(reducer)]
         return frozenset[Kind]().union(*found) or frozenset[Kind](["merge"])
 
     def kinds_at(self, context: Context) -> frozenset[Kind]:
-        found = [reducer.kinds for reducer, _ in self._candidates(context) if not isinstance(reducer, Identity)]
+        found = [reducer.kinds_at(context) for reducer, _ in self._candidates(context) if _reduces(reducer)]
         return frozenset[Kind]().union(*found) or frozenset[Kind](["merge"])
 
     def check_places(self, contexts: Sequence[Context]) -> None:
+        left = list(contexts)
         for rule in self.rules:
-            if not any(rule.holds_at(context) for context in contexts):
+            here = [context for context in left if rule.holds_at(context)]
+            if not here:
                 stages = ", ".join(dict.fromkeys(str(context.stage) for context in contexts))
                 layers = ", ".join(str(context.layer) for context in contexts)
                 raise SettingError(
-                    f"{rule} holds at none of the blocks it is attached to: their stages are {stages}, "
-                    f"their layers {layers}."
+                    f"{rule} holds at none of the blocks it is attached to, or others always hold before it: "
+                    f"the blocks' stages are {stages}, their layers {layers}."
                 )
+            rule.reducer.check_places(here)
+            if rule.timesteps is None:
+                left = [context for context in left if context not in here]
+        if left:
+            self.otherwise.check_places(left)
+
+    def differs_within(self, per: Literal["stage", "forward"]) -> bool:
+        told_apart = any(rule.layers is not None or (per == "forward" and rule.stages) for rule in self.rules)
+        return told_apart or any(reducer.differs_within(per) for reducer in self._reducers())
 
     @property
     def averages(self) -> bool:
-        return self.otherwise.averages and all(rule.reducer.averages for rule in self.rules)
+        return all(reducer.averages for reducer in self._reducers())
 
-    def differs_within(self, per: str) -> bool:
-        """Say whether rules tell apart the blocks of one stage, or of one forward pass."""
-        return any(rule.layers is not None or (per == "forward" and rule.stages is not None) for rule in self.rules)
+    def _reducers(self) -> list[TokenReducer]:
+        return [*(rule.reducer for rule in self.rules), self.otherwise]
 
     def at(self, timestep: float) -> TokenReducer:
-        rules = [rule for rule in self.rules if _within(timestep, rule.timesteps)]
-        settled = [Rule(rule.reducer.at(timestep), rule.stages, rule.layers) for rule in rules]
+        settled: dict[Any, Rule] = {}
+        for rule in self.rules:
+            if _within(timestep, rule.timesteps):
+                # Of rules about the same blocks, the first is followed.
+                found = Rule(rule.reducer.at(timestep), rule.stages, rule.layers)
+                settled.setdefault((found.stages, found.layers), found)
+                if found.stages is None and found.layers is None:
+                    break
         otherwise = self.otherwise.at(timestep)
-        return Scheduled(settled, otherwise) if settled else otherwise
+        first = next(iter(settled.values()), Rule(otherwise))
+        everywhere = first.stages is None and first.layers is None
+        return first.reducer if everywhere else Scheduled(list(settled.values()), otherwise)
 
     def plan(self, tokens: Tensor, grid: Grid, context: Context | None = None) -> Reduction:
         grid.check(tokens)
@@ -150,8 +176,8 @@ class Scheduled(TokenReducer):
         from bigain.reducers.lgtm import LGTM
         from bigain.reducers.tome import ToMe
 
-        warm_up = Rule(Identity(), timesteps=(600, 1000))
-        return [cls([Rule(LGTM(0.5), layers=[0, 1, 2, 3])]), cls([warm_up, Rule(LGTM(0.5))]), cls([warm_up], ToMe(0.3))]
+        warm_up, lgtm = Rule(Identity(), timesteps=(600, 1000)), LGTM(0.5, cell=2)
+        return [cls([Rule(lgtm, layers=[0, 1, 2, 3])]), cls([warm_up, Rule(lgtm)]), cls([warm_up], ToMe(0.3))]
 
 
 def _bounds(given: Any) -> tuple[float, float] | None:
@@ -163,6 +189,13 @@ def _bounds(given: Any) -> tuple[float, float] | None:
     if not numbers or not pair[0] < pair[1]:
         raise SettingError(f"timesteps of a rule are two numbers, [low, high) with low < high; got {given!r}.")
     return pair[0], pair[1]
+
+
+def _reduces(reducer: TokenReducer) -> bool:
+    """Say whether a reducer is of a kind at all: what changes nothing goes with merging and kv alike."""
+    if isinstance(reducer, Scheduled):
+        return any(_reduces(inner) for inner in reducer._reducers())  # noqa: SLF001
+    return not isinstance(reducer, Identity)
 
 
 def _rule(given: Any) -> Rule:

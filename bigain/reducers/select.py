@@ -58,9 +58,9 @@ class Select(TokenReducer):
     depend on the context's seed, layer and timestep and on `seed`, as ToMe's
     destinations do; with a generator in the context, one draw serves the whole batch.
 
-    Attention uses neither `sizes` nor `restore`, since queries are never reduced.
-    For both, a dropped token is stood for by the kept one nearest to it in row-major
-    order, by the earlier of two equally near.
+    For `sizes` and `restore`, a dropped token is stood for by the kept one nearest to it
+    in row-major order, by the earlier of two equally near. Attention uses neither, unless
+    it is proportional, which was not published for this method.
 
     Args:
         keep: Share of the tokens that stays.
@@ -122,11 +122,7 @@ class Select(TokenReducer):
             generator = context.generator
             shared = torch.rand(1, count, generator=generator, device=generator.device)
             return shared.to(body.device).expand(batch, -1)
-        rows = torch.zeros(batch, dtype=torch.int64, device=body.device)
-        if context.timestep is not None:
-            rows = rows + context.timestep.to(body.device, torch.int64)
-        salt = context.seed * 4099 + context.layer + self.seed * 0x9E3779B1
-        return hashed_picks(rows, count, 2**32, salt)
+        return hashed_picks(context.draw_rows(body), count, 2**32, context.salt + self.seed * 0x9E3779B1)
 
     @classmethod
     def examples(cls) -> list[Self]:

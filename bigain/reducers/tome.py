@@ -6,6 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from bigain.errors import SettingError
 from bigain.functional.cells import hashed_picks
 from bigain.functional.matching import MergeMode
 from bigain.grid import Grid
@@ -42,6 +43,8 @@ class ToMe(BipartiteReducer):
         mode: MergeMode = "mean",
     ) -> None:
         super().__init__(ratio, cell, mode)
+        if not isinstance(randomize, bool):
+            raise SettingError(f"randomize is true or false; got {randomize!r}.")
         self.randomize = randomize
 
     def picks(self, tokens: Tensor, grid: Grid, cells: Tensor, context: Context) -> Tensor:
@@ -52,11 +55,8 @@ class ToMe(BipartiteReducer):
             generator = context.generator
             shared = torch.randint(choices, (1, count), generator=generator, device=generator.device)
             return shared.to(tokens.device).expand(batch, -1)
-        rows = torch.zeros(batch, dtype=torch.int64, device=tokens.device)
-        if context.timestep is not None:
-            rows = rows + context.timestep.to(tokens.device, torch.int64)
-        return hashed_picks(rows, count, choices, salt=context.seed * 4099 + context.layer)
+        return hashed_picks(context.draw_rows(tokens), count, choices, context.salt)
 
     @classmethod
     def examples(cls) -> list[Self]:
-        return [cls(0.5), cls(0.3, randomize=False, mode="mlerp"), cls(0.7, cell=3, mode="prune")]
+        return [cls(0.5), cls(0.3, randomize=False, cell=2, mode="mlerp"), cls(0.7, cell=3, mode="prune")]

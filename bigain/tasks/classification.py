@@ -50,6 +50,7 @@ class ClassificationTask(EvaluationTask):
     """
 
     kind = "classification"
+    mixes_timesteps = True
 
     def __init__(
         self,

@@ -24,6 +24,9 @@ __all__ = ["EvaluationTask"]
 
 RESULT_FILE = "result.json"
 
+_PHASES = 64
+"""Graphs that one network may compile to."""
+
 
 class EvaluationTask(LightningModule, ABC):
     """Runs a backbone with a reducer attached and writes one result folder.
@@ -39,10 +42,12 @@ class EvaluationTask(LightningModule, ABC):
         resume: Finish what an interrupted run left beside `output`.
 
     Attributes:
+        mixes_timesteps: Whether rows of one pass may be at different timesteps.
         recipe: The whole configuration, kept beside the result; the command line sets it.
     """
 
     kind: str
+    mixes_timesteps: bool = False
 
     def __init__(
         self,
@@ -76,6 +81,8 @@ class EvaluationTask(LightningModule, ABC):
         # Try the reducer on the model before any work: an impossible ratio ends here.
         self.attached = attach(self.backbone.network, self.reducer, placement=self.placement, seed=self.seed)
         self.attached.detach()
+        if self.mixes_timesteps:
+            self.attached.check_mixed_timesteps()
         self._store = ResultFolder(self.output, self._identity(), self.resume)
         # No process may begin to write before the others have looked for an earlier run.
         self.trainer.strategy.barrier()
@@ -95,6 +102,8 @@ class EvaluationTask(LightningModule, ABC):
         self.attached = attach(self.backbone.network, self.reducer, placement=self.placement, seed=self.seed)
         if self.compiled:
             torch._dynamo.reset()  # noqa: SLF001 as torch's documentation advises between models
+            # A schedule compiles once a phase; torch gives up after 8.
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _PHASES)  # noqa: SLF001
             self.backbone.network.compile(dynamic=False, fullgraph=True)
 
     def on_test_epoch_end(self) -> None:

@@ -12,6 +12,7 @@ from bigain.testing.cases import Case
 from bigain.testing.comparing import expect, markers, outcome, same, same_outcome
 
 __all__ = [
+    "check_blocks_may_share_a_cache",
     "check_fixed_tokens_are_untouched",
     "check_gradients_flow",
     "check_kind_is_announced",
@@ -241,6 +242,16 @@ def check_no_context_is_an_empty_one(reducer: TokenReducer, case: Case) -> None:
     bare, empty = outcomes
     expect(bool(bare) == bool(empty), "of no context and an empty one, one is refused and the other accepted")
     same_outcome(bare, empty, "without a context against an empty one")
+
+
+def check_blocks_may_share_a_cache(reducer: TokenReducer, case: Case) -> None:
+    """What a method keeps for other blocks of a forward pass must fit them, too."""
+    cache: dict[object, object] = {}
+    for layer, stage in ((0, "down_blocks.0"), (1, "down_blocks.0"), (7, "up_blocks.2")):
+        context = dataclasses.replace(case.context(), layer=layer, stage=stage, cache=cache)
+        announced = reducer.reduced_length(case.grid, context)
+        found = reducer.plan(case.tokens(), case.grid, context).sizes.shape[1]
+        expect(found == announced, f"at layer {layer} of {stage}: {found} tokens, reduced_length says {announced}")
 
 
 def check_settled_reducer_does_the_same(reducer: TokenReducer, case: Case) -> None:

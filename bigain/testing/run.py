@@ -148,6 +148,7 @@ _REDUCERS = (
     Check(reducers.check_fixed_tokens_are_untouched),
     Check(reducers.check_one_timestep_serves_all_rows),
     Check(reducers.check_no_context_is_an_empty_one),
+    Check(reducers.check_blocks_may_share_a_cache),
     Check(reducers.check_settled_reducer_does_the_same),
     Check(reducers.check_gradients_flow),
     *_SHARED,

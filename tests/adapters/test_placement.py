@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import bigain
+from bigain.adapters.attach import find_sites
 from bigain.adapters.placement import PRESETS, Placement
 from bigain.adapters.report import SiteReport
 from bigain.errors import SettingError, SiteError
@@ -140,7 +141,7 @@ WRONG_SETTINGS = [
     ({"preset": "xl"}, f"There is no placement 'xl'; there are {', '.join(PRESETS)}."),
     (
         {"preset": "sd", "layers": 2},
-        "preset='sd' says where to work; give no other setting of the placement.",
+        "preset='sd' says where to work; give none of parts, layers, names, downsample besides.",
     ),
     (
         {"parts": ["cross", "mlp"], "proportional": True},
@@ -178,15 +179,15 @@ def test_layers_beside_a_placement_are_refused(unet, latents, snapshot):
 HAS = f"There are 7 blocks, {UNET[0]} to {UNET[6]}, with downsample 1, 2, 4."
 NOWHERE = [
     ({"names": "encoder.*"}, f"No block meets names='encoder.*'. {HAS}"),
-    ({"names": []}, f"No block meets names=[]. {HAS}"),
+    ({"names": []}, f"No block meets names=(). {HAS}"),
     ({"downsample": 8}, f"No block meets downsample=8. {HAS}"),
     (
         {"downsample": [1], "names": "mid*", "parts": "mlp"},
-        f"No block meets parts=('mlp',), names='mid*', downsample=[1]. {HAS}",
+        f"No block meets parts=('mlp',), names='mid*', downsample=(1,). {HAS}",
     ),
     (
         {"layers": [7]},
-        "layers=[7] was asked for; the model has blocks 0 to 6: give indices among them, "
+        "layers=(7,) was asked for; the model has blocks 0 to 6: give indices among them, "
         "or how many of the first (1 to 7).",
     ),
 ]
@@ -456,5 +457,29 @@ def test_a_model_with_reducers_attached_can_be_copied_and_pickled(unet, latents)
 def test_a_placement_shows_what_is_not_its_default():
     assert str(Placement()) == "default"
     shown = str(Placement(parts="mlp", downsample=[1, 2], plan_from="part", proportional=False))
-    assert shown == "parts=('mlp',), downsample=[1, 2], plan_from='part'"
+    assert shown == "parts=('mlp',), downsample=(1, 2), plan_from='part'"
     assert re.match(r"preset='sd'$", str(Placement(preset="sd")))
+
+
+@pytest.mark.parametrize(
+    ("given", "told"), [({"names": ["down_blocks.*", "upp*"]}, "'upp*'"), ({"downsample": [1, 16]}, "16")], ids=str
+)
+def test_a_pattern_that_meets_no_block_is_refused_among_others_that_do(unet, given, told):
+    with pytest.raises(SiteError, match=rf"^No block meets {re.escape(told)} of "):
+        bigain.attach(unet, "lgtm", ratio=0.5, placement=given)
+
+
+def test_a_preset_goes_with_how_plans_are_made(unet):
+    placement = bigain.Placement(preset="sd", proportional=True, plan_from="part")
+    _, _, found, _ = find_sites(unet, placement)
+    assert found == bigain.Placement(downsample=1, proportional=True, plan_from="part")
+
+
+def test_lists_and_tuples_are_one():
+    assert bigain.Placement(layers=[0, 2]) == bigain.Placement(layers=(0, 2))
+    assert len({bigain.Placement(names=["a*"]), bigain.Placement(names=("a*",))}) == 1
+
+
+def test_another_shape_than_the_configured_one_is_what_is_checked_and_reported(unet):
+    with bigain.attach(unet, "lgtm", ratio=0.5, placement="sd", shape=(10, 6)) as report:
+        assert {(site.before, site.after) for site in report.sites} == {(60, 30)}

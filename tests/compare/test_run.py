@@ -19,6 +19,8 @@ from bigain.errors import BigainError, SettingError
 from bigain.metrics.features import EmbeddedFeatures
 from bigain.reducers.base import Identity
 from bigain.reducers.lgtm import LGTM
+from bigain.reducers.scheduled import Rule, Scheduled
+from bigain.reducers.todo import ToDo
 
 CONSOLE = Console(quiet=True)
 QUIET = {"accelerator": "cpu", "precision": "bf16-true", "enable_progress_bar": False}
@@ -147,3 +149,17 @@ def test_the_terminal_table_fits_eighty_columns(root):
         assert text in shown
     assert "…" not in shown  # no figure is cut
     assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"reducers": {"switch": Scheduled([Rule(LGTM(0.5), timesteps=(0, 500))], ToDo(2))}}, "cannot do both"),
+        ({"share_plans": True, "rows": 4}, "rows must be 10 or more; got 4"),
+    ],
+    ids=["merge and kv by timestep", "too few rows to share"],
+)
+def test_what_classification_cannot_do_is_refused_before_any_work(plan, tmp_path, changes, told):
+    with pytest.raises(SettingError, match=told):
+        run_comparison(plan(**changes), tmp_path / "out", False, CONSOLE)
+    assert list(tmp_path.iterdir()) == []

@@ -100,13 +100,36 @@ def test_identity_changes_nothing(noise):
     assert torch.equal(reduction.sizes, torch.ones(2, 39))
 
 
-@pytest.mark.parametrize("name", ["tome", "lgtm"])
+GIVEN = inspect.Parameter.empty
+LAPLACIAN = {"scorer": "laplacian_l1"}
+SIGNATURES = {
+    "tome": {"ratio": GIVEN, "randomize": True, "cell": (2, 2), "mode": "mean"},
+    "lgtm": {"ratio": GIVEN, **LAPLACIAN, "cell": (2, 2), "mode": "mean"},
+    "lgtm_released": {"ratio": GIVEN, **LAPLACIAN, "cell": (2, 2), "mode": "mean"},
+    "abm": {"ratio": GIVEN, **LAPLACIAN, "aggregation": "sum", "cell": (2, 2)},
+    "cached": {"reducer": GIVEN, "per": "stage"},
+    "todo": {"factor": GIVEN, "pick": "nearest-exact"},
+    "pooling": {"factor": GIVEN, "pool": "average"},
+    "iekvd": {"factor": GIVEN, "alpha": 0.9},
+    "select": {"keep": GIVEN, **LAPLACIAN, "which": "low"},
+}
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
 def test_published_signatures(name):
-    """Settings by name are public: they change only with a major version."""
+    """Settings by name are public: they change only with a major version. More may follow."""
     signature = inspect.signature(bigain.registry.get("reducers", name))
-    own = {"tome": {"randomize": True}, "lgtm": {"scorer": "laplacian_l1"}}[name]
+    published = SIGNATURES[name]
     defaults = {key: value.default for key, value in signature.parameters.items()}
-    assert defaults == {"ratio": inspect.Parameter.empty, **own, "cell": (2, 2), "mode": "mean"}
+    assert list(defaults)[: len(published)] == list(published)
+    assert {key: defaults[key] for key in published} == published
+    assert all(defaults[key] is not GIVEN for key in set(defaults) - set(published))
+
+
+@pytest.mark.parametrize("given", [{"randomize": "no"}, {"cell": (True, 2)}], ids=str)
+def test_a_word_is_no_truth_value_and_a_truth_value_no_number(given):
+    with pytest.raises(SettingError):
+        bigain.build_reducer("tome", ratio=0.5, **given)
 
 
 def test_contexts_do_not_share_a_cache():

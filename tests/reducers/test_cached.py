@@ -156,3 +156,11 @@ def test_a_schedule_by_stage_inside_is_as_long_as_it_says(tokens):
     for context in blocks(["down", "down", "up"], cache):
         plan = reducer.plan(tokens(), GRID, context)
         assert plan.sizes.shape[1] == reducer.reduced_length(GRID, context)
+
+
+def test_a_schedule_by_block_deep_inside_is_refused_too():
+    by_layer = Scheduled([Rule(Scheduled([Rule(LGTM(0.5), layers=[0])]))])
+    by_stage = Cached(Scheduled([Rule(LGTM(0.5), stages=["down*"])], LGTM(0.25)))
+    for make in (lambda: Cached(by_layer), lambda: Cached(by_stage, per="forward")):
+        with pytest.raises(SettingError, match="put cached into the rules instead"):
+            make()

@@ -6,6 +6,8 @@ import torch
 import bigain
 from bigain.errors import SettingError
 from bigain.reducers.base import Context, Identity, NoReduction
+from bigain.reducers.cached import Cached
+from bigain.reducers.kv_merge import KVMerge
 from bigain.reducers.lgtm import LGTM
 from bigain.reducers.rowwise import Rowwise
 from bigain.reducers.scheduled import Rule, Scheduled
@@ -142,7 +144,7 @@ def test_settling_leaves_the_schedule_as_it_was():
     reducer = Scheduled([Rule(A, timesteps=(0, 500))], B)
     before = repr(reducer)
     assert reducer.at(700) is B
-    assert repr(reducer.at(20)) == repr(Scheduled([Rule(A)], B))
+    assert reducer.at(20) is A
     assert repr(reducer) == before
     assert A.at(20) is A
 
@@ -176,7 +178,7 @@ def test_rules_and_reducers_may_be_mappings():
             "name": "scheduled",
             "rules": [
                 {"reducer": {"name": "lgtm", "ratio": 0.25}, "stages": "down*", "timesteps": [0, 500]},
-                {"reducer": {"class_path": "bigain.reducers.lgtm.LGTM", "init_args": {"ratio": 0.5}}, "layers": 3},
+                {"reducer": {"class_path": "bigain.reducers.lgtm.LGTM", "init_args": {"ratio": 0.5}}, "layers": [3]},
                 Rule("identity", layers=range(2)),
             ],
             "otherwise": {"name": "lgtm", "ratio": 0.375},
@@ -207,12 +209,17 @@ BAD_RULES = [
         [{"reducer": A, "timesteps": [0, float("nan")]}],
         "timesteps of a rule are two numbers, [low, high) with low < high; got [0, nan",
     ),
-    ([{"reducer": A, "layers": []}], "layers of a rule is a list of int, or left out; got ()."),
-    ([{"reducer": A, "stages": []}], "stages of a rule is a list of str, or left out; got ()."),
-    ([{"reducer": A, "layers": ["down*"]}], "layers of a rule is a list of int, or left out; got ('down*',)."),
-    ([{"reducer": A, "layers": "down*"}], "layers of a rule is a list of int, or left out; got ('down*',)."),
-    ([{"reducer": A, "stages": 3}], "stages of a rule is a list of str, or left out; got (3,)."),
-    ([{"reducer": A, "stages": [None]}], "stages of a rule is a list of str, or left out; got (None,)."),
+    ([{"reducer": A, "layers": 3}], "layers of a rule is a list of int, or left out; got 3."),
+    ([{"reducer": A, "layers": [True]}], "layers of a rule is a list of int, or left out; got [True]."),
+    ([{"reducer": A, "stages": "*blocks"}], "A stage of a rule is a name, or ends in one '*' (down*); got '*blocks'."),
+    ([{"reducer": A, "stages": ["up_blocks.[12]"]}], "A stage of a rule is a name, or ends in one '*'"),
+    (None, "rules of scheduled is a list of them; got NoneType."),
+    ([{"reducer": A, "layers": []}], "layers of a rule is a list of int, or left out; got []."),
+    ([{"reducer": A, "stages": []}], "stages of a rule is a list of str, or left out; got []."),
+    ([{"reducer": A, "layers": ["down*"]}], "layers of a rule is a list of int, or left out; got ['down*']."),
+    ([{"reducer": A, "layers": "down*"}], "layers of a rule is a list of int, or left out; got 'down*'."),
+    ([{"reducer": A, "stages": 3}], "stages of a rule is a list of str, or left out; got 3."),
+    ([{"reducer": A, "stages": [None]}], "stages of a rule is a list of str, or left out; got [None]."),
 ]
 
 
@@ -285,3 +292,38 @@ def test_where_nothing_shrinks_at_any_timestep_there_is_no_reduction(noise):
     reducer = Scheduled([Rule(idle, timesteps=(200, 800))], ToDo(2))
     assert isinstance(idle.plan(noise(2, 16, 4), GRID, Context(torch.tensor([700, 3]))), NoReduction)
     assert reducer.plan(noise(2, 16, 4), GRID, Context(torch.tensor([700, 3]))).kind == "kv"
+
+
+IN = Context(layer=0, stage="down_blocks.0")
+OUT = Context(layer=1, stage="up_blocks.1")
+NOWHERE = Scheduled([Rule(A, stages="encoder*")])
+
+
+@pytest.mark.parametrize(
+    "reducer",
+    [KVMerge(NOWHERE), Cached(NOWHERE), Scheduled([Rule(NOWHERE)]), Scheduled([Rule(A, layers=[0])], NOWHERE)],
+    ids=lambda reducer: type(reducer).__name__,
+)
+def test_a_rule_that_holds_nowhere_is_found_inside_others(reducer):
+    with pytest.raises(SettingError, match=r"encoder\*.*holds at none of the blocks"):
+        reducer.check_places([IN, OUT])
+
+
+def test_a_rule_behind_one_that_always_holds_is_refused():
+    with pytest.raises(SettingError, match="others always hold before it"):
+        Scheduled([Rule(A), Rule(B, layers=[1])]).check_places([IN, OUT])
+    Scheduled([Rule(A, timesteps=(0, 500)), Rule(B, layers=[1])]).check_places([IN, OUT])
+
+
+def test_kinds_by_block_look_inside():
+    inner = Scheduled([Rule(A, stages="mid*")], ToDo(2))
+    assert inner.kinds == {"merge", "kv"}
+    assert Scheduled([Rule(A, layers=[0])], inner).kinds_at(OUT) == {"kv"}
+    assert Cached(Scheduled([Rule(A, stages="down*")], B)).kinds_at(OUT) == {"merge"}
+
+
+def test_settled_rules_about_the_same_blocks_are_one():
+    reducer = Scheduled([Rule(Identity(), layers=[0], timesteps=(600, 1000)), Rule(A, layers=[0])], B)
+    assert repr(reducer.at(700)) == repr(Scheduled([Rule(Identity(), layers=[0])], B))
+    assert repr(reducer.at(20)) == repr(Scheduled([Rule(A, layers=[0])], B))
+    assert Scheduled([Rule(A, timesteps=(600, 1000)), Rule(B)]).at(700) is A

@@ -82,10 +82,7 @@ def _normal(tokens: Tensor, context: Context) -> Tensor:
         generator = context.generator
         shared = torch.randn(1, count, generator=generator, device=generator.device)
         return shared.to(tokens.device).expand(batch, -1)
-    rows = torch.zeros(batch, dtype=torch.int64, device=tokens.device)
-    if context.timestep is not None:
-        rows = rows + context.timestep.to(tokens.device, torch.int64)
-    return hashed_normal(rows, count, salt=context.seed * 4099 + context.layer)
+    return hashed_normal(context.draw_rows(tokens), count, context.salt)
 
 
 def _prune(body: Tensor, sources: Tensor, bases: Tensor, removed: int) -> tuple[Tensor, Tensor]:

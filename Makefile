@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUTPUT ?= demo
 WORKERS ?= 2
+PLUGIN_PACKAGES := $(patsubst %/__init__.py,%,$(wildcard plugins/*/bigain_*/__init__.py))
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 
 .PHONY: install demo test lint clean
@@ -30,7 +31,7 @@ test: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy bigain $(wildcard plugins/*/bigain_*)
+	$(BIN)/mypy bigain $(PLUGIN_PACKAGES)
 
 clean:
 	rm -rf $(VENV) demo demo.partial .pytest_cache .mypy_cache .ruff_cache

@@ -211,4 +211,5 @@ def _put_in(planner: Planner, site: Site, part: Part, proportional: bool) -> lis
     before = _processor(module)
     wrapped: Any = ReducedProcessor.around(before, planner, part, proportional and part == "self")
     module.processor = wrapped
+    planner.attachment.wrapped.append((site.path(part), module, wrapped))
     return [lambda: setattr(module, "processor", before)]

@@ -33,6 +33,7 @@ class Attachment:
         layer: Block in progress, if plans are kept for its parts.
         plan: Its plan, once made.
         settled: What the reducer came to at timesteps the host knew, by its text.
+        wrapped: Path and attention module of every processor that was wrapped, and what wraps it.
     """
 
     model: nn.Module
@@ -46,8 +47,8 @@ class Attachment:
     cache: dict[Any, Any] = field(default_factory=dict)
     layer: int | None = None
     plan: Reduction | None = None
-
     settled: dict[str, TokenReducer] = field(default_factory=dict)
+    wrapped: list[tuple[str, Any, "ReducedProcessor"]] = field(default_factory=list)
 
     def check_mixed_timesteps(self) -> None:
         """Refuse a reducer that rows at different timesteps could not follow in one batch.
@@ -83,6 +84,12 @@ class Attachment:
                 f"{type(module).__name__} has gradient checkpointing on, which a reducer cannot follow. "
                 "Turn it off with model.disable_gradient_checkpointing(), or detach the reducer."
             )
+        for name, attention, processor in self.wrapped:
+            if attention.processor is not processor:
+                raise SiteError(
+                    f"The processor of {name} was set anew after a reducer was attached, which would do nothing there "
+                    "any more. Detach it, set processors, and attach again."
+                )
         self.moment, self.cache, self.layer, self.plan = self.adapter.moment(module, args, kwargs), {}, None, None
 
     def end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

@@ -356,3 +356,14 @@ def test_gradient_checkpointing_is_refused_where_it_would_give_wrong_gradients(d
         with torch.no_grad():  # nothing is checkpointed here
             assert dit(**batch).sample.isfinite().all()
     dit(**batch).sample.sum().backward()
+
+
+def test_a_processor_set_after_attaching_is_no_silent_end_of_reduction(dit, batch, before):
+    from diffusers.models.attention_processor import AttnProcessor2_0
+
+    report = bigain.attach(dit, "lgtm", ratio=0.5, layers=2)
+    dit.transformer_blocks[1].attn1.set_processor(AttnProcessor2_0())
+    with pytest.raises(SiteError, match=r"processor of transformer_blocks\.1\.attn1 was set anew"):
+        dit(**batch)
+    report.detach()
+    before.check(dit)

@@ -249,7 +249,10 @@ def check_blocks_may_share_a_cache(reducer: TokenReducer, case: Case) -> None:
     cache: dict[object, object] = {}
     for layer, stage in ((0, "down_blocks.0"), (1, "down_blocks.0"), (7, "up_blocks.2")):
         context = dataclasses.replace(case.context(), layer=layer, stage=stage, cache=cache)
-        announced = reducer.reduced_length(case.grid, context)
+        try:
+            announced = reducer.reduced_length(case.grid, context)
+        except SettingError:
+            continue  # a composite may accept the case's own block and refuse others
         found = reducer.plan(case.tokens(), case.grid, context).sizes.shape[1]
         expect(found == announced, f"at layer {layer} of {stage}: {found} tokens, reduced_length says {announced}")
 

@@ -9,6 +9,8 @@ import torch
 from bigain.errors import SettingError
 from bigain.grid import Grid
 from bigain.reducers.base import Context, Reduction, TokenReducer
+from bigain.reducers.lgtm import LGTM
+from bigain.reducers.scheduled import Rule, Scheduled
 from bigain.testing import CASES, Case, ContractError, check_reducer, checks_of
 
 CHECKS = {check.name: check for check in checks_of("reducers")}
@@ -318,3 +320,9 @@ def test_one_case_is_enough_where_checks_are_slow():
     once = dataclasses.replace(CHECKS["check_pickles"], function=lambda subject, case: seen.append(case), once=True)
     once(Runs())
     assert seen == [CASES[1]]
+
+
+def test_a_block_that_a_composite_refuses_is_left_out():
+    """On two tokens in a row, L-GTM has no cell; at layer 4, where the case is, nothing is asked of it."""
+    reducer = Scheduled([Rule(LGTM(0.5, cell=2), layers=[0, 1])])
+    CHECKS["check_blocks_may_share_a_cache"](reducer, [Case(Grid((1, 2)), batch=1, layer=4)])

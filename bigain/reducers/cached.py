@@ -1,21 +1,21 @@
 """CAM: one assignment for several blocks of a forward pass."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from torch import Tensor
 
 from bigain.errors import SettingError
 from bigain.grid import Grid
-from bigain.reducers.base import Context, Kind, Reduction, TokenReducer
-from bigain.registry import build_reducer
+from bigain.reducers.base import Context, Reduction, TokenReducer
+from bigain.reducers.wrapping import Wrapping
 
 __all__ = ["Cached"]
 
 _PER = ("stage", "forward")
 
 
-class Cached(TokenReducer):
+class Cached(Wrapping):
     """Cached assignment merge: the first block plans, the others reuse its plan.
 
     The plan lives in the context's cache, which `bigain.attach` makes anew for every
@@ -40,27 +40,13 @@ class Cached(TokenReducer):
     ) -> None:
         if per not in _PER:
             raise SettingError(f"per is one of {', '.join(_PER)}; got {per!r}.")
-        self.reducer, self.per = build_reducer(reducer), per
-        if self.reducer.kinds != {"merge"}:
-            raise SettingError(f"Cached wraps a merging reducer; {self.reducer!r} shrinks keys and values.")
+        super().__init__(reducer)
+        self.per = per
         if self.reducer.differs_within(self.per):
             raise SettingError(
                 f"Cached keeps one plan a {'stage' if per == 'stage' else 'forward pass'}, and the rules of "
                 f"{self.reducer!r} differ within one: put cached into the rules instead."
             )
-
-    def kinds_at(self, context: Context) -> frozenset[Kind]:
-        return self.reducer.kinds_at(context)
-
-    def check_places(self, contexts: Sequence[Context]) -> None:
-        self.reducer.check_places(contexts)
-
-    def differs_within(self, per: Literal["stage", "forward"]) -> bool:
-        return self.reducer.differs_within(per)
-
-    @property
-    def averages(self) -> bool:
-        return self.reducer.averages
 
     def plan(self, tokens: Tensor, grid: Grid, context: Context | None = None) -> Reduction:
         grid.check(tokens)
@@ -72,9 +58,6 @@ class Cached(TokenReducer):
             context.cache[key] = self.reducer.plan(tokens, grid, context)
         held: Reduction = context.cache[key]
         return held
-
-    def reduced_length(self, grid: Grid, context: Context | None = None) -> int:
-        return self.reducer.reduced_length(grid, context)
 
     def at(self, timestep: float) -> TokenReducer:
         inner = self.reducer.at(timestep)

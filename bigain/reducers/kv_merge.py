@@ -1,15 +1,13 @@
 """A merge of keys and values alone."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Self
 
 from torch import Tensor
 
-from bigain.errors import SettingError
 from bigain.grid import Grid
 from bigain.reducers.base import Context, Kind, Reduction, TokenReducer
-from bigain.registry import build_reducer
+from bigain.reducers.wrapping import Wrapping
 
 __all__ = ["KVMerge"]
 
@@ -36,7 +34,7 @@ class KeyValueReduction(Reduction):
         return self.inner.restore(reduced)
 
 
-class KVMerge(TokenReducer):
+class KVMerge(Wrapping):
     """Merges keys and values, and leaves every query: no output has to be restored.
 
     Args:
@@ -51,30 +49,9 @@ class KVMerge(TokenReducer):
 
     kind: ClassVar[Kind] = "kv"
 
-    def __init__(self, reducer: TokenReducer | str | Mapping[str, Any]) -> None:
-        self.reducer = build_reducer(reducer)
-        if self.reducer.kinds != {"merge"}:
-            raise SettingError(f"KVMerge wraps a merging reducer; {self.reducer!r} shrinks keys and values already.")
-
-    def kinds_at(self, context: Context) -> frozenset[Kind]:
-        return self.kinds
-
-    def check_places(self, contexts: Sequence[Context]) -> None:
-        self.reducer.check_places(contexts)
-
-    def differs_within(self, per: Literal["stage", "forward"]) -> bool:
-        return self.reducer.differs_within(per)
-
-    @property
-    def averages(self) -> bool:
-        return self.reducer.averages
-
     def plan(self, tokens: Tensor, grid: Grid, context: Context | None = None) -> Reduction:
         inner = self.reducer.plan(tokens, grid, context)
         return KeyValueReduction(inner, inner.sizes, inner.padded)
-
-    def reduced_length(self, grid: Grid, context: Context | None = None) -> int:
-        return self.reducer.reduced_length(grid, context)
 
     def at(self, timestep: float) -> TokenReducer:
         inner = self.reducer.at(timestep)

@@ -36,7 +36,8 @@ def laplacian(tokens: Tensor, shape: tuple[int, ...], padding: Padding = "zeros"
     field = tokens.float().reshape(batch, *shape, channels)
     if field.is_meta and len(shape) in _CONVOLUTIONS:
         # On meta, nothing is computed and operations are counted: there the filter is the
-        # convolution that its definition says, which counters know. Shifted sums are faster.
+        # convolution that its definition says, which counters know. Elsewhere sums of shifted
+        # fields stay in float32, where a convolution may take TF32 or what autocast says.
         return _counted(field)
     border = field if padding == "replicate" else None
     total = field * (-2 * len(shape))

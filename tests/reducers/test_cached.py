@@ -107,7 +107,7 @@ def test_tokens_off_the_grid_are_refused_also_where_a_plan_is_held(tokens, noise
     ids=["todo", "composite"],
 )
 def test_reducers_of_keys_and_values_are_refused(inner):
-    with pytest.raises(SettingError, match=r"^Cached wraps a merging reducer; .* shrinks keys and values\.$"):
+    with pytest.raises(SettingError, match=r"^Cached wraps a merging reducer; .* shrinks keys and values already\.$"):
         Cached(inner)
 
 

@@ -16,10 +16,11 @@ install: $(STAMP)
 
 # The constraints name the versions that were tested; torch's is the last that this
 # project was run with, and where an index or a wheel folder has a CPU build of it, pip takes that.
-$(STAMP): pyproject.toml .ci/constraints.txt $(PLUGINS:%=%/pyproject.toml)
+$(STAMP): pyproject.toml .ci/constraints.txt .ci/torchvision_on_cpu.py $(PLUGINS:%=%/pyproject.toml)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable ".[dev]" $(PLUGINS:%=--editable %)
+	$(BIN)/python .ci/torchvision_on_cpu.py
 	touch $(STAMP)
 
 demo: $(STAMP)

@@ -9,7 +9,8 @@ import pytest
 
 import bigain
 
-HEAVY = ("lightning", "diffusers", "timm", "transformers", "torchmetrics", "matplotlib", "jsonargparse")
+MODELS = ("accelerate", "diffusers", "peft", "timm", "torchvision", "transformers")
+HEAVY = (*MODELS, "jsonargparse", "lightning", "matplotlib", "torchmetrics")
 
 
 def heavy_after(code: str) -> list[str]:

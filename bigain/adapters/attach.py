@@ -1,24 +1,35 @@
 """Attach a reducer to a model, and detach it without a trace."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from bigain.adapters.base import Adapter, Part, Site
+from bigain.adapters.counting import Worth, counted_pass, flops_of, network_pass, on_meta
+from bigain.adapters.matching import AdapterSpec, match
+from bigain.adapters.merging import Step
 from bigain.adapters.placement import Placement, placement_of, select_sites
-from bigain.adapters.proportional import check_proportional
-from bigain.adapters.reduced import Attachment, Planner, ReducedModule, ReducedProcessor
+from bigain.adapters.planning import Attachment, Hooked, Planner
+from bigain.adapters.progressive import check_progressive, install_steps, plan_steps, step_reports
 from bigain.adapters.report import AttachReport, SiteReport
 from bigain.errors import SettingError, SiteError
 from bigain.reducers.base import Context, TokenReducer
-from bigain.registry import available, build, build_reducer, get
+from bigain.registry import build_reducer
 
-__all__ = ["attach", "find_sites", "match", "part_report"]
+_HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)
 
-_INNER = ("transformer", "unet", "network")
-"""Where pipelines and bigain's backbones keep the network."""
+__all__ = ["attach", "attach_silently", "find_sites", "part_report"]
 
 
 def attach(
@@ -28,11 +39,17 @@ def attach(
     *,
     placement: Placement | str | Mapping[str, Any] | None = None,
     layers: Sequence[int] | int | None = None,
-    shape: tuple[int, ...] | None = None,
+    shape: Sequence[int] | None = None,
     seed: int = 0,
+    adapter: AdapterSpec | None = None,
+    quiet: bool = False,
     **settings: Any,
 ) -> AttachReport:
     """Put a reducer into a model; undo it with `report.detach()` or a `with` block.
+
+    The report is printed: every site with its grid, the tokens before and after, and
+    what that saves of the model's floating-point operations, counted from shapes alone.
+    A model that is to be compiled is compiled after attaching.
 
     Args:
         model: A model of a known family, or a pipeline or backbone that holds one.
@@ -45,6 +62,9 @@ def attach(
         shape: Tokens along each axis of the model's input grid (of latents, in U-Nets), where it
             is not the configured one: what the reducer is checked on and the report is about.
         seed: Seeds whatever the reducer draws at random.
+        adapter: An adapter, or its name or mapping, for a model that none knows by
+            itself: `{"name": "modules", "attention": "layers.*.attn", "shape": [16, 16]}`.
+        quiet: Neither count nor print.
         settings: Settings of a reducer given by name.
 
     Returns:
@@ -54,19 +74,86 @@ def attach(
         SiteError: Nothing matches, or a reducer is attached already. The model is untouched.
         SettingError: The reducer cannot do on the model's grid what it is asked to.
     """
-    chosen = build_reducer(reducer, **settings)
-    network, adapter, wanted, sites = find_sites(model, placement_of(placement, layers))
-    chosen.check_places([_place(site) for site in sites])
-    _refuse(chosen, wanted, sites)
-    shape = shape or adapter.configured_shape(network)
-    rows = [part_report(adapter, network, shape, chosen, site, part) for site, part in _parts(wanted, sites)]
-    attachment = Attachment(network, adapter, chosen, seed, chosen, tuple(_place(site) for site in sites))
-    report = AttachReport(repr(chosen), adapter.family, tuple(rows), attachment)
-    _install(report, attachment, wanted, sites)
+    chosen, wanted = build_reducer(reducer, **settings), placement_of(placement, layers)
+    prepared = _prepare(model, chosen, wanted, shape, seed, adapter)
+    # Before anything is attached: the count runs on a copy of the network.
+    worth = None if quiet else _worth(prepared)
+    report = _install(prepared)
+    report.worth = worth
+    if not quiet:
+        print(report)
     return report
 
 
-def find_sites(model: Any, placement: Placement) -> tuple[nn.Module, Adapter, Placement, list[Site]]:
+def attach_silently(
+    model: Any,
+    reducer: TokenReducer,
+    placement: Placement,
+    shape: Sequence[int] | None = None,
+    seed: int = 0,
+    adapter: AdapterSpec | None = None,
+) -> AttachReport:
+    """Attach, and neither count nor print what that saves."""
+    return _install(_prepare(model, reducer, placement, shape, seed, adapter))
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What is to be put in, after all that could be refused was."""
+
+    attachment: Attachment
+    placement: Placement
+    sites: list[Site]
+    rows: tuple[SiteReport, ...]
+    steps: tuple[Step, ...] = ()
+
+
+def _prepare(
+    model: Any,
+    reducer: TokenReducer,
+    placement: Placement,
+    shape: Sequence[int] | None,
+    seed: int,
+    adapter: AdapterSpec | None,
+) -> _Prepared:
+    network, known, wanted, sites = find_sites(model, placement, adapter)
+    places = tuple(_place(site) for site in sites)
+    steps: tuple[Step, ...] = ()
+    if wanted.progressive is not False:
+        check_progressive(known, reducer, wanted, sites)
+    reducer.check_places(places)
+    with _told_versions(known, network):
+        _refuse(reducer, wanted, sites)
+    size = tuple(shape) if shape is not None else known.configured_shape(network)
+    if wanted.progressive is False:
+        rows = [part_report(known, network, size, reducer, site, part) for site, part in _parts(wanted, sites)]
+    else:
+        steps = plan_steps(known, network, size, reducer, wanted, sites)
+        rows = step_reports(steps)
+    attachment = Attachment(network, known, reducer, seed, size, reducer, places)
+    return _Prepared(attachment, wanted, sites, tuple(rows), steps)
+
+
+def _worth(prepared: _Prepared) -> Worth:
+    """Count a forward pass of one row without and with the reducer; what cannot be counted says so."""
+    held, placement = prepared.attachment, prepared.placement
+    try:
+        network = on_meta(held.model).eval()
+        evaluate = network_pass(network, held.adapter, held.shape)
+        before = counted_pass(evaluate, 1, "it cannot run without values")
+        taken = {path for site, part in _parts(placement, prepared.sites) for path in site.covered(part)}
+        share = flops_of(before, network, tuple(taken))
+        with attach_silently(network, held.reducer, placement, held.shape, held.seed, held.adapter):
+            after = counted_pass(evaluate, 1, f"{held.reducer!r} cannot run without values")
+    except Exception as error:  # whatever a library or a plugin raises there: attaching does not depend on it
+        return Worth(reason=f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}")
+    total = before.get_total_flops()
+    return Worth(total, after.get_total_flops(), share / total if total else 0.0)
+
+
+def find_sites(
+    model: Any, placement: Placement, adapter: AdapterSpec | None = None
+) -> tuple[nn.Module, Adapter, Placement, list[Site]]:
     """Find the network in `model`, the adapter that knows it, and the blocks a placement names.
 
     Returns:
@@ -75,39 +162,25 @@ def find_sites(model: Any, placement: Placement) -> tuple[nn.Module, Adapter, Pl
     Raises:
         SiteError: No adapter knows the model, or it has no such blocks.
     """
-    network, name, adapter = match(model)
-    wanted, sites = select_sites(adapter, name, adapter.sites(network), placement)
-    return network, adapter, wanted, sites
+    network, name, known = match(model, adapter)
+    with _told_versions(known, network):
+        every = known.sites(network)
+    wanted, sites = select_sites(known, name, every, placement)
+    return network, known, wanted, sites
 
 
-def match(model: Any) -> tuple[nn.Module, str, Adapter]:
-    """Find the network in `model`, and the name and the adapter of its family.
-
-    Raises:
-        SiteError: No adapter knows it.
-    """
-    candidates = [model, *(getattr(model, name, None) for name in _INNER)]
-    networks = [candidate for candidate in candidates if isinstance(candidate, nn.Module)]
-    broken: dict[str, str] = {}
-    for name in available("adapters"):
-        try:
-            adapter: Adapter = build("adapters", name)
-            if getattr(adapter, "library", None) not in sys.modules:
-                continue
-            matching = [network for network in networks if adapter.matches(network)]
-        except Exception as error:  # whatever a plugin raises, the others still serve
-            broken[name] = f"{type(error).__name__}: {error}"
-            continue
-        if matching:
-            return matching[0], name, adapter
-    known = "; ".join(
-        f"{name} ({'broken: ' + broken[name] if name in broken else _family(name)})" for name in available("adapters")
-    )
-    raise SiteError(f"Nothing to attach to in {type(model).__name__}. Known families: {known}.")
-
-
-def _family(name: str) -> str:
-    return getattr(get("adapters", name), "family", "no family stated")
+@contextmanager
+def _told_versions(adapter: Adapter, network: nn.Module) -> Iterator[None]:
+    """Say what a model lacks that its adapter needs, and which versions of its library were tested."""
+    try:
+        yield
+    except AttributeError as error:
+        library = sys.modules.get(adapter.library)
+        here = f"; this is {version}" if (version := getattr(library, "__version__", "")) else ""
+        raise SiteError(
+            f"{type(network).__name__} is not as the adapter for {adapter.family} knows it: {error}. It was tested "
+            f"with {adapter.library} {adapter.tested or 'of no stated version'}{here}."
+        ) from error
 
 
 def _parts(placement: Placement, sites: list[Site]) -> list[tuple[Site, Part]]:
@@ -122,45 +195,11 @@ def _refuse(reducer: TokenReducer, placement: Placement, sites: list[Site]) -> N
         raise SettingError(
             f"{reducer!r} shrinks keys and values of self-attention only; it can do nothing for {', '.join(others)}."
         )
-    taken = [site.path(part) for site, part in chosen if _is_taken(site, part)]
+    taken = [site.path(part) for site, part in chosen if Hooked.holds(site.module(part))]
     if taken:
         raise SiteError(f"A reducer is attached already, at {', '.join(taken)}. Detach it first.")
     for site, part in chosen:
-        if part == "mlp":
-            _refuse_chunks(site)
-            continue
-        processor = _processor(site.module(part))
-        if isinstance(processor, nn.Module):
-            raise SiteError(
-                f"The processor of {site.path(part)} is a {type(processor).__name__}, a module of its own; "
-                "wrapping it would take its parameters out of the model. Only plain processors can be wrapped."
-            )
-        if part == "self" and "kv" in reducer.kinds and getattr(site.module(part), "fused_projections", False):
-            raise SiteError(
-                f"{site.path(part)} projects queries, keys and values at once, so that keys and values cannot be "
-                "fewer; undo that with unfuse_qkv_projections(), or take a merging reducer."
-            )
-        if placement.proportional and part == "self":
-            check_proportional(site.path(part), site.module(part), processor)
-
-
-def _is_taken(site: Site, part: Part) -> bool:
-    if part != "mlp":
-        return isinstance(_processor(site.module(part)), ReducedProcessor)
-    hooks = site.module(part)._forward_pre_hooks.values()  # noqa: SLF001 torch lists hooks nowhere else
-    return any(isinstance(getattr(hook, "__self__", None), ReducedModule) for hook in hooks)
-
-
-def _refuse_chunks(site: Site) -> None:
-    if getattr(site.block, "_chunk_size", None) is not None:
-        raise SiteError(
-            f"{site.name} feeds its MLP in chunks, which hold no whole grid; turn that off with "
-            "disable_forward_chunking(), or leave the MLP out of the placement."
-        )
-
-
-def _processor(attention: Any) -> Any:
-    return attention.processor
+        site.parts[part].check(site, part, reducer, placement.weighted)
 
 
 def part_report(
@@ -183,33 +222,42 @@ def _place(site: Site) -> Context:
     return Context(layer=site.layer, stage=site.stage)
 
 
-def _install(report: AttachReport, attachment: Attachment, placement: Placement, sites: list[Site]) -> None:
-    network, undo = attachment.model, report._undo  # noqa: SLF001 the report owns what undoes it
+def _install(prepared: _Prepared) -> AttachReport:
+    attachment, placement = prepared.attachment, prepared.placement
+    network, family = attachment.model, attachment.adapter.family
+    told = (
+        f"{attachment.reducer!r}, progressive={placement.progressive}," if prepared.steps else repr(attachment.reducer)
+    )
+    report = AttachReport(told, family, prepared.rows, attachment)
+    undo = report._undo  # noqa: SLF001 the report owns what undoes it
+    undo.append(partial(setattr, attachment, "active", False))
     undo.append(network.register_forward_pre_hook(attachment.begin, with_kwargs=True).remove)
     undo.append(network.register_forward_hook(attachment.end, always_call=True).remove)
     source = placement.plan_from or attachment.adapter.plan_from
-    for site in sites:
-        planner = Planner(attachment, site)
-        if source == "block":
-            undo.append(site.block.register_forward_pre_hook(planner.enter_planning, with_kwargs=True).remove)
-        else:
-            undo.append(site.block.register_forward_pre_hook(planner.enter).remove)
-        for part in placement.parts:
-            if part in site.parts:
-                undo.extend(_put_in(planner, site, part, placement.proportional))
+    with _taken_back(network, report), _told_versions(attachment.adapter, network):
+        if prepared.steps:
+            install_steps(attachment, prepared.steps, placement, undo)
+            return report
+        for site in prepared.sites:
+            planner = Planner(attachment, site, source == "block")
+            undo.append(site.block.register_forward_pre_hook(planner.enter, with_kwargs=True).remove)
+            undo.append(site.block.register_forward_hook(planner.leave, always_call=True).remove)
+            for part in placement.parts:
+                if part in site.parts:
+                    undo.extend(site.parts[part].install(planner, part, placement.weighted))
+    return report
 
 
-def _put_in(planner: Planner, site: Site, part: Part, proportional: bool) -> list[Callable[[], None]]:
-    """Make one part run on reduced tokens; return what undoes it."""
-    module: Any = site.module(part)
-    if part == "mlp":
-        reduced = ReducedModule(planner)
-        return [
-            module.register_forward_pre_hook(reduced.before).remove,
-            module.register_forward_hook(reduced.after).remove,
-        ]
-    before = _processor(module)
-    wrapped: Any = ReducedProcessor.around(before, planner, part, proportional and part == "self")
-    module.processor = wrapped
-    planner.attachment.wrapped.append((site.path(part), module, wrapped))
-    return [lambda: setattr(module, "processor", before)]
+@contextmanager
+def _taken_back(network: nn.Module, report: AttachReport) -> Iterator[None]:
+    """Leave the model as it was if what is put in cannot be put in as a whole."""
+    tables = [getattr(module, name) for module in network.modules() for name in _HOOKS]
+    before = [set(table) for table in tables]
+    try:
+        yield
+    except BaseException:
+        report.detach()
+        for table, held in zip(tables, before, strict=True):
+            for key in set(table) - held:  # of a part that came to no end
+                table.pop(key)
+        raise

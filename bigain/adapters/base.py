@@ -1,22 +1,55 @@
 """What an adapter knows of a family of models."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from bigain.grid import Grid
+from bigain.reducers.base import TokenReducer
 
-__all__ = ["Adapter", "Moment", "Part", "PlanFrom", "Site"]
+if TYPE_CHECKING:
+    from bigain.adapters.planning import Planner
+
+__all__ = ["Adapter", "Moment", "Part", "PlanFrom", "Seam", "Site", "Undo"]
 
 Part = Literal["self", "cross", "mlp"]
 """A part of a block: self-attention, the queries of cross-attention, the MLP."""
 
-PlanFrom = Literal["block", "part"]
-"""What a plan is made from: the block's input, or that of the first part that is reduced."""
+PlanFrom = Literal["block", "part", "keys"]
+"""What a plan is made from: the block's input, that of the first part that is reduced, or its attention's keys."""
+
+Undo = list[Callable[[], None]]
+"""What takes back, one call each and the last first, what was put into a model."""
+
+
+class Seam(ABC):
+    """How one part of a block takes its tokens and gives them back.
+
+    Attributes:
+        module: Path of the part's module in the block.
+        covers: Paths of all modules whose work the part is, to count it.
+    """
+
+    module: str
+
+    @property
+    def covers(self) -> tuple[str, ...]:
+        return (self.module,)
+
+    def check(self, site: "Site", part: Part, reducer: TokenReducer, proportional: bool) -> None:  # noqa: B027
+        """Refuse what could not work here, before anything is touched.
+
+        Raises:
+            SiteError: The block lacks something, or is set up so that the reducer would do nothing.
+        """
+
+    @abstractmethod
+    def install(self, planner: "Planner", part: Part, proportional: bool) -> Undo:
+        """Make the part of `planner.site` run on reduced tokens; return what undoes it."""
 
 
 @dataclass(frozen=True)
@@ -27,26 +60,40 @@ class Site:
         name: Path of the block in the model.
         block: The block.
         layer: Its index, counted from the input.
-        parts: The parts it has, each with the name of its module in the block.
-            Attentions have a `processor`, which is wrapped.
+        parts: The parts it has, and how each takes its tokens.
         stage: Name of the resolution stage, in models that have stages.
         downsample: How many times coarser its grid is than the model's input grid, along each axis.
+        tokens: Name of the block's argument that holds the tokens, where it is not passed first.
+        batch_first: Whether these are `[B, N, C]`, rather than `[N, B, C]`.
+        after_text: Whether text stands before them in the same tensor.
     """
 
     name: str
     block: nn.Module
     layer: int
-    parts: Mapping[Part, str]
+    parts: Mapping[Part, Seam]
     stage: str | None = None
     downsample: int = 1
+    tokens: str = "hidden_states"
+    batch_first: bool = True
+    after_text: bool = False
 
     def module(self, part: Part) -> nn.Module:
         """Return the module of a part."""
-        return cast("nn.Module", getattr(self.block, self.parts[part]))
+        return self.block.get_submodule(self.parts[part].module)
 
     def path(self, part: Part) -> str:
         """Return the path of a part's module in the model."""
-        return f"{self.name}.{self.parts[part]}"
+        return self.inside(self.parts[part].module) or type(self.block).__name__
+
+    def covered(self, part: Part) -> tuple[str, ...]:
+        """Return the paths in the model of all modules whose work a part is."""
+        return tuple(self.inside(name) for name in self.parts[part].covers)
+
+    def inside(self, name: str) -> str:
+        """Return the path in the model of a module of the block."""
+        # The model itself may be the block, and the block its only part.
+        return ".".join(filter(None, (self.name, name)))
 
 
 @dataclass(frozen=True)
@@ -54,13 +101,19 @@ class Moment:
     """What an adapter reads from the model's input at the start of a forward pass.
 
     Args:
-        shape: Tokens along each axis of the model's input grid.
-        timestep: Timestep of each row, `[B]`, one for all, `[]`, or a number that the
-            host knows; `None` if the model has none.
+        shape: Tokens along each axis of the model's input grid; `None` where the arguments do
+            not tell, for the shape that was attached for.
+        timestep: Timestep of each row, from 0 to 1000 with 1000 as pure noise, `[B]`, one
+            for all, `[]`, or a number that the host knows; `None` if the model has none.
+        tokens: How many tokens lie on the grid, where the arguments tell that and no shape: if
+            they do not fill the shape that was attached for, they are taken as a square.
+        suffix: Tokens behind the grid in this pass, which are never reduced: further images.
     """
 
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] | None
     timestep: Tensor | float | None = None
+    tokens: int | None = None
+    suffix: int = 0
 
 
 class Adapter(ABC):
@@ -71,16 +124,26 @@ class Adapter(ABC):
     Attributes:
         library: Module that must be imported already for a model of this family to exist.
         family: What it serves, in words, for listings and errors.
+        classes: Names of the library's classes that it serves.
+        tested: Versions of the library that it was tested with.
         plan_from: What the published methods plan from in this family.
+        general: Whether it serves models of any kind, and is asked after all others.
     """
 
     library: ClassVar[str]
     family: ClassVar[str]
+    classes: ClassVar[tuple[str, ...]] = ()
+    tested: ClassVar[str] = ""
     plan_from: ClassVar[PlanFrom] = "part"
+    general: ClassVar[bool] = False
 
-    @abstractmethod
     def matches(self, model: nn.Module) -> bool:
-        """Say whether the model is of this family."""
+        """Say whether the model is of this family: of one of `classes`, or derived from one."""
+        # By name: to look a class up in a library that imports lazily would import its module.
+        return any(
+            kind.__name__ in self.classes and kind.__module__.partition(".")[0] == self.library
+            for kind in type(model).__mro__
+        )
 
     @abstractmethod
     def sites(self, model: nn.Module) -> list[Site]:
@@ -93,6 +156,10 @@ class Adapter(ABC):
     @abstractmethod
     def grid(self, model: nn.Module, shape: tuple[int, ...], site: Site) -> Grid:
         """Say which grid a site sees when the model's input grid is `shape`."""
+
+    def fit(self, grid: Grid, tokens: Tensor) -> Grid:
+        """Say which grid a site sees, given its tokens, `[B, N, C]`: in most families what `grid` said."""
+        return grid
 
     @abstractmethod
     def configured_shape(self, model: nn.Module) -> tuple[int, ...]:

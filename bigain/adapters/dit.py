@@ -1,15 +1,25 @@
 """diffusers' `DiTTransformer2DModel`: class-conditional DiT."""
 
-import sys
+from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from bigain.adapters.base import Adapter, Moment, Part, Site
+from bigain.adapters.base import Adapter, Moment, Part, Seam, Site
+from bigain.adapters.seams import AttentionSeam, TokenSeam
 from bigain.grid import Grid
 
-__all__ = ["DiTAdapter"]
+__all__ = ["DiTAdapter", "first_blocks"]
+
+
+def first_blocks(sites: Sequence[Site]) -> list[int]:
+    """Name the layers of the first 12 of 28 blocks, or of that share of however many there are.
+
+    References:
+        BiGain, appendix B.4.1, for DiT-XL/2.
+    """
+    return [site.layer for site in sites[: max(1, len(sites) * 12 // 28)]]
 
 
 class DiTAdapter(Adapter):
@@ -17,23 +27,24 @@ class DiTAdapter(Adapter):
 
     Plans are made from the attention's own input, after the adaptive layer norm,
     as the published method does on DiT.
+
+    Attributes:
+        parameters: Order of the arguments of the model's forward, as far as they matter.
     """
 
     library: ClassVar[str] = "diffusers"
     family: ClassVar[str] = "DiT (diffusers DiTTransformer2DModel)"
-
-    def matches(self, model: nn.Module) -> bool:
-        diffusers = sys.modules.get("diffusers")
-        return diffusers is not None and isinstance(model, diffusers.DiTTransformer2DModel)
+    classes: ClassVar[tuple[str, ...]] = ("DiTTransformer2DModel",)
+    tested: ClassVar[str] = "0.42.1"
+    parameters: ClassVar[tuple[str, ...]] = ("hidden_states", "timestep")
 
     def sites(self, model: nn.Module) -> list[Site]:
         blocks = cast("nn.ModuleList", model.transformer_blocks)
-        parts: dict[Part, str] = {"self": "attn1", "mlp": "ff"}
+        parts: dict[Part, Seam] = {"self": AttentionSeam("attn1"), "mlp": TokenSeam("ff")}
         return [Site(f"transformer_blocks.{index}", block, index, parts) for index, block in enumerate(blocks)]
 
     def default_layers(self, sites: list[Site]) -> list[int]:
-        # The paper: the first 12 of DiT-XL/2's 28 blocks.
-        return [site.layer for site in sites[: max(1, len(sites) * 12 // 28)]]
+        return first_blocks(sites)
 
     def grid(self, model: nn.Module, shape: tuple[int, ...], site: Site) -> Grid:
         return Grid(shape)
@@ -45,7 +56,7 @@ class DiTAdapter(Adapter):
 
     def moment(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Moment:
         patch = cast("Any", model).config.patch_size
-        given = dict(zip(_PARAMETERS, args, strict=False)) | kwargs
+        given = dict(zip(self.parameters, args, strict=False)) | kwargs
         sample: Tensor = given["hidden_states"]
         return Moment((sample.shape[-2] // patch, sample.shape[-1] // patch), given.get("timestep"))
 
@@ -59,7 +70,3 @@ class DiTAdapter(Adapter):
             "timestep": torch.arange(rows, device=device) * 389 % 1000,
             "class_labels": torch.arange(rows, device=device) % config.num_embeds_ada_norm,
         }
-
-
-_PARAMETERS = ("hidden_states", "timestep", "class_labels", "cross_attention_kwargs", "return_dict")
-"""Order of the arguments of `DiTTransformer2DModel.forward`."""

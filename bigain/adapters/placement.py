@@ -32,16 +32,26 @@ class Placement:
             full resolution, `[1, 2]` the two finest.
         plan_from: `block`: plans are made from the block's input, before the norm.
             `part`: from the input of the first part that is reduced. Default: as
-            published, `block` in U-Nets and `part` in DiT.
-        proportional: Weight each key by the number of tokens it stands for.
+            published, `block` in U-Nets and `part` in DiT. `keys`, in progressive
+            placements alone and their default: from the mean of the heads' keys.
+        proportional: Weight each key by the number of tokens it stands for. Default: in
+            progressive placements only. ToMe's authors turn it off for MAE as pretrained.
+        progressive: In vision transformers: merged tokens stay merged through the following
+            blocks, which see them as a sequence (a cell is one number), and pooling counts each
+            as often as it stands for one. `True`: every block removes the reducer's ratio of the
+            tokens then left. A number, or one for each block: so many tokens, whatever
+            the reducer's ratio; `tome_schedule` makes such a list.
+            Tokens that the model returns are fewer, and none are put back.
         preset: Name of a published placement, instead of parts, layers, names and
             downsample: `PRESETS`.
 
     Raises:
-        SettingError: An unknown part, preset or source of plans, or an empty list.
+        SettingError: An unknown part, preset or source of plans, an empty list, or settings
+            that exclude each other.
 
     References:
-        BiGain, Table 6 (parts) and appendix B.4.1 (blocks).
+        BiGain, Table 6 (parts) and appendix B.4.1 (blocks). Token Merging: Your ViT but
+        Faster (Bolya et al., 2023), section 3 (progressive).
     """
 
     parts: Sequence[Part] = ("self",)
@@ -49,8 +59,9 @@ class Placement:
     names: Sequence[str] | str | None = None
     downsample: Sequence[int] | int | None = None
     plan_from: PlanFrom | None = None
-    proportional: bool = False
+    proportional: bool | None = None
     preset: str | None = None
+    progressive: bool | int | Sequence[int] = False
 
     def __post_init__(self) -> None:
         parts = (self.parts,) if isinstance(self.parts, str) else tuple(self.parts)
@@ -65,7 +76,7 @@ class Placement:
                 raise SettingError(f"{name} of a placement: give {kind.__name__}, one or a list; got {given!r}.")
             if isinstance(given, Iterable) and not isinstance(given, str):
                 object.__setattr__(self, name, tuple(given))
-        if not isinstance(self.proportional, bool):
+        if not isinstance(self.proportional, bool | None):
             raise SettingError(f"proportional is true or false; got {self.proportional!r}.")
         if self.plan_from not in (None, *get_args(PlanFrom)):
             raise SettingError(f"plan_from is one of {', '.join(get_args(PlanFrom))}; got {self.plan_from!r}.")
@@ -75,11 +86,42 @@ class Placement:
             raise SettingError(f"preset={self.preset!r} says where to work; give none of {', '.join(_WHERE)} besides.")
         if "self" not in parts and self.proportional:
             raise SettingError(f"proportional weights the keys of self-attention; parts are {', '.join(parts)}.")
+        self._check_progressive()
+
+    def _check_progressive(self) -> None:
+        given = self.progressive
+        if given is False:
+            if self.plan_from == "keys":
+                raise SettingError("plan_from='keys' is for progressive placements: others merge before keys are made.")
+            return
+        numbers = tuple(given) if isinstance(given, Sequence) else (given,)
+        whole = all(isinstance(number, int) and not isinstance(number, bool) for number in numbers)
+        if given is not True and (not whole or not numbers or min(numbers) < 0 or max(numbers) < 1):
+            raise SettingError(
+                "progressive is true, a number of tokens (1 or more), or a list of numbers, not all 0, one for each "
+                f"block; got {given!r}."
+            )
+        if self.preset is not None:
+            raise SettingError(f"The placement {self.preset!r} was published with every token given back.")
+        if self.parts not in (("self",), ("self", "mlp")):
+            raise SettingError(
+                f"A progressive placement merges between self-attention and MLP; leave out parts={self.parts!r}."
+            )
+        object.__setattr__(self, "parts", ("self", "mlp"))
+        if isinstance(given, Sequence):
+            object.__setattr__(self, "progressive", numbers)
+
+    @property
+    def weighted(self) -> bool:
+        """Whether keys are weighted: as `proportional` says, or else as is usual in this kind of placement."""
+        return self.progressive is not False if self.proportional is None else self.proportional
 
     def __str__(self) -> str:
-        given = {item.name: getattr(self, item.name) for item in fields(self)}
-        default = Placement.__dataclass_fields__
-        told = [f"{name}={value!r}" for name, value in given.items() if value != default[name].default]
+        stays = self.progressive is not False
+        usual = {item.name: item.default for item in fields(self)}
+        usual |= {"parts": ("self", "mlp") if stays else ("self",), "proportional": stays}
+        given = {item.name: getattr(self, item.name) for item in fields(self)} | {"proportional": self.weighted}
+        told = [f"{name}={value!r}" for name, value in given.items() if value != usual[name]]
         return ", ".join(told) or "default"
 
 

@@ -4,10 +4,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from bigain.adapters.hooks import ReducedAttention
 from bigain.errors import SiteError
 from bigain.functional.attention import proportional_attention
 
-__all__ = ["attend_proportionally", "check_proportional"]
+__all__ = ["ProportionalProcessor", "attend_proportionally", "check_proportional"]
 
 _REPLACEABLE = ("AttnProcessor", "AttnProcessor2_0")
 """Processors that do no more than projections and attention, so that one of ours can stand in."""
@@ -55,3 +56,29 @@ def attend_proportionally(attention: nn.Module, queries: Tensor, keys: Tensor, s
     projection, dropout = module.to_out
     output: Tensor = dropout(projection(mixed))
     return output
+
+
+class ProportionalProcessor:
+    """Stands in for a plain processor, and weights each key by how many tokens it stands for.
+
+    Args:
+        inner: The processor it stands in for.
+        work: The hooks around the attention, which hold the plan.
+    """
+
+    def __init__(self, inner: Any, work: ReducedAttention) -> None:
+        self.inner, self._work = inner, work
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        plan = self._work.plan
+        assert plan is not None
+        keys = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        # Sizes say, too, which places stand for no token: the mask is not needed.
+        return attend_proportionally(attn, hidden_states, keys, plan.sizes)

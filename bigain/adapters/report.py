@@ -1,15 +1,20 @@
 """What attaching did, in numbers, and what can be told it afterwards."""
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
+from bigain.adapters.counting import Worth
 from bigain.errors import SettingError
 from bigain.grid import Grid
 
 __all__ = ["AttachReport", "SiteReport"]
+
+_LINES = 16
+"""More sites than this are summed up."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +42,14 @@ class AttachReport:
         reducer: The reducer, as text.
         family: The adapter's family.
         sites: One row a module.
+        worth: What it saves of one forward pass; `None` if that was not to be counted.
     """
 
     reducer: str
     family: str
     sites: tuple[SiteReport, ...]
     _attachment: Any = field(repr=False)
+    worth: Worth | None = None
     _undo: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
     def detach(self) -> None:
@@ -100,9 +107,27 @@ class AttachReport:
         self.detach()
 
     def __str__(self) -> str:
-        width = max(len(site.name) for site in self.sites)
-        rows = [
-            f"  {site.name:<{width}}  {'x'.join(map(str, site.grid.shape)):>9}  {site.before} -> {site.after} tokens"
-            for site in self.sites
-        ]
-        return "\n".join([f"{self.reducer} on {self.family}: {len(self.sites)} sites", *rows])
+        rows = _lines(self.sites) if len(self.sites) <= _LINES else _summed_up(self.sites)
+        head = f"{self.reducer} on {self.family}: {len(self.sites)} site{'s' * (len(self.sites) != 1)}"
+        return "\n".join([head, *rows, *([str(self.worth)] if self.worth else [])])
+
+
+def _lines(sites: Sequence[SiteReport]) -> list[str]:
+    return _laid_out([(site.name, site) for site in sites])
+
+
+def _summed_up(sites: Sequence[SiteReport]) -> list[str]:
+    """Give one line to sites whose paths differ in numbers alone, and whose tokens are the same."""
+    groups: dict[tuple[str, Grid, int, int], list[SiteReport]] = {}
+    for site in sites:
+        key = (re.sub(r"(?<=\.)\d+(?=\.|$)", "*", site.name), site.grid, site.before, site.after)
+        groups.setdefault(key, []).append(site)
+    return _laid_out([(f"{len(group)} x {name}", group[0]) for (name, *_), group in groups.items()])
+
+
+def _laid_out(named: Sequence[tuple[str, SiteReport]]) -> list[str]:
+    width = max(len(name) for name, _ in named)
+    return [
+        f"  {name:<{width}}  {'x'.join(map(str, site.grid.shape)):>9}  {site.before} -> {site.after} tokens"
+        for name, site in named
+    ]

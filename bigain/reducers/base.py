@@ -79,6 +79,14 @@ class Reduction(ABC):
         numbers = torch.arange(length, device=self.sizes.device, dtype=torch.float32)
         return self.restore(numbers[None, :, None].expand(batch, -1, -1))[..., 0].long()
 
+    def place_positions(self, values: Tensor) -> Tensor:
+        """Carry what belongs to positions rather than to content, `[B, N, C]` to `[B, M, C]`.
+
+        A merged token has its destination's position; where there is none, what the
+        reduction makes of its tokens'.
+        """
+        return self.reduce(values)
+
     def repeat(self, times: int) -> Self:
         """Let each row's plan serve `times` consecutive rows: a plan for `B * times` rows.
 

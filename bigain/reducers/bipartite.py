@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bigain.errors import SettingError
 from bigain.functional.cells import cell_tokens, split_by_pick
-from bigain.functional.matching import MergeMode, assign_to_most_similar, group_sizes, merge, restore
+from bigain.functional.matching import MergeMode, assign_to_most_similar, group_sizes, merge, restore, take
 from bigain.grid import Grid
 from bigain.reducers.base import Context, NoReduction, Reduction, TokenReducer
 from bigain.reducers.cells import checked_cell, checked_ratio, checked_removal, count_cells, sides_on
@@ -54,6 +54,9 @@ class Merge(Reduction):
 
     def restore(self, reduced: Tensor) -> Tensor:
         return restore(reduced, self.place)
+
+    def place_positions(self, values: Tensor) -> Tensor:
+        return take(values, self.representatives)
 
 
 class BipartiteReducer(TokenReducer):

@@ -33,6 +33,9 @@ class KeyValueReduction(Reduction):
     def restore(self, reduced: Tensor) -> Tensor:
         return self.inner.restore(reduced)
 
+    def place_positions(self, values: Tensor) -> Tensor:
+        return self.inner.place_positions(values)
+
 
 class KVMerge(Wrapping):
     """Merges keys and values, and leaves every query: no output has to be restored.

@@ -57,6 +57,10 @@ class Rowwise(Reduction):
         length = self.sizes.shape[1]
         return _choose([_pad(branch.reduce(tokens), length) for branch in self.branches], self.choice)
 
+    def place_positions(self, values: Tensor) -> Tensor:
+        length = self.sizes.shape[1]
+        return _choose([_pad(branch.place_positions(values), length) for branch in self.branches], self.choice)
+
     def restore(self, reduced: Tensor) -> Tensor:
         back = [branch.restore(reduced[:, : branch.sizes.shape[1]]) for branch in self.branches]
         return _choose(back, self.choice)

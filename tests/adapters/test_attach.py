@@ -3,14 +3,21 @@
 import copy
 import gc
 import weakref
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 import bigain
+from bigain.adapters.dit import DiTAdapter
+from bigain.adapters.planning import Hooked
 from bigain.adapters.report import SiteReport
+from bigain.adapters.seams import AttentionSeam
 from bigain.backbones.pixel_dit import PixelDiT
 from bigain.errors import SettingError, SiteError
+from bigain.profiling.flops import FlopCounter
 from bigain.reducers.lgtm import LGTM
 
 HOOKS = [
@@ -54,6 +61,15 @@ def before(dit, batch):
     return Snapshot(dit, batch)
 
 
+@contextmanager
+def passing(model, batch):
+    """Be within a forward pass of the model."""
+    (begin,), (end,) = model._forward_pre_hooks.values(), model._forward_hooks.values()
+    begin(model, (), batch)
+    yield
+    end(model, (), None)
+
+
 class StopError(Exception):
     pass
 
@@ -66,7 +82,7 @@ class FailsAtLayer2(LGTM):
 
 
 def test_detaching_leaves_no_trace(dit, batch, before):
-    report = bigain.attach(dit, "tome", ratio=0.5, layers=4)
+    report = bigain.attach(dit, "tome", ratio=0.5, layers=4, quiet=True)
     with torch.no_grad():
         assert not torch.allclose(dit(**batch).sample, before.output, atol=1e-3)
     report.detach()
@@ -76,14 +92,14 @@ def test_detaching_leaves_no_trace(dit, batch, before):
 
 
 def test_attached_the_weights_and_their_names_are_the_same(dit, before):
-    with bigain.attach(dit, "tome", ratio=0.5, layers=4):
+    with bigain.attach(dit, "tome", ratio=0.5, layers=4, quiet=True):
         assert list(dit.state_dict()) == list(before.state)
         assert [type(module) for module in dit.modules()] == before.classes
 
 
 def test_leaving_the_block_with_an_exception_detaches(dit, batch, before):
     def fail():
-        with bigain.attach(dit, "lgtm", ratio=0.5, layers=4):
+        with bigain.attach(dit, "lgtm", ratio=0.5, layers=4, quiet=True):
             dit(**batch)
             raise StopError
 
@@ -93,14 +109,14 @@ def test_leaving_the_block_with_an_exception_detaches(dit, batch, before):
 
 
 def test_an_exception_inside_forward_leaves_no_trace(dit, batch, before):
-    with pytest.raises(StopError), bigain.attach(dit, FailsAtLayer2(0.5), layers=4):
+    with pytest.raises(StopError), bigain.attach(dit, FailsAtLayer2(0.5), layers=4, quiet=True):
         dit(**batch)
     before.check(dit)
 
 
 @torch.no_grad()
 def test_after_an_exception_inside_forward_the_reducer_goes_on(dit, batch):
-    with bigain.attach(dit, "tome", ratio=0.5, layers=4):
+    with bigain.attach(dit, "tome", ratio=0.5, layers=4, quiet=True):
         expected = dit(**batch).sample
         with pytest.raises(IndexError):
             dit(**{**batch, "class_labels": torch.tensor([0, 4, 99])})
@@ -113,7 +129,7 @@ def test_a_failed_forward_is_forgotten(dit, batch):
     large = {**batch, "hidden_states": torch.randn(3, 3, 12, 12), "class_labels": torch.tensor([0, 4, 99])}
     large["timestep"] = torch.tensor([1, 2, 3])
     alive = weakref.ref(large["timestep"])
-    with bigain.attach(dit, "lgtm", ratio=0.5):
+    with bigain.attach(dit, "lgtm", ratio=0.5, quiet=True):
         with pytest.raises(IndexError):
             dit(**large)
         assert dit.transformer_blocks[0].attn1(torch.randn(2, 64, 16)).shape == (2, 64, 16)
@@ -123,24 +139,24 @@ def test_a_failed_forward_is_forgotten(dit, batch):
 
 
 def test_attaching_twice_raises_and_leaves_the_first_at_work(dit, batch, before):
-    with torch.no_grad(), bigain.attach(dit, "lgtm", ratio=0.5, layers=2) as report:
+    with torch.no_grad(), bigain.attach(dit, "lgtm", ratio=0.5, layers=2, quiet=True) as report:
         expected = dit(**batch).sample
         with pytest.raises(SiteError, match=r"attached already, at transformer_blocks\.1\.attn1"):
-            bigain.attach(dit, "tome", ratio=0.5, layers=[1, 2])
+            bigain.attach(dit, "tome", ratio=0.5, layers=[1, 2], quiet=True)
         assert torch.equal(dit(**batch).sample, expected)
         assert len(report.sites) == 2
     before.check(dit)
 
 
 def test_two_reducers_on_different_layers_detach_in_any_order(dit, batch, before):
-    first = bigain.attach(dit, "lgtm", ratio=0.5, layers=[0])
+    first = bigain.attach(dit, "lgtm", ratio=0.5, layers=[0], quiet=True)
     with torch.no_grad():
         alone = dit(**batch).sample
-        second = bigain.attach(dit, "tome", ratio=0.5, layers=[2])
+        second = bigain.attach(dit, "tome", ratio=0.5, layers=[2], quiet=True)
         assert not torch.allclose(dit(**batch).sample, alone, atol=1e-3)
         second.detach()
         assert torch.equal(dit(**batch).sample, alone)
-    second = bigain.attach(dit, "tome", ratio=0.5, layers=[2])
+    second = bigain.attach(dit, "tome", ratio=0.5, layers=[2], quiet=True)
     first.detach()
     second.detach()
     before.check(dit)
@@ -149,32 +165,32 @@ def test_two_reducers_on_different_layers_detach_in_any_order(dit, batch, before
 def test_attaching_again_after_detaching_gives_the_same(dit, batch):
     outputs = []
     for _ in range(2):
-        with torch.no_grad(), bigain.attach(dit, "tome", ratio=0.5):
+        with torch.no_grad(), bigain.attach(dit, "tome", ratio=0.5, quiet=True):
             outputs.append(dit(**batch).sample)
     assert torch.equal(*outputs)
 
 
 def test_a_copy_of_the_model_is_independent(dit, batch, before):
     other = copy.deepcopy(dit)
-    with bigain.attach(other, "lgtm", ratio=0.5):
+    with bigain.attach(other, "lgtm", ratio=0.5, quiet=True):
         before.check(dit)
 
 
 @pytest.mark.parametrize("model", [torch.nn.Linear(2, 2), object(), None], ids=lambda model: type(model).__name__)
 def test_where_nothing_matches_the_known_families_are_named(dit, model):
     with pytest.raises(SiteError, match=rf"Nothing to attach to in {type(model).__name__}\. Known.*: .*dit \(DiT"):
-        bigain.attach(model, "lgtm", ratio=0.5)
+        bigain.attach(model, "lgtm", ratio=0.5, quiet=True)
 
 
 def test_an_impossible_ratio_is_refused_before_anything_is_touched(dit, before):
     with pytest.raises(SettingError, match=r"at most 48 \(ratio 0\.75\)"):
-        bigain.attach(dit, "lgtm", ratio=0.8)
+        bigain.attach(dit, "lgtm", ratio=0.8, quiet=True)
     before.check(dit)
 
 
 def test_settings_that_do_not_exist_are_refused(dit, before):
     with pytest.raises(SettingError, match=r"'lgtm' cannot be built: .*ration"):
-        bigain.attach(dit, "lgtm", ration=0.8)
+        bigain.attach(dit, "lgtm", ration=0.8, quiet=True)
     before.check(dit)
 
 
@@ -182,21 +198,21 @@ def test_settings_that_do_not_exist_are_refused(dit, before):
     ("layers", "taken"), [(1, [0]), (3, [0, 1, 2]), (4, [0, 1, 2, 3]), ([2], [2]), ((3, 1), [1, 3]), (range(2), [0, 1])]
 )
 def test_layers_are_indices_or_how_many_of_the_first(dit, layers, taken):
-    with bigain.attach(dit, "lgtm", ratio=0.5, layers=layers) as report:
+    with bigain.attach(dit, "lgtm", ratio=0.5, layers=layers, quiet=True) as report:
         assert [site.name for site in report.sites] == [f"transformer_blocks.{index}.attn1" for index in taken]
-        reduced = [type(block.attn1.processor).__name__ == "ReducedProcessor" for block in dit.transformer_blocks]
+        reduced = [Hooked.holds(block.attn1) for block in dit.transformer_blocks]
         assert reduced == [index in taken for index in range(4)]
 
 
 @pytest.mark.parametrize("layers", [0, 5, -1, [4], [0, 4], [-1], []], ids=str)
 def test_layers_the_model_does_not_have_are_refused(dit, before, layers):
     with pytest.raises(SiteError, match=r"the model has blocks 0 to 3.*\(1 to 4\)"):
-        bigain.attach(dit, "lgtm", ratio=0.5, layers=layers)
+        bigain.attach(dit, "lgtm", ratio=0.5, layers=layers, quiet=True)
     before.check(dit)
 
 
 def test_the_report_says_what_was_taken(dit):
-    with bigain.attach(dit, "tome", ratio=0.5, layers=2) as report:
+    with bigain.attach(dit, "tome", ratio=0.5, layers=2, quiet=True) as report:
         assert report.family == "DiT (diffusers DiTTransformer2DModel)"
         assert report.sites == tuple(
             SiteReport(f"transformer_blocks.{index}.attn1", bigain.Grid((8, 8)), 64, 32) for index in range(2)
@@ -221,16 +237,16 @@ SPECS = [
 @pytest.mark.parametrize(("spec", "settings"), SPECS, ids=str)
 def test_every_way_to_name_a_reducer_does_the_same(dit, batch, spec, settings):
     with torch.no_grad():
-        with bigain.attach(dit, "lgtm", ratio=0.5) as report:
+        with bigain.attach(dit, "lgtm", ratio=0.5, quiet=True) as report:
             expected, text = dit(**batch).sample, report.reducer.partition("scorer")[0]
-        with bigain.attach(dit, spec, **settings) as report:
+        with bigain.attach(dit, spec, **settings, quiet=True) as report:
             assert torch.equal(dit(**batch).sample, expected)
             assert report.reducer.partition("scorer")[0] == text
 
 
 def test_a_built_reducer_takes_no_settings(dit, before):
     with pytest.raises(SettingError, match=r"built already; it takes no further settings \(ratio\)"):
-        bigain.attach(dit, LGTM(0.5), ratio=0.7)
+        bigain.attach(dit, LGTM(0.5), ratio=0.7, quiet=True)
     before.check(dit)
 
 
@@ -241,51 +257,65 @@ def test_the_network_inside_a_backbone_is_found():
         torch.nn.init.normal_(parameter, std=0.1)
     inputs = torch.randn(2, 3, 32, 32), torch.tensor([100, 800]), torch.tensor([3, 10])
     plain = backbone.predict_noise(*inputs)
-    with bigain.attach(backbone, "lgtm", ratio=0.7, layers=2) as report:
+    with bigain.attach(backbone, "lgtm", ratio=0.7, layers=2, quiet=True) as report:
         assert [(site.before, site.after) for site in report.sites] == [(1024, 308)] * 2
         reduced = backbone.predict_noise(*inputs)
         assert reduced.shape == plain.shape
         assert not torch.allclose(reduced, plain, atol=1e-3)
         with pytest.raises(SiteError, match="attached already"):
-            bigain.attach(backbone.network, "lgtm", ratio=0.7)
+            bigain.attach(backbone.network, "lgtm", ratio=0.7, quiet=True)
     assert torch.equal(backbone.predict_noise(*inputs), plain)
 
 
 @torch.no_grad()
-def test_whatever_processor_was_there_is_wrapped_and_put_back(dit, batch):
+def test_whatever_processor_is_there_does_the_work(dit, batch):
     from diffusers.models.attention_processor import AttnProcessor
 
-    processor = AttnProcessor()
-    with bigain.attach(dit, "lgtm", ratio=0.5, layers=4):
+    with bigain.attach(dit, "lgtm", ratio=0.5, layers=4, quiet=True):
         expected = dit(**batch).sample
-    dit.transformer_blocks[0].attn1.set_processor(processor)
-    with bigain.attach(dit, "lgtm", ratio=0.5, layers=4):
-        assert dit.transformer_blocks[0].attn1.processor.inner is processor
+    given, lengths = AttnProcessor(), []
+
+    class Watching(AttnProcessor):
+        def __call__(self, attn, hidden_states, *args, **kwargs):
+            lengths.append(hidden_states.shape[1])
+            return given(attn, hidden_states, *args, **kwargs)
+
+    dit.transformer_blocks[0].attn1.set_processor(Watching())
+    with bigain.attach(dit, "lgtm", ratio=0.5, layers=4, quiet=True):
         torch.testing.assert_close(dit(**batch).sample, expected, atol=1e-5, rtol=1e-4)
-    assert dit.transformer_blocks[0].attn1.processor is processor
+        dit.transformer_blocks[1].attn1.set_processor(Watching())  # while attached
+        torch.testing.assert_close(dit(**batch).sample, expected, atol=1e-5, rtol=1e-4)
+    assert lengths == [32, 32, 32]
 
 
-def test_a_processor_with_parameters_of_its_own_is_refused(dit, batch):
-    """Wrapped, it would vanish from the model's parameters and state."""
+@torch.no_grad()
+def test_a_processor_with_parameters_of_its_own_stays_in_the_model(dit, batch):
+    """As IP-Adapters' processors are."""
     from diffusers.models.attention_processor import AttnProcessor2_0
 
     class Learned(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.scale = torch.nn.Parameter(torch.ones(()))
+            self.scale = torch.nn.Parameter(torch.full((), 0.5))
 
-        def forward(self, attn, hidden_states, **kwargs):
-            return AttnProcessor2_0()(attn, hidden_states) * self.scale
+        def forward(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None):
+            return AttnProcessor2_0()(attn, hidden_states, encoder_hidden_states, attention_mask) * self.scale
 
     dit.transformer_blocks[1].attn1.set_processor(Learned())
     before = Snapshot(dit, batch)
-    with pytest.raises(SiteError, match=r"processor of transformer_blocks\.1\.attn1 is a Learned"):
-        bigain.attach(dit, "lgtm", ratio=0.5, layers=2)
+    with bigain.attach(dit, "lgtm", ratio=0.5, layers=2, quiet=True):
+        assert list(dit.state_dict()) == list(before.state)
+        reduced = dit(**batch).sample
     before.check(dit)
+    dit.transformer_blocks[1].attn1.set_processor(AttnProcessor2_0())
+    dit.transformer_blocks[1].attn1.to_out[0].weight.mul_(0.5)
+    dit.transformer_blocks[1].attn1.to_out[0].bias.mul_(0.5)
+    with bigain.attach(dit, "lgtm", ratio=0.5, layers=2, quiet=True):
+        torch.testing.assert_close(dit(**batch).sample, reduced, atol=1e-5, rtol=1e-4)
 
 
 def test_cross_attention_and_masks_are_refused(dit):
-    with bigain.attach(dit, "lgtm", ratio=0.5):
+    with bigain.attach(dit, "lgtm", ratio=0.5, quiet=True):
         attn, tokens = dit.transformer_blocks[0].attn1, torch.randn(1, 64, 16)
         with pytest.raises(SiteError, match=r"transformer_blocks\.0\.attn1 is reduced as self-attention"):
             attn(tokens, encoder_hidden_states=tokens)
@@ -297,7 +327,7 @@ def test_cross_attention_and_masks_are_refused(dit):
 @torch.no_grad()
 def test_compiles_into_one_graph(dit, batch, name):
     torch._dynamo.reset()
-    with bigain.attach(dit, name, ratio=0.5, layers=2):
+    with bigain.attach(dit, name, ratio=0.5, layers=2, quiet=True):
         expected = dit(**batch).sample
         torch._dynamo.utils.counters.clear()
         compiled = torch.compile(dit, fullgraph=True, dynamic=False, backend="aot_eager")
@@ -314,7 +344,7 @@ def test_compiles_into_one_graph(dit, batch, name):
 def test_half_precision_models(dit, batch, dtype):
     dit.to(dtype)
     batch["hidden_states"] = batch["hidden_states"].to(dtype)
-    with bigain.attach(dit, "lgtm", ratio=0.5, layers=4):
+    with bigain.attach(dit, "lgtm", ratio=0.5, layers=4, quiet=True):
         output = dit(**batch).sample
     assert output.dtype == dtype
     assert output.isfinite().all()
@@ -328,7 +358,7 @@ def test_gradients_reach_every_parameter_that_they_reach_without(dit, batch):
         return {name for name, p in dit.named_parameters() if p.grad is not None and p.grad.any()}
 
     plain = reached()
-    with bigain.attach(dit, "lgtm", ratio=0.5, layers=4):
+    with bigain.attach(dit, "lgtm", ratio=0.5, layers=4, quiet=True):
         assert reached() == plain
 
 
@@ -337,7 +367,7 @@ def test_a_model_learns_with_a_reducer_attached(dit, batch):
     target = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(3))
     optimizer = torch.optim.Adam(dit.parameters(), lr=0.01)
     losses = []
-    with bigain.attach(dit, "tome", ratio=0.5, layers=4):
+    with bigain.attach(dit, "tome", ratio=0.5, layers=4, quiet=True):
         for _ in range(15):
             loss = (dit(**batch).sample - target).square().mean()
             optimizer.zero_grad()
@@ -347,23 +377,181 @@ def test_a_model_learns_with_a_reducer_attached(dit, batch):
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_gradient_checkpointing_is_refused_where_it_would_give_wrong_gradients(dit, batch):
-    """Blocks would run again in backward without knowing the timestep, and merge other tokens."""
-    dit.enable_gradient_checkpointing()
-    with bigain.attach(dit, "tome", ratio=0.5, layers=4):
-        with pytest.raises(SiteError, match="gradient checkpointing"):
-            dit(**batch)
-        with torch.no_grad():  # nothing is checkpointed here
-            assert dit(**batch).sample.isfinite().all()
-    dit(**batch).sample.sum().backward()
+@pytest.mark.parametrize("reentrant", [False, True], ids=["saved", "reentrant"])
+@pytest.mark.parametrize("plan_from", ["block", "part"])
+@pytest.mark.parametrize("spec", [{"name": "tome", "ratio": 0.5}, {"name": "cached", "reducer": "tome"}], ids=str)
+def test_gradient_checkpointing_gives_the_gradients_there_are_without(dit, batch, spec, plan_from, reentrant):
+    """Blocks run again in backward, where the timestep, the pass's cache and the random draw are not known."""
+    if spec["name"] == "cached":
+        spec = {"name": "cached", "reducer": {"name": "tome", "ratio": 0.5}}
+    other = {**batch, "timestep": batch["timestep"].flip(0) + 7}
+
+    def gradients():
+        dit.zero_grad()
+        with bigain.attach(dit, spec, placement={"plan_from": plan_from, "layers": 4}, quiet=True):
+            loss = (
+                dit(**batch).sample.square().sum() + dit(**other).sample.square().sum()
+            )  # two passes, then one backward
+            loss.backward()
+        return [parameter.grad.clone() for parameter in dit.parameters() if parameter.grad is not None]
+
+    batch["hidden_states"].requires_grad_()  # else checkpoints of the reentrant kind have nothing to do
+    expected = gradients()
+    run = partial(torch.utils.checkpoint.checkpoint, use_reentrant=reentrant)
+    dit.enable_gradient_checkpointing(run)
+    for found, wanted in zip(gradients(), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
 
 
-def test_a_processor_set_after_attaching_is_no_silent_end_of_reduction(dit, batch, before):
-    from diffusers.models.attention_processor import AttnProcessor2_0
+def test_blocks_that_run_again_on_an_input_never_seen_are_refused(dit, batch):
+    """Checkpointed two by two, the second block's input is made anew in backward."""
+    first, second = dit.transformer_blocks[:2]
+    with bigain.attach(dit, "tome", ratio=0.5, layers=4, quiet=True):
+        held = {}
 
-    report = bigain.attach(dit, "lgtm", ratio=0.5, layers=2)
-    dit.transformer_blocks[1].attn1.set_processor(AttnProcessor2_0())
-    with pytest.raises(SiteError, match=r"processor of transformer_blocks\.1\.attn1 was set anew"):
+        def both(tokens):
+            return second(first(tokens, **held), **held)
+
+        held.update(timestep=batch["timestep"], class_labels=batch["class_labels"])
+        tokens = torch.randn(3, 64, 16, requires_grad=True)
+        with passing(dit, batch):
+            output = torch.utils.checkpoint.checkpoint(both, tokens, use_reentrant=False)
+        with pytest.raises(SiteError, match="run again during backward"):
+            output.sum().backward()
+
+
+def test_a_module_replaced_after_attaching_is_no_silent_end_of_reduction(dit, batch, before):
+    report = bigain.attach(dit, "lgtm", ratio=0.5, layers=2, quiet=True)
+    replaced = dit.transformer_blocks[1].attn1
+    dit.transformer_blocks[1].attn1 = copy.deepcopy(replaced)
+    with pytest.raises(SiteError, match=r"transformer_blocks\.1\.attn1 was replaced after a reducer was attached"):
         dit(**batch)
+    dit.transformer_blocks[1].attn1 = replaced
     report.detach()
     before.check(dit)
+
+
+def test_a_plain_processor_that_proportional_attention_stands_in_for_may_not_be_replaced(dit, batch):
+    from diffusers.models.attention_processor import AttnProcessor2_0
+
+    where = {"layers": 2, "proportional": True}
+    with bigain.attach(dit, "lgtm", ratio=0.5, placement=where, quiet=True):
+        dit.transformer_blocks[1].attn1.set_processor(AttnProcessor2_0())
+        with pytest.raises(SiteError, match=r"transformer_blocks\.1\.attn1\.processor was replaced"):
+            dit(**batch)
+
+
+def test_what_is_compiled_already_is_refused(dit, before):
+    with pytest.raises(SiteError, match="Attach first, then compile"):
+        bigain.attach(torch.compile(dit), "lgtm", ratio=0.5)
+    dit.transformer_blocks[3].compile()
+    with pytest.raises(SiteError, match="Attach first, then compile"):
+        bigain.attach(dit, "lgtm", ratio=0.5)
+
+
+def test_attaching_prints_what_it_is_worth(dit, capsys):
+    report = bigain.attach(dit, "lgtm", ratio=0.5, layers=2)
+    printed = capsys.readouterr().out
+    assert printed == f"{report}\n"
+    counter = FlopCounter(dit.__class__.from_config(dit.config))
+    counted = counter.count({"name": "lgtm", "ratio": 0.5}, {"layers": 2})
+    assert (report.worth.before, report.worth.after) == (counted.baseline, counted.total)
+    assert report.worth.share == pytest.approx(counted.share)
+    assert f"{counted.saved:.1%} saved" in printed
+    report.detach()
+    assert bigain.attach(dit, "lgtm", ratio=0.5, quiet=True).worth is None
+    assert capsys.readouterr().out == ""
+
+
+def test_where_the_sites_hold_little_the_report_says_so(tiny_dit, capsys):
+    model = tiny_dit(num_layers=12)
+    for layers, little in ((1, True), (12, False)):
+        with bigain.attach(model, "abm", ratio=0.3, layers=layers) as report:
+            assert report.worth.is_small is little
+        assert ("Little to gain" in capsys.readouterr().out) is little
+
+
+def test_many_sites_are_summed_up(tiny_dit):
+    with bigain.attach(tiny_dit(num_layers=20), "abm", ratio=0.3, layers=20, quiet=True) as report:
+        assert len(report.sites) == 20
+        (line,) = str(report).splitlines()[1:]
+        assert line.split() == ["20", "x", "transformer_blocks.*.attn1", "8x8", "64", "->", "46", "tokens"]
+
+
+def test_what_cannot_be_counted_is_attached_all_the_same(dit, batch, capsys):
+    class ByValue(LGTM):
+        def plan(self, tokens, grid, context=None):
+            assert tokens.sum().item() < 1e9
+            return super().plan(tokens, grid, context)
+
+    with bigain.attach(dit, ByValue(0.5)) as report:
+        assert "Operations were not counted" in capsys.readouterr().out
+        assert report.worth.reason
+        assert dit(**batch).sample.isfinite().all()
+
+
+@torch.no_grad()
+def test_a_compiled_model_notices_that_the_reducer_is_gone(dit, batch, before):
+    torch._dynamo.reset()
+    report = bigain.attach(dit, "lgtm", ratio=0.5, layers=4, quiet=True)
+    compiled = torch.compile(dit, backend="eager", fullgraph=True)
+    assert not torch.allclose(compiled(**batch).sample, before.output, atol=1e-3)
+    report.detach()
+    torch.testing.assert_close(compiled(**batch).sample, before.output)
+    bigain.attach(dit, "tome", ratio=0.3, layers=4, quiet=True)
+    # Compiled before: dynamo does not look at hooks again, and wraps what is raised where a graph has to be whole.
+    with pytest.raises((SiteError, torch._dynamo.exc.Unsupported), match="reached none of the blocks"):
+        compiled(**batch)
+    torch.compiler.reset()
+    expected = dit(**batch).sample
+    torch.testing.assert_close(compiled(**batch).sample, expected)
+    assert not torch.allclose(expected, before.output, atol=1e-3)
+
+
+def test_compiled_with_checkpointing_gradients_are_those_without(dit, batch):
+    def gradients(model):
+        dit.zero_grad()
+        model(**batch).sample.square().sum().backward()
+        return [parameter.grad.clone() for parameter in dit.parameters() if parameter.grad is not None]
+
+    with bigain.attach(dit, "tome", ratio=0.5, layers=4, quiet=True):
+        expected = gradients(dit)
+        dit.enable_gradient_checkpointing()
+        torch._dynamo.reset()
+        for found, wanted in zip(gradients(torch.compile(dit, backend="aot_eager")), expected, strict=True):
+            torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-3)
+        torch._dynamo.reset()
+        # In one graph, dynamo has to be told that what a forward pass takes down need not be taken down again.
+        with torch._dynamo.config.patch(skip_fwd_side_effects_in_bwd_under_checkpoint=True):
+            found = gradients(torch.compile(dit, backend="aot_eager", fullgraph=True))
+        for one, wanted in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, wanted, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "lacking", ["transformer_blocks", "transformer_blocks.1.attn1", "transformer_blocks.1.attn1.to_v"]
+)
+def test_a_library_of_another_version_is_told_with_the_one_that_was_tested(dit, lacking):
+    import diffusers
+
+    parent, _, name = lacking.rpartition(".")
+    delattr(dit.get_submodule(parent), name)
+    # A reducer of keys and values whose seam looks for their projections.
+    with pytest.raises(
+        SiteError, match=rf"has no attribute .*{name}.* tested with diffusers .*this is {diffusers.__version__}"
+    ):
+        bigain.attach(dit, "tome", ratio=0.5, layers=2, adapter=WatchesKeys(), quiet=True)
+    assert all(len(getattr(module, table)) == 0 for module in dit.modules() for table in HOOKS)
+
+
+class WatchesKeys(DiTAdapter):
+    def sites(self, model):
+        return [replace(site, parts={"self": KeysSeam("attn1")}) for site in super().sites(model)]
+
+
+class KeysSeam(AttentionSeam):
+    def install(self, planner, part, proportional):
+        undo = super().install(planner, part, proportional)
+        for name in self.keys:
+            planner.attachment.watch("", planner.site.module(part), name)
+        return undo

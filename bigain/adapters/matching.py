@@ -1,0 +1,101 @@
+"""Find the network in what is given, and the adapter that knows it."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from bigain.adapters.base import Adapter
+from bigain.errors import SiteError
+from bigain.registry import available, build, get
+
+__all__ = ["AdapterSpec", "match"]
+
+AdapterSpec = Adapter | str | Mapping[str, Any]
+"""An adapter, its name, or a mapping with its name and settings."""
+
+_INNER = ("transformer", "unet", "network", "vision_model")
+"""Where pipelines, bigain's backbones and models of image and text keep the network."""
+
+
+def match(model: Any, adapter: AdapterSpec | None = None) -> tuple[nn.Module, str, Adapter]:
+    """Find the network in `model`, and the name and the adapter of its family.
+
+    Args:
+        model: A network, or a pipeline or backbone that holds one.
+        adapter: The adapter to take, instead of the one that knows the network.
+
+    Raises:
+        SiteError: No adapter knows it, or several do; it is compiled already, or holds several.
+    """
+    networks = _candidates(model)
+    if adapter is not None:
+        if not networks:
+            raise SiteError(f"{type(model).__name__} is no torch module, and holds none.")
+        name = adapter if isinstance(adapter, str) else type(adapter).__name__
+        return networks[0], name, build("adapters", adapter)
+    known, broken = _willing()
+    for general in (False, True):
+        for network in networks:
+            found = [
+                name for name, one in known.items() if one.general == general and _matches(one, network, name, broken)
+            ]
+            if len(found) > 1:
+                several = ", ".join(found)
+                raise SiteError(
+                    f"Several adapters know {type(network).__name__}: {several}. Say which: adapter={found[0]!r}."
+                )
+            if found:
+                return network, found[0], known[found[0]]
+    told = "; ".join(f"{name} ({broken.get(name) or _family(name)})" for name in available("adapters"))
+    raise SiteError(f"Nothing to attach to in {type(model).__name__}. Known families: {told}.")
+
+
+def _candidates(model: Any) -> list[nn.Module]:
+    """List the modules that could be the network, and refuse what would go wrong without a word."""
+    held = [model, *(getattr(model, name, None) for name in _INNER)]
+    networks = [candidate for candidate in held if isinstance(candidate, nn.Module)]
+    for network in networks:
+        if hasattr(network, "_orig_mod") or any(
+            getattr(part, "_compiled_call_impl", None) is not None for part in network.modules()
+        ):
+            raise SiteError(
+                f"{type(model).__name__} is compiled already, and compiled code would go on without the reducer. "
+                "Attach first, then compile: attach(model, ...); model = torch.compile(model)."
+            )
+    second = getattr(model, "transformer_2", None)
+    if not isinstance(model, nn.Module) and isinstance(second, nn.Module):
+        raise SiteError(
+            f"{type(model).__name__} has two networks, transformer and transformer_2; attach to each of them: "
+            "attach(pipe.transformer, ...) and attach(pipe.transformer_2, ...)."
+        )
+    return networks
+
+
+def _willing() -> tuple[dict[str, Adapter], dict[str, str]]:
+    """Build the adapters whose library is there; whatever a plugin raises, the others still serve."""
+    known: dict[str, Adapter] = {}
+    broken: dict[str, str] = {}
+    for name in available("adapters"):
+        try:
+            adapter: Adapter = build("adapters", name)
+            if getattr(adapter, "library", None) in sys.modules:
+                known[name] = adapter
+        except Exception as error:
+            broken[name] = f"broken: {type(error).__name__}: {error}"
+    return known, broken
+
+
+def _matches(adapter: Adapter, network: nn.Module, name: str, broken: dict[str, str]) -> bool:
+    try:
+        return adapter.matches(network)
+    except Exception as error:  # whatever a plugin raises, the others still serve
+        broken[name] = f"broken: {type(error).__name__}: {error}"
+        return False
+
+
+def _family(name: str) -> str:
+    kind = get("adapters", name)
+    tested = getattr(kind, "tested", "")
+    return getattr(kind, "family", "no family stated") + (f", tested with {kind.library} {tested}" if tested else "")

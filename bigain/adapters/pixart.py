@@ -1,0 +1,57 @@
+"""diffusers' `PixArtTransformer2DModel`: PixArt-alpha and PixArt-Sigma."""
+
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import nn
+
+from bigain.adapters.base import Part, Seam, Site
+from bigain.adapters.dit import DiTAdapter
+from bigain.adapters.seams import AttentionSeam, TokenSeam
+
+__all__ = ["PixArtAdapter"]
+
+_TEXT_TOKENS = 300
+"""T5 tokens of PixArt-Sigma; PixArt-alpha has 120."""
+
+
+class PixArtAdapter(DiTAdapter):
+    """PixArt: DiT's blocks, with cross-attention to the text between self-attention and MLP.
+
+    Nothing is published on which of its blocks to reduce: by default the first 12 of 28,
+    as in DiT, whose shape it has. The queries of cross-attention are the block's running
+    sum, which PixArt does not normalise there.
+    """
+
+    family: ClassVar[str] = "PixArt-alpha and -Sigma (diffusers PixArtTransformer2DModel)"
+    classes: ClassVar[tuple[str, ...]] = ("PixArtTransformer2DModel",)
+    parameters: ClassVar[tuple[str, ...]] = ("hidden_states", "encoder_hidden_states", "timestep")
+
+    def sites(self, model: nn.Module) -> list[Site]:
+        blocks = cast("nn.ModuleList", model.transformer_blocks)
+        parts: dict[Part, Seam] = {
+            "self": AttentionSeam("attn1"),
+            "cross": AttentionSeam("attn2"),
+            "mlp": TokenSeam("ff"),
+        }
+        return [Site(f"transformer_blocks.{index}", block, index, parts) for index, block in enumerate(blocks)]
+
+    def inputs(
+        self, model: nn.Module, rows: int, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
+    ) -> dict[str, Any]:
+        held: Any = model
+        config = held.config
+        size = [length * config.patch_size for length in shape]
+        text = config.caption_channels or config.cross_attention_dim
+        extra: dict[str, Any] = {"resolution": None, "aspect_ratio": None}
+        if held.use_additional_conditions:  # 1024 x 1024 of PixArt-alpha
+            pixels = torch.tensor(size, device=device, dtype=dtype) * 8
+            ratio = torch.full((rows, 1), size[0] / size[1], device=device, dtype=dtype)
+            extra = {"resolution": pixels.expand(rows, -1), "aspect_ratio": ratio}
+        return {
+            "hidden_states": torch.randn(rows, config.in_channels, *size, device=device, dtype=dtype),
+            "encoder_hidden_states": torch.randn(rows, _TEXT_TOKENS, text, device=device, dtype=dtype),
+            "timestep": torch.arange(rows, device=device) * 389 % 1000,
+            "encoder_attention_mask": torch.ones(rows, _TEXT_TOKENS, device=device, dtype=dtype),
+            "added_cond_kwargs": extra,
+        }

@@ -1,0 +1,72 @@
+"""Plans for blocks that run again during backward: gradient checkpointing."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from bigain.adapters.base import Moment
+from bigain.reducers.base import Reduction
+
+__all__ = ["Replay", "Visit", "in_backward"]
+
+
+@dataclass
+class Visit:
+    """One run of a block.
+
+    Args:
+        moment: The pass it is part of.
+        plan: Its plan, once made.
+    """
+
+    moment: Moment | None = None
+    plan: Reduction | None = None
+
+
+def in_backward() -> bool:
+    """Say whether autograd is at work in this thread: a block that runs now is a recomputation."""
+    # torch.utils.checkpoint asks the same; there is no public way.
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1  # noqa: SLF001
+
+
+class Replay:
+    """Keeps the plan of every run of a block that backward may repeat.
+
+    When checkpointing runs a block again, neither the timestep nor the pass's cache is
+    known any more, and another pass may have begun. What is the same is the memory of
+    the block's input, which checkpointing holds: by that a run is found again.
+    Plans are let go with the inputs.
+
+    Attributes:
+        open: Whether the pass in progress may be repeated.
+    """
+
+    def __init__(self) -> None:
+        self.open = False
+        self._kept: dict[tuple[int, int, int], tuple[StorageWeakRef, Visit]] = {}
+
+    def keep(self, layer: int, tokens: Tensor, visit: Visit) -> None:
+        """Keep a run of the block at `layer`, whose input is `tokens`."""
+        if not self.open or torch.compiler.is_compiling():
+            return
+        self._kept = {key: value for key, value in self._kept.items() if not value[0].expired()}  # type: ignore[no-untyped-call]
+        self._kept[_key(layer, tokens)] = (StorageWeakRef(tokens.untyped_storage()), visit)  # type: ignore[no-untyped-call]
+
+    def find(self, layer: int, tokens: Tensor) -> Visit | None:
+        """Return the run that is being repeated; `None` outside backward, or where there was none."""
+        if torch.compiler.is_compiling() or not in_backward():
+            return None
+        reference, visit = self._kept.get(_key(layer, tokens), (None, None))
+        return visit if reference is not None and not reference.expired() else None  # type: ignore[no-untyped-call]
+
+    def __deepcopy__(self, memo: object) -> "Replay":
+        return Replay()  # A copied model's runs are its own.
+
+    def __reduce__(self) -> tuple[type["Replay"], tuple[()]]:
+        return Replay, ()
+
+
+def _key(layer: int, tokens: Tensor) -> tuple[int, int, int]:
+    return layer, tokens.untyped_storage().data_ptr(), int(tokens.storage_offset())

@@ -1,0 +1,98 @@
+"""Save and load: the U-Net and the whole pipeline, attached and after; in half precision."""
+
+import pytest
+import torch
+
+import bigain
+
+SPEC = {"name": "lgtm", "ratio": 0.5}
+
+
+def differ(found, other):
+    assert found.isfinite().all()
+    assert (found - other).abs().max() > 1e-4
+
+
+def same_state(model, other):
+    state, expected = model.state_dict(), other.state_dict()
+    assert list(state) == list(expected)
+    assert all(torch.equal(state[name], expected[name]) for name in state)
+
+
+@pytest.fixture
+def folder(sd, tmp_path):
+    """Where Stable Diffusion was saved, as it is loaded in use."""
+    sd.save_pretrained(tmp_path / "plain")
+    return tmp_path / "plain"
+
+
+@pytest.fixture
+def loaded(folder):
+    """Load the pipeline that was saved, in some type."""
+    from diffusers import DiffusionPipeline
+
+    def load(dtype, path=folder):
+        pipe = DiffusionPipeline.from_pretrained(path, torch_dtype=dtype, local_files_only=True)
+        pipe.set_progress_bar_config(disable=True)
+        assert type(pipe).__name__ == "StableDiffusionPipeline"
+        assert pipe.unet.dtype == dtype
+        return pipe
+
+    return load
+
+
+def files(path):
+    return {file.relative_to(path): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+def test_a_pipeline_saved_while_attached_is_the_same_to_the_byte(sd, folder, tmp_path, draw, loaded):
+    with bigain.attach(sd, SPEC, placement={"parts": ("self", "cross", "mlp")}, quiet=True):
+        draw(sd)
+        sd.save_pretrained(tmp_path / "attached")
+        sd.unet.save_pretrained(tmp_path / "unet")
+    sd.save_pretrained(tmp_path / "after")
+    assert files(folder) == files(tmp_path / "attached") == files(tmp_path / "after")
+    assert files(folder / "unet") == files(tmp_path / "unet")
+    again = loaded(torch.float64, tmp_path / "attached")
+    same_state(again.unet, sd.unet)
+    assert torch.equal(draw(again), draw(sd))
+
+
+def test_a_unet_loaded_by_itself_is_attached_to(sd, folder, batch):
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=torch.float64)
+    same_state(unet, sd.unet)
+    with torch.no_grad(), bigain.attach(unet, SPEC, quiet=True), bigain.attach(sd, SPEC, quiet=True):
+        assert torch.equal(unet(**batch).sample, sd.unet(**batch).sample)
+
+
+def test_weights_may_be_loaded_into_an_attached_unet(sd, tiny_unet, batch):
+    other = tiny_unet(block_out_channels=(8, 16))
+    for parameter in other.parameters():
+        parameter.data.mul_(0.9)
+    with torch.no_grad(), bigain.attach(sd, SPEC, quiet=True), bigain.attach(other, SPEC, quiet=True):
+        sd.unet.load_state_dict(other.state_dict())
+        assert torch.equal(sd.unet(**batch).sample, other(**batch).sample)
+
+
+@pytest.mark.parametrize("spec", [SPEC, {"name": "iekvd", "factor": 2, "alpha": {"start": 0.2, "end": 1.3}}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_a_pipeline_loaded_from_a_folder_in_any_precision(loaded, draw, dtype, spec):
+    pipe = loaded(dtype)
+    plain = draw(pipe, output_type="latent")
+    with bigain.attach(pipe, spec, quiet=True):
+        found = draw(pipe, output_type="latent")
+        assert draw(pipe).isfinite().all()
+    assert found.dtype == dtype
+    differ(found, plain)
+    assert torch.equal(draw(pipe, output_type="latent"), plain)
+
+
+def test_an_attached_pipeline_may_change_its_precision(sd, draw, folder, loaded):
+    with bigain.attach(sd, SPEC, quiet=True):
+        sd.to(torch.bfloat16)
+        found = draw(sd, output_type="latent")
+    other = loaded(torch.bfloat16)
+    with bigain.attach(other, SPEC, quiet=True):
+        assert torch.equal(draw(other, output_type="latent"), found)

@@ -1,4 +1,4 @@
-"""Checks that every scorer and reducer passes, third-party ones included.
+"""Checks that every scorer, reducer and adapter passes, third-party ones included.
 
     from bigain.testing import parametrize_with_checks
 
@@ -6,14 +6,18 @@
     def test_conformance(subject, check):
         check(subject)
 
-`check_scorer` and `check_reducer` run them all at once, without pytest. Two
+`check_scorer`, `check_reducer` and `check_adapter` run them all at once, without pytest.
+An adapter is checked on a tiny model, or better on a function that makes one. Two
 environment variables choose where: `BIGAIN_CHECK_DEVICE` (`cpu`) and
-`BIGAIN_CHECK_BACKEND`, the compiler's backend (`aot_eager`).
+`BIGAIN_CHECK_BACKEND`, the compiler's backend (`aot_eager`; for adapters `eager`).
 """
 
+from bigain.testing.adapters.bench import Specimen
+from bigain.testing.adapters.run import check_adapter
 from bigain.testing.cases import CASES, Case
 from bigain.testing.collecting import parametrize_with_checks
-from bigain.testing.run import Check, ContractError, Failure, check_reducer, check_scorer, checks_of
+from bigain.testing.failures import ContractError, Failure, NotApplicable
+from bigain.testing.run import Check, check_reducer, check_scorer, checks_of
 
 __all__ = [
     "CASES",
@@ -21,6 +25,9 @@ __all__ = [
     "Check",
     "ContractError",
     "Failure",
+    "NotApplicable",
+    "Specimen",
+    "check_adapter",
     "check_reducer",
     "check_scorer",
     "checks_of",

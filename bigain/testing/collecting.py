@@ -6,12 +6,17 @@ from dataclasses import dataclass
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from bigain import registry
 from bigain.errors import SettingError
 from bigain.reducers.base import TokenReducer
 from bigain.scorers.base import TokenScorer
+from bigain.testing.adapters.bench import Specimen
+from bigain.testing.adapters.run import AdapterCheck, specimen_of
 from bigain.testing.comparing import Subject
-from bigain.testing.run import Check, ContractError, Failure, checks_of
+from bigain.testing.failures import ContractError, Failure
+from bigain.testing.run import Check, checks_of
 from bigain.testing.settings import setting_names
 
 if TYPE_CHECKING:
@@ -56,7 +61,8 @@ def parametrize_with_checks(
 
     Args:
         subjects: Scorers and reducers: objects, classes (their `examples()`) or
-            registered names; left out, everything that is registered.
+            registered names; left out, everything of theirs that is registered. Adapters
+            by a tiny model each, a function that makes one, or a `Specimen`.
         expected_failed_checks: Names of checks that these subjects fail, and why.
             They are marked as expected failures, and fail where they pass.
 
@@ -66,7 +72,7 @@ def parametrize_with_checks(
     import pytest
 
     expected = dict(expected_failed_checks or {})
-    known = {check.name for kind in _KINDS for check in checks_of(kind)}
+    known = {check.name for kind in (*_KINDS, "adapters") for check in checks_of(kind)}
     if unknown := sorted(set(expected) - known):
         raise SettingError(f"expected_failed_checks names {', '.join(unknown)}; the checks are {', '.join(known)}.")
     rows = []
@@ -78,15 +84,16 @@ def parametrize_with_checks(
 
 def cases_of(subjects: Iterable[Any] | None = None) -> Iterator[tuple[Any, str, Any, str]]:
     """List subject, name of the check, check and identifier of every case."""
-    if isinstance(subjects, str | type | TokenScorer | TokenReducer):
+    if isinstance(subjects, str | type | TokenScorer | TokenReducer) or _makes_model(subjects):
         subjects = [subjects]
     for given in _registered() if subjects is None else subjects:
         for name, subject in _resolved(given):
             if isinstance(subject, Unusable):
                 yield subject, "check_can_be_built", subject.check_can_be_built, f"{name}-check_can_be_built"
                 continue
+            text = name if isinstance(subject, Specimen) else label(subject, name)
             for check in _checks_for(subject):
-                yield subject, check.name, check, f"{label(subject, name)}-{check.name}"
+                yield subject, check.name, check, f"{text}-{check.name}"
 
 
 def label(subject: Subject, name: str = "") -> str:
@@ -114,10 +121,20 @@ def _registered() -> list[tuple[str, str]]:
     return [(kind, name) for kind in _KINDS for name in registry.available(kind)]
 
 
-def _resolved(given: Any) -> Iterator[tuple[str, Subject | Unusable]]:
+def _makes_model(given: Any) -> bool:
+    """Say whether it is a model, or is called to make one."""
+    if isinstance(given, type):
+        return issubclass(given, nn.Module)
+    return isinstance(given, nn.Module | Specimen) or callable(given)
+
+
+def _resolved(given: Any) -> Iterator[tuple[str, Subject | Specimen | Unusable]]:
     """Build what is to be checked, each with the name to show; never raises."""
     if isinstance(given, TokenScorer | TokenReducer):
         yield type(given).__name__, given
+    elif _makes_model(given):
+        subject = specimen_of(given)
+        yield re.sub(r"[^\w.+-]", "", str(subject))[:_LONGEST], subject
     elif isinstance(given, type):
         yield from _examples(given.__name__, given)
     else:
@@ -153,5 +170,7 @@ def _examples(name: str, kind: type[Any]) -> Iterator[tuple[str, Subject | Unusa
     yield from ((name, example) for example in examples)
 
 
-def _checks_for(subject: Subject) -> tuple[Check, ...]:
+def _checks_for(subject: Subject | Specimen) -> tuple[Check | AdapterCheck, ...]:
+    if isinstance(subject, Specimen):
+        return checks_of("adapters")
     return checks_of("scorers" if isinstance(subject, TokenScorer) else "reducers")

@@ -2,57 +2,22 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from bigain.errors import SettingError
 from bigain.reducers.base import TokenReducer
 from bigain.scorers.base import TokenScorer
 from bigain.testing import compilation, reducers, scorers, settings, shared, synchronisation
+from bigain.testing.adapters.run import CHECKS as ADAPTER_CHECKS
+from bigain.testing.adapters.run import AdapterCheck
 from bigain.testing.cases import CASES, Case
 from bigain.testing.comparing import Subject, outcome
+from bigain.testing.failures import ContractError, Failure, told
 
-__all__ = ["Check", "ContractError", "Failure", "check_reducer", "check_scorer", "checks_of"]
-
-_LONGEST = 600
-"""Characters of an exception's message that are shown."""
+__all__ = ["Check", "check_reducer", "check_scorer", "checks_of"]
 
 _Any = TypeVar("_Any")
-
-
-@dataclass(frozen=True)
-class Failure:
-    """One check that failed.
-
-    Args:
-        name: The check.
-        why: Why it is checked, one sentence.
-        seen: What was seen, and on which case.
-        cause: What was raised.
-    """
-
-    name: str
-    why: str
-    seen: str
-    cause: Exception | None = field(default=None, compare=False, repr=False)
-
-    def __str__(self) -> str:
-        seen = self.seen.replace("\n", f"\n{' ' * 8}")
-        return f"{self.name}\n  why:  {self.why}\n  seen: {seen}"
-
-
-class ContractError(AssertionError):
-    """A scorer or reducer that does not do what one has to.
-
-    Args:
-        subject: What was checked, in words.
-        failures: Every check that failed.
-    """
-
-    def __init__(self, subject: str, failures: Sequence[Failure]) -> None:
-        self.subject, self.failures = subject, tuple(failures)
-        count = "1 check" if len(failures) == 1 else f"{len(failures)} checks"
-        super().__init__("\n\n".join([f"{subject} fails {count}.", *map(str, failures)]))
 
 
 @dataclass(frozen=True)
@@ -95,7 +60,7 @@ class Check:
             try:
                 self.function(_copied(subject), case)
             except Exception as error:  # whatever a subject raises is a failure of the check
-                return Failure(self.name, self.why, f"{_told(error)}\non {case}", error)
+                return Failure(self.name, self.why, f"{told(error)}\non {case}", error)
         return None
 
     def _chosen(self, accepted: list[Case]) -> list[Case]:
@@ -155,9 +120,14 @@ _REDUCERS = (
 )
 
 
-def checks_of(kind: str) -> tuple[Check, ...]:
-    """List the checks of `scorers` or `reducers`, in the order in which they run."""
-    return {"scorers": _SCORERS, "reducers": _REDUCERS}[kind]
+def checks_of(kind: str) -> tuple[Check | AdapterCheck, ...]:
+    """List the checks of `scorers`, `reducers` or `adapters`, in the order in which they run."""
+    known: dict[str, tuple[Check | AdapterCheck, ...]] = {
+        "scorers": _SCORERS,
+        "reducers": _REDUCERS,
+        "adapters": ADAPTER_CHECKS,
+    }
+    return known[kind]
 
 
 def check_scorer(scorer: TokenScorer, cases: Sequence[Case] = CASES) -> None:
@@ -224,8 +194,3 @@ def _copied(subject: _Any) -> _Any:
     except Exception:  # what cannot be copied is told by check_pickles
         return subject
     return copied
-
-
-def _told(error: Exception) -> str:
-    text = str(error) if type(error) is AssertionError else f"{type(error).__name__}: {error}"
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."

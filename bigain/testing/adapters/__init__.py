@@ -1,0 +1,1 @@
+"""Checks that every adapter passes, on a tiny model of its family."""

@@ -1,0 +1,143 @@
+"""Run the checks of adapters over a tiny model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from bigain.adapters.matching import AdapterSpec
+from bigain.testing.adapters import arguments, compiling, finding, grids, passes, traces, training
+from bigain.testing.adapters.bench import Bench, Specimen
+from bigain.testing.failures import ContractError, Failure, NotApplicable, told
+
+__all__ = ["CHECKS", "AdapterCheck", "check_adapter", "specimen_of"]
+
+
+@dataclass(frozen=True)
+class AdapterCheck:
+    """A named behaviour of an adapter that can be checked on its own.
+
+    Args:
+        function: Takes a bench with a fresh model, and raises where the behaviour is missing.
+    """
+
+    function: Callable[[Bench], None]
+
+    @property
+    def name(self) -> str:
+        """The function's name."""
+        return self.function.__name__
+
+    @property
+    def why(self) -> str:
+        """The first line of its documentation."""
+        return (self.function.__doc__ or "").strip().partition("\n")[0]
+
+    def __call__(self, subject: Specimen) -> None:
+        """Check the adapter of a tiny model.
+
+        Raises:
+            ContractError: The behaviour is missing.
+            NotApplicable: The model has nothing of the kind.
+        """
+        failure = self.failure(subject)
+        if failure:
+            raise ContractError(str(subject), [failure]) from failure.cause
+
+    def failure(self, subject: Specimen) -> Failure | None:
+        """Return the failure, if it is one.
+
+        Raises:
+            NotApplicable: The model has nothing of the kind.
+        """
+        try:
+            self.function(Bench(subject))
+        except NotApplicable:
+            raise
+        except Exception as error:  # whatever an adapter raises is a failure of the check
+            return Failure(self.name, self.why, told(error), error)
+        return None
+
+
+CHECKS = tuple(
+    AdapterCheck(function)
+    for function in (
+        finding.check_model_is_found,
+        finding.check_sites_are_modules,
+        finding.check_layers_count_in_order_of_execution,
+        finding.check_default_layers_are_layers,
+        arguments.check_inputs_run,
+        arguments.check_inputs_are_as_asked,
+        arguments.check_other_shapes_run,
+        arguments.check_moment_is_read,
+        grids.check_grids_count_tokens,
+        grids.check_grids_lie_as_the_input_does,
+        grids.check_work_is_done_on_fewer_tokens,
+        passes.check_identity_changes_nothing,
+        passes.check_order_of_tokens_does_not_matter,
+        passes.check_reducers_change_every_site,
+        passes.check_plans_are_made_once_a_block,
+        passes.check_rows_are_independent,
+        passes.check_half_precision,
+        passes.check_shared_plans,
+        passes.check_worth_is_counted,
+        traces.check_detaching_restores,
+        traces.check_attaching_twice_is_refused,
+        traces.check_exceptions_leave_nothing,
+        traces.check_copies_are_independent,
+        traces.check_pickles,
+        traces.check_saving_and_loading,
+        training.check_gradients_flow,
+        training.check_gradient_checkpointing,
+        compiling.check_compiles_to_one_graph,
+    )
+)
+"""Every check of adapters, in the order in which they run."""
+
+
+def specimen_of(model: nn.Module | Callable[[], nn.Module] | Specimen, adapter: AdapterSpec | None = None) -> Specimen:
+    """Make a specimen of a model, of which checks take copies, or of what makes one."""
+    if isinstance(model, Specimen):
+        return model
+    if isinstance(model, nn.Module):
+        return Specimen(_Copies(model), adapter, type(model).__name__)
+    return Specimen(model, adapter)
+
+
+class _Copies:
+    """Makes copies of a model.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __call__(self) -> nn.Module:
+        import copy
+
+        return copy.deepcopy(self.model)
+
+
+def check_adapter(model: nn.Module | Callable[[], nn.Module] | Specimen, adapter: AdapterSpec | None = None) -> None:
+    """Run every check of adapters on a tiny model.
+
+    Args:
+        model: A model, which is left alone; or something without arguments that makes one.
+        adapter: The adapter, where none knows the model by itself.
+
+    Raises:
+        ContractError: With every check that fails, why it matters, and what was seen.
+    """
+    subject = specimen_of(model, adapter)
+    failures = []
+    for check in CHECKS:
+        try:
+            failure = check.failure(subject)
+        except NotApplicable:
+            continue
+        if failure:
+            failures.append(failure)
+    if failures:
+        raise ContractError(str(subject), failures) from failures[0].cause

@@ -22,9 +22,13 @@ OWN_COMMANDS = {
     "compare": "Run classification, generation and cost for several reducers and write one page.",
     "export": "Turn a training checkpoint into the safetensors that ship.",
     "flops": "Count operations of any network under any reducers: no weights, no GPU, in seconds.",
+    "latency": "Time any network under any reducers on this device: random weights, compiled to one graph.",
     "list": "List scorers, reducers, adapters and backbones, with the package each comes from.",
 }
 """Commands that are not Lightning's verbs."""
+
+_RESUMING = ("compare", "test")
+"""Commands with --resume."""
 
 _CHECKPOINT_WORDS = ("best", "last", "hpc", "registry")
 """What Lightning takes for `--ckpt_path` beside a path."""
@@ -48,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"bigain: error: {told}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("bigain: interrupted; the same command with --resume goes on.", file=sys.stderr)
+        goes_on = "; the same command with --resume goes on" if given and given[0] in _RESUMING else ""
+        print(f"bigain: interrupted{goes_on}.", file=sys.stderr)
         sys.exit(130)
 
 

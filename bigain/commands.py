@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["compare", "export", "flops", "list"]
+__all__ = ["compare", "export", "flops", "latency", "list"]
 
 
 def compare(arguments: Sequence[str]) -> None:
@@ -70,6 +70,39 @@ def flops(arguments: Sequence[str]) -> None:
     console = Console()
     console.width = min(100, console.width)
     for line in (content.title, terminal_table(content), told_of_parts(content), COUNTED):
+        console.print(line, highlight=False)
+
+
+def latency(arguments: Sequence[str]) -> None:
+    """Time a network under reducers on this device: random weights, compiled, beside no reduction."""
+    from dataclasses import fields
+
+    from jsonargparse import ArgumentParser
+    from rich.console import Console
+
+    from bigain.profiling.flops import COUNTED
+    from bigain.profiling.latency_plan import LatencyPlan, measure_plan
+    from bigain.profiling.latency_table import check_absent, terminal_table, told_below, write_latency
+
+    parser = ArgumentParser(prog="bigain latency", description=latency.__doc__)
+    parser.add_argument("--config", action="config", help="A YAML recipe, such as recipes/latency/sd2.yaml.")
+    parser.add_class_arguments(LatencyPlan)
+    parser.add_argument("--output", type=Path, default=None, help="JSON file for the figures, too.")
+    given = parser.instantiate(parser.parse_args([*arguments]))
+    plan = LatencyPlan(**{item.name: getattr(given, item.name) for item in fields(LatencyPlan)})
+    check_absent(given.output)
+    console = Console()
+    console.width = min(80, console.width)
+    content = measure_plan(plan, lambda told: console.print(told, highlight=False))
+    if given.output is not None:
+        write_latency(given.output, content)
+    for line in (
+        "",
+        content.title,
+        terminal_table(content),
+        told_below(content),
+        f"FLOPs {COUNTED[0].lower()}{COUNTED[1:]}",
+    ):
         console.print(line, highlight=False)
 
 

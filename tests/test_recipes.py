@@ -12,7 +12,7 @@ from bigain.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").rglob("*.yaml"))
-KINDS = {"classify", "generate", "train", "benchmark", "flops"}
+KINDS = {"classify", "generate", "train", "benchmark", "flops", "latency"}
 VERBS = {"classify": "test", "generate": "test", "train": "fit"}
 """Lightning's, by kind; the others have a command of their own."""
 
@@ -98,6 +98,51 @@ def test_operations_are_counted_on_a_tiny_network(recipe, root, tmp_path, monkey
     assert [row["method"] for row in rows] == list(plan["reducers"])
     assert float(rows[0]["saved"]) == 0
     assert all(int(row["tokens_after"]) < int(row["tokens_before"]) == 256 for row in rows[1:])
+
+
+SHRUNK = {
+    "UNet2DConditionModel": {
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "cross_attention_dim": 8,
+        "transformer_layers_per_block": 1,
+        "attention_head_dim": 2,
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 64,
+    },
+    "DiTTransformer2DModel": {"num_attention_heads": 2, "attention_head_dim": 8, "sample_size": 16},
+    "FluxTransformer2DModel": {
+        "num_layers": 1,
+        "num_single_layers": 2,
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "axes_dims_rope": [4, 6, 6],
+        "in_channels": 8,
+        "joint_attention_dim": 16,
+        "pooled_projection_dim": 8,
+    },
+}
+"""Fields that make a network small and leave its blocks as they lie."""
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if "/latency/" in recipe])
+def test_passes_are_timed_on_a_narrow_network_of_the_same_kind(recipe, root, tmp_path, monkeypatch):
+    monkeypatch.chdir(root)
+    plan = yaml.safe_load((root / recipe).read_text())
+    config = json.loads((root / f"bigain/assets/architectures/{plan['network']}.json").read_text())
+    config |= {key: value for key, value in SHRUNK[config["_class_name"]].items() if key in config}
+    if "block_out_channels" in config:
+        config["block_out_channels"] = [16] * len(config["block_out_channels"])
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    file = tmp_path / "latency.json"
+    small = {"network": tmp_path, "shape": "[8,8]", "rows": 2, "dtype": "fp32", "device": "cpu", "compile": "false"}
+    small |= {"repeats": 1, "warmup": 0, "output": file}
+    main(["latency", "--config", recipe, *(f"--{key}={value}" for key, value in small.items())])
+    content = json.loads(file.read_text())
+    assert [row["name"] for row in content["methods"]] == [*plan["reducers"], "none, again"]
+    assert content["settings"]["class"] == config["_class_name"]
+    assert all(row["ms"] > 0 for row in content["methods"])
+    assert all(row["reducer"] != "Identity()" for row in content["methods"][1:-1])
 
 
 def test_the_demo_is_as_large_as_promised(root):

@@ -1,34 +1,23 @@
 """How many floating-point operations one network evaluation takes, with and without reducers."""
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
-from bigain.adapters.attach import attach, find_sites, match, part_report
-from bigain.adapters.base import Adapter
+from bigain.adapters.attach import attach_silently, find_sites, part_report
+from bigain.adapters.counting import COUNTED, META, counted_pass, flops_of, network_pass, on_meta
+from bigain.adapters.matching import match
 from bigain.adapters.placement import Placement, placement_of
 from bigain.diffusion.backbone import Backbone
-from bigain.errors import BigainError, SettingError
+from bigain.errors import SettingError
 from bigain.grid import Grid
 from bigain.reducers.base import TokenReducer
 from bigain.registry import build_reducer
 
 __all__ = ["COUNTED", "FlopCount", "FlopCounter", "PartFlops", "backbone_inputs", "on_meta"]
-
-COUNTED = (
-    "Counted as torch.utils.flop_counter does: matrix products, convolutions (the Laplacian is one) and attention, "
-    "a multiply-add as 2; sorting and element-wise work are not."
-)
-"""What the figures hold, in words."""
-
-_META = torch.device("meta")
-
-Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -102,11 +91,10 @@ class FlopCounter:
             self.network = on_meta(network).eval()
         self.shape = self._checked(shape)
         whole = isinstance(model, Backbone) and shape is None
-        self._evaluate = _of_backbone(model) if whole else _of_network(self.network, self.adapter, self.shape)
+        self._evaluate = _of_backbone(model) if whole else network_pass(self.network, self.adapter, self.shape)
         size = " x ".join(map(str, self.shape))
-        counter = _counted(self._evaluate, 1, f"{type(self.network).__name__} cannot run on {size} tokens")
-        # By module; the counter names the network by its class.
-        self._by_module = counter.get_flop_counts()
+        counter = counted_pass(self._evaluate, 1, f"{type(self.network).__name__} cannot run on {size} tokens")
+        self._counter = counter
         self.baseline = float(counter.get_total_flops())
 
     def count(
@@ -129,8 +117,8 @@ class FlopCounter:
         """
         chosen, place = build_reducer(reducer), placement_of(placement)
         parts = self._parts(chosen, place)
-        with attach(self.network, chosen, placement=place, shape=self.shape) as report, report.shared(sharing):
-            counter = _counted(self._evaluate, sharing, f"{chosen!r} cannot be counted without values")
+        with attach_silently(self.network, chosen, place, self.shape) as report, report.shared(sharing):
+            counter = counted_pass(self._evaluate, sharing, f"{chosen!r} cannot be counted without values")
         return FlopCount(counter.get_total_flops() / sharing, self.baseline, parts)
 
     def _parts(self, reducer: TokenReducer, placement: Placement) -> tuple[PartFlops, ...]:
@@ -140,11 +128,9 @@ class FlopCounter:
             for part in placement.parts:
                 if part in site.parts:
                     row = part_report(adapter, network, self.shape, reducer, site, part)
-                    found.append(PartFlops(row.name, row.grid, row.before, row.after, self._flops_of(row.name)))
+                    flops = flops_of(self._counter, self.network, site.covered(part))
+                    found.append(PartFlops(row.name, row.grid, row.before, row.after, flops))
         return tuple(found)
-
-    def _flops_of(self, path: str) -> float:
-        return float(sum(self._by_module.get(f"{type(self.network).__name__}.{path}", {}).values()))
 
     def _checked(self, shape: tuple[int, ...] | None) -> tuple[int, ...]:
         configured = self.adapter.configured_shape(self.network)
@@ -158,15 +144,6 @@ class FlopCounter:
         return tuple(shape)
 
 
-def on_meta(model: Model) -> Model:
-    """Copy a model to the meta device: its shapes, never its values."""
-    held: dict[int, Any] = {
-        id(weight): nn.Parameter(weight.detach().to(_META), requires_grad=False) for weight in model.parameters()
-    }
-    held |= {id(buffer): buffer.detach().to(_META) for buffer in model.buffers()}
-    return copy.deepcopy(model, held)
-
-
 def backbone_inputs(
     backbone: Backbone, rows: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -177,23 +154,4 @@ def backbone_inputs(
 
 
 def _of_backbone(backbone: Backbone) -> Callable[[int], Any]:
-    return lambda rows: backbone.predict_noise(*backbone_inputs(backbone, rows, _META, torch.float32))
-
-
-def _of_network(network: nn.Module, adapter: Adapter, shape: tuple[int, ...]) -> Callable[[int], Any]:
-    dtype = next(network.parameters()).dtype
-    return lambda rows: network(**adapter.inputs(network, rows, shape, _META, dtype))
-
-
-def _counted(evaluate: Callable[[int], Any], rows: int, told: str) -> FlopCounterMode:
-    """Count one pass of so many rows; `told` says what it means that the pass fails."""
-    counter = FlopCounterMode(display=False)
-    try:
-        with torch.no_grad(), counter:
-            evaluate(rows)
-    except BigainError:
-        raise
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise SettingError(f"{told}: {reason[0]}") from error
-    return counter
+    return lambda rows: backbone.predict_noise(*backbone_inputs(backbone, rows, META, torch.float32))

@@ -15,8 +15,8 @@ from bigain.diffusion.backbone import Backbone
 from bigain.errors import DataError, SettingError
 from bigain.profiling.architectures import build_architecture
 from bigain.profiling.flops import FlopCount, FlopCounter
+from bigain.profiling.methods import methods_of
 from bigain.reducers.base import Identity, TokenReducer
-from bigain.registry import entries
 
 __all__ = ["FlopsPlan", "FlopsTable", "MethodFlops", "count_plan"]
 
@@ -26,8 +26,8 @@ class FlopsPlan:
     """Count one evaluation of a network under reducers.
 
     Args:
-        network: A shipped architecture (sd15, sd2, sdxl, dit_xl_2_256, dit_xl_2_512), or
-            a folder or file with the config.json of a diffusers network.
+        network: A shipped architecture (sd15, sd2, sdxl, dit_xl_2_256, dit_xl_2_512, flux1,
+            cifar10_dit), or a folder or file with the config.json of a diffusers network.
         recipe: Instead of everything else: a recipe of `bigain test` or `bigain compare`,
             whose backbone, reducers, placement and sharing are counted.
         reducer: One reducer. Beside those asked for, no reduction is counted always.
@@ -123,11 +123,7 @@ def count_plan(plan: FlopsPlan) -> FlopsTable:
     Raises:
         BigainError: Something that cannot be built or counted.
     """
-    model, reducers, placement, sharing = _of_recipe(plan.recipe) if plan.recipe else _of_options(plan)
-    if not any(isinstance(reducer, Identity) for reducer in reducers.values()):
-        reducers = {"none": Identity(), **reducers}
-    if plan.timestep is not None:
-        reducers = {name: reducer.at(plan.timestep) for name, reducer in reducers.items()}
+    model, reducers, placement, sharing = _of_recipe(plan.recipe, plan.timestep) if plan.recipe else _of_options(plan)
     counter = FlopCounter(model, tuple(plan.shape) if plan.shape is not None else None)
     methods = [
         MethodFlops(name, repr(reducer), counter.count(reducer, placement, sharing))
@@ -146,10 +142,10 @@ def count_plan(plan: FlopsPlan) -> FlopsTable:
 
 def _of_options(plan: FlopsPlan) -> tuple[Any, dict[str, TokenReducer], Placement, int]:
     assert plan.network is not None
-    return build_architecture(plan.network), plan.reducers or _one(plan.reducer), plan.placement, plan.sharing
+    return build_architecture(plan.network), _methods(plan, plan.timestep), plan.placement, plan.sharing
 
 
-def _of_recipe(file: Path) -> tuple[Backbone, dict[str, TokenReducer], Placement, int]:
+def _of_recipe(file: Path, timestep: float | None) -> tuple[Backbone, dict[str, TokenReducer], Placement, int]:
     """Build what decides the figures, the backbone on the meta device: there, it reads no weights."""
     settings = _settings(file)
     parser = ArgumentParser(exit_on_error=False)
@@ -163,7 +159,7 @@ def _of_recipe(file: Path) -> tuple[Backbone, dict[str, TokenReducer], Placement
     except ArgumentError as error:
         raise DataError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
     sharing = len(made.backbone.classes) if made.share_plans else 1
-    return made.backbone, made.reducers or _one(made.reducer), made.placement, sharing
+    return made.backbone, _methods(made, timestep), made.placement, sharing
 
 
 def _settings(file: Path) -> Mapping[str, Any]:
@@ -185,10 +181,7 @@ def _settings(file: Path) -> Mapping[str, Any]:
     return found
 
 
-def _one(reducer: TokenReducer) -> dict[str, TokenReducer]:
-    """Name a reducer as it is registered, or else by its class."""
-    if isinstance(reducer, Identity):
-        return {"none": reducer}
-    kind = type(reducer)
-    target = f"{kind.__module__}:{kind.__qualname__}"
-    return {next((entry.name for entry in entries("reducers") if entry.target == target), kind.__name__): reducer}
+def _methods(given: Any, timestep: float | None) -> dict[str, TokenReducer]:
+    """Name what is counted, no reduction first."""
+    baseline, methods = methods_of(given.reducer, given.reducers, timestep)
+    return {baseline: Identity(), **methods}

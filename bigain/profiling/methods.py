@@ -1,0 +1,48 @@
+"""The reducers that a command measures, by name."""
+
+from collections.abc import Mapping
+
+from bigain.errors import SettingError
+from bigain.reducers.base import Identity, TokenReducer
+from bigain.registry import entries
+
+__all__ = ["methods_of"]
+
+_BASELINE = "none"
+
+
+def methods_of(
+    reducer: TokenReducer, reducers: Mapping[str, TokenReducer], timestep: float | None = None
+) -> tuple[str, dict[str, TokenReducer]]:
+    """Name one reducer, or several that have names, and what they are measured beside.
+
+    Args:
+        reducer: One; `Identity` stands for none given.
+        reducers: Several, by name.
+        timestep: Settle those that switch by timestep at this one.
+
+    Returns:
+        The name of no reduction, and the methods without it.
+
+    Raises:
+        SettingError: Both are given, or a method that reduces is called `none`.
+    """
+    if reducers and not isinstance(reducer, Identity):
+        raise SettingError("Give reducer or reducers, not both.")
+    given = dict(reducers) or {_registered_name(reducer): reducer}
+    baseline = next((name for name, one in given.items() if isinstance(one, Identity)), _BASELINE)
+    methods = {name: one for name, one in given.items() if not isinstance(one, Identity)}
+    if baseline in methods:
+        raise SettingError(f"{baseline!r} is the name of no reduction; here it is {methods[baseline]!r}.")
+    if timestep is not None:
+        methods = {name: one.at(timestep) for name, one in methods.items()}
+    return baseline, methods
+
+
+def _registered_name(reducer: TokenReducer) -> str:
+    """Name a reducer as it is registered, or else by its class."""
+    if isinstance(reducer, Identity):
+        return _BASELINE
+    kind = type(reducer)
+    target = f"{kind.__module__}:{kind.__qualname__}"
+    return next((entry.name for entry in entries("reducers") if entry.target == target), kind.__name__)

@@ -305,7 +305,7 @@ def test_blocks_that_do_everything_at_once_are_refused():
         kind, text = refusal(tiny("map", block_fn=block), "tome", ratio=0.5)
         assert kind is SiteError
         assert re.match(
-            rf"VisionTransformer is not as the adapter .*'{block.__name__}' .* It was tested with timm 1\.", text
+            rf"VisionTransformer is not as the adapter .*: {block.__name__} has no .* It was tested with timm 1\.", text
         )
 
 

@@ -124,7 +124,7 @@ def _prepare(
     reducer.check_places(places)
     with _told_versions(known, network):
         _refuse(reducer, wanted, sites)
-    size = tuple(shape) if shape is not None else known.configured_shape(network)
+    size = known.configured_shape(network) if shape is None else checked_shape(shape)
     if wanted.progressive is False:
         rows = [part_report(known, network, size, reducer, site, part) for site, part in _parts(wanted, sites)]
     else:
@@ -141,7 +141,7 @@ def _worth(prepared: _Prepared) -> Worth:
         network = on_meta(held.model).eval()
         evaluate = network_pass(network, held.adapter, held.shape)
         before = counted_pass(evaluate, 1, "it cannot run without values")
-        taken = {path for site, part in _parts(placement, prepared.sites) for path in site.covered(part)}
+        taken = _taken(prepared)
         share = flops_of(before, network, tuple(taken))
         with attach_silently(network, held.reducer, placement, held.shape, held.seed, held.adapter):
             after = counted_pass(evaluate, 1, f"{held.reducer!r} cannot run without values")
@@ -149,6 +149,14 @@ def _worth(prepared: _Prepared) -> Worth:
         return Worth(reason=f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}")
     total = before.get_total_flops()
     return Worth(total, after.get_total_flops(), share / total if total else 0.0)
+
+
+def _taken(prepared: _Prepared) -> set[str]:
+    """List the paths of all modules that are given fewer tokens."""
+    parts = _parts(prepared.placement, prepared.sites)
+    for step in prepared.steps:  # merged tokens stay merged: every part of the blocks behind
+        parts += [(step.site, part) for part in step.site.parts]
+    return {path for site, part in parts for path in site.covered(part)}
 
 
 def find_sites(
@@ -195,11 +203,33 @@ def _refuse(reducer: TokenReducer, placement: Placement, sites: list[Site]) -> N
         raise SettingError(
             f"{reducer!r} shrinks keys and values of self-attention only; it can do nothing for {', '.join(others)}."
         )
+    paths: dict[int, str] = {}
+    for site, part in chosen:
+        other = paths.setdefault(id(site.module(part)), site.path(part))
+        if other != site.path(part):
+            raise SiteError(
+                f"{other} and {site.path(part)} are one module, in two places; a reducer cannot tell them apart. "
+                "Choose one of them by `layers`."
+            )
     taken = [site.path(part) for site, part in chosen if Hooked.holds(site.module(part))]
     if taken:
         raise SiteError(f"A reducer is attached already, at {', '.join(taken)}. Detach it first.")
     for site, part in chosen:
         site.parts[part].check(site, part, reducer, placement.weighted)
+
+
+def checked_shape(shape: Any) -> tuple[int, ...]:
+    """Return a shape that was given.
+
+    Raises:
+        SettingError: It is no sequence of whole numbers of at least 1.
+    """
+    given = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else ()
+    if not given or any(not isinstance(length, int) or isinstance(length, bool) or length < 1 for length in given):
+        raise SettingError(
+            f"shape is the tokens along each axis of the model's input grid, as (64, 64); got {shape!r}."
+        )
+    return given
 
 
 def part_report(

@@ -2,6 +2,7 @@
 
 import copy
 import textwrap
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bigain.adapters.base import Adapter
 from bigain.errors import BigainError, SettingError
 
-__all__ = ["COUNTED", "META", "Worth", "counted_pass", "flops_of", "network_pass", "on_meta"]
+__all__ = ["COUNTED", "META", "WIDTH", "Worth", "counted_pass", "flops_of", "network_pass", "on_meta"]
 
 COUNTED = (
     "Counted as torch.utils.flop_counter does: matrix products, convolutions (the Laplacian is one) and attention, "
@@ -26,7 +27,7 @@ META = torch.device("meta")
 _SMALL_SHARE = 0.2
 """Sites that hold less of a model's operations than this leave a compiled model nearly as slow as it was."""
 
-_WIDTH = 100
+WIDTH = 100
 """Columns of text."""
 
 _WRAPPERS = {"_hf_hook", "_old_forward", "_diffusers_hook"}
@@ -75,7 +76,7 @@ class Worth:
             )
         elif self.saved <= 0:
             told.append("Nothing to gain: planning takes more operations than reduction saves here.")
-        return "\n".join(textwrap.fill(line, _WIDTH) for line in told)
+        return "\n".join(textwrap.fill(line, WIDTH) for line in told)
 
 
 def _billions(flops: float) -> str:
@@ -101,7 +102,11 @@ def on_meta(model: Model) -> Model:
 
 def network_pass(network: nn.Module, adapter: Adapter, shape: tuple[int, ...]) -> Callable[[int], Any]:
     """Return a forward pass on made-up inputs of so many rows."""
-    dtype = next(network.parameters()).dtype
+    # Libraries keep single parameters in float32 whatever the model is in: that of most weights.
+    held: Counter[torch.dtype] = Counter()
+    for weight in network.parameters():
+        held[weight.dtype] += weight.numel()
+    ((dtype, _),) = held.most_common(1)
     return lambda rows: network(**adapter.inputs(network, rows, shape, META, dtype))
 
 

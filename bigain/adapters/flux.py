@@ -63,7 +63,7 @@ class FluxAdapter(Adapter):
 
     How tokens lie is read from `img_ids`, once for each tensor. In a pass that is compiled
     or captured as a whole it cannot be read: there, tokens lie in the shape attached for
-    (64 x 64 by default) if that is their number, else in a square, else it is an error.
+    (64 x 64 by default), and another number is an error.
     With `compile_repeated_blocks` it is read. Of several images in one sequence
     (Kontext), the first is reduced, and the others stay as they are.
 

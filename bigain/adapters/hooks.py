@@ -63,7 +63,7 @@ class ReducedTokens(Hooked):
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         """Restore the output, in a forward hook."""
         plan, self._plan = self._plan, None
-        return output if plan is None else plan.restore(output)
+        return output if plan is None or output is None else plan.restore(output)  # None: after an exception
 
 
 class ReducedAttention(Hooked):
@@ -104,6 +104,9 @@ class ReducedAttention(Hooked):
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Restore what the call gave: the tokens, and what an image adapter adds to them."""
+        if output is None:  # after an exception
+            self.plan, self.tables, self._waiting = None, None, 0
+            return None
         plan = self._finish()
         if plan is None or plan.kind == "kv":
             return output

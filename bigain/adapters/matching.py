@@ -49,7 +49,9 @@ def match(model: Any, adapter: AdapterSpec | None = None) -> tuple[nn.Module, st
             if found:
                 return network, found[0], known[found[0]]
     told = "; ".join(f"{name} ({broken.get(name) or _family(name)})" for name in available("adapters"))
-    raise SiteError(f"Nothing to attach to in {type(model).__name__}. Known families: {told}.")
+    inner = getattr(model, "module", None)
+    hint = f" It holds a {type(inner).__name__} as .module: attach to that." if isinstance(inner, nn.Module) else ""
+    raise SiteError(f"Nothing to attach to in {type(model).__name__}.{hint} Known families: {told}.")
 
 
 def _candidates(model: Any) -> list[nn.Module]:

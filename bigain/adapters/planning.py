@@ -1,6 +1,7 @@
 """A reducer at work in a model: one plan a block and forward pass."""
 
 import math
+import threading
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +47,7 @@ class Attachment:
         settled: What the reducer came to at timesteps the host knew, by its text.
         watched: Path, parent, attribute and value of all that has to stay in its place.
         active: Whether it is attached. A compiled model notices by it that it is no longer.
+        thread: The one that the pass in progress runs in.
         ran: Whether a forward pass has come to a block of it.
     """
 
@@ -63,6 +65,7 @@ class Attachment:
     settled: dict[str, TokenReducer] = field(default_factory=dict)
     watched: list[tuple[str, Any, str, Any]] = field(default_factory=list)
     active: bool = True
+    thread: int | None = None
     ran: bool = False
 
     def check_mixed_timesteps(self) -> None:
@@ -99,6 +102,7 @@ class Attachment:
             return
         if not torch.compiler.is_compiling():
             self._check_places()
+            self._check_thread()
         self.moment, self.cache = self._laid(self.adapter.moment(module, args, kwargs)), {}
         self.replay.open = torch.is_grad_enabled()
 
@@ -107,17 +111,21 @@ class Attachment:
         count = moment.tokens
         if moment.shape is not None or count is None or math.prod(self.shape) == count:
             return moment
-        side = 1
-        while side * side < count:  # math.isqrt takes no symbolic number, as a compiler's count may be
-            side += 1
-        if len(self.shape) != 2 or side * side != count:
-            size = " x ".join(map(str, self.shape))
-            raise SettingError(
-                f"{type(self.model).__name__} was given {count} tokens, and nothing in the call tells how they lie: "
-                f"they are no square, and the shape attached for is {size}. Say it when attaching, as in "
-                "attach(model, ..., shape=(32, 48))."
+        size = " x ".join(map(str, self.shape))
+        # Not a square, even if it could be one: 36 x 64, as any 16:9, could be as well.
+        raise SettingError(
+            f"{type(self.model).__name__} was given {count} tokens, and nothing in the call tells how they lie; the "
+            f"shape attached for is {size}. Say it when attaching, as in attach(model, ..., shape=(36, 64))."
+        )
+
+    def _check_thread(self) -> None:
+        here = threading.get_ident()
+        if self.moment is not None and self.thread not in (None, here):
+            raise SiteError(
+                f"A second thread runs {type(self.model).__name__} while a pass of another is in progress; the reducer "
+                "attached to it follows one pass at a time. Give each thread a copy of the model, or a lock."
             )
-        return Moment((side, side), moment.timestep, suffix=moment.suffix)
+        self.thread = here
 
     def _check_places(self) -> None:
         for path, parent, name, value in self.watched:
@@ -129,6 +137,8 @@ class Attachment:
 
     def end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Forget it, after the pass or an exception in it."""
+        if not torch.compiler.is_compiling() and self.thread not in (None, threading.get_ident()):
+            return  # refused to another thread: the pass in progress goes on
         self.moment, self.cache, self.replay.open = None, {}, False
         if not self.ran and output is not None:
             raise SiteError(
@@ -161,10 +171,12 @@ class Planner(Hooked):
             self._visit = self._visiting(tokens)
             held.replay.keep(self.site.layer, tokens, self._visit)
         else:
-            # Called by itself (its parts plan for themselves, nothing is kept), or again during backward.
+            # Run again during backward, or called outside a pass of the model: then its parts share a plan, too,
+            # but nothing is known of the timestep or kept for other blocks.
             self._visit = held.replay.find(self.site.layer, tokens)
             if self._visit is None:
                 self._check_repeated()
+                self._visit = self._visiting(tokens)
         if self._from_block and self._visit is not None and self._visit.plan is None:
             given = tokens if self.site.batch_first else tokens.transpose(0, 1)
             before = given.shape[1] - self.grid.tokens if self.site.after_text else 0

@@ -1,13 +1,14 @@
 """What attaching did, in numbers, and what can be told it afterwards."""
 
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from bigain.adapters.counting import Worth
+from bigain.adapters.counting import WIDTH, Worth
 from bigain.errors import SettingError
 from bigain.grid import Grid
 
@@ -84,7 +85,9 @@ class AttachReport:
         """Let each `rows` consecutive rows of the passes within share one plan.
 
         It is made from the mean of their tokens. Meant for a diffusion classifier, where
-        the same image, timestep and noise is evaluated once for every class.
+        the same image, timestep and noise is evaluated once for every class. Rows of
+        several images that a pipeline guides come in another order, the unconditional ones
+        of all images first: there, it is for one image at a time.
 
         Raises:
             SettingError: `rows` is below 1.
@@ -108,7 +111,8 @@ class AttachReport:
 
     def __str__(self) -> str:
         rows = _lines(self.sites) if len(self.sites) <= _LINES else _summed_up(self.sites)
-        head = f"{self.reducer} on {self.family}: {len(self.sites)} site{'s' * (len(self.sites) != 1)}"
+        on = f"on {self.family}: {len(self.sites)} site{'s' * (len(self.sites) != 1)}"
+        head = textwrap.fill(f"{self.reducer} {on}", WIDTH, subsequent_indent="    ", break_on_hyphens=False)
         return "\n".join([head, *rows, *([str(self.worth)] if self.worth else [])])
 
 
@@ -120,7 +124,7 @@ def _summed_up(sites: Sequence[SiteReport]) -> list[str]:
     """Give one line to sites whose paths differ in numbers alone, and whose tokens are the same."""
     groups: dict[tuple[str, Grid, int, int], list[SiteReport]] = {}
     for site in sites:
-        key = (re.sub(r"(?<=\.)\d+(?=\.|$)", "*", site.name), site.grid, site.before, site.after)
+        key = (re.sub(r"(?<![^.])\d+(?![^.])", "*", site.name), site.grid, site.before, site.after)
         groups.setdefault(key, []).append(site)
     return _laid_out([(f"{len(group)} x {name}", group[0]) for (name, *_), group in groups.items()])
 

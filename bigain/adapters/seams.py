@@ -36,11 +36,13 @@ class TokenSeam(Seam):
 
     def install(self, planner: Planner, part: Part, proportional: bool) -> Undo:
         block, work = planner.site.block, ReducedTokens(planner)
+        if hasattr(block, "_chunk_size"):
+            planner.attachment.watch(planner.site.name, block, "_chunk_size")
         planner.attachment.watch(planner.site.name, block, self.module)
         module = block.get_submodule(self.module)
         return [
             module.register_forward_pre_hook(work.before).remove,
-            module.register_forward_hook(work.after).remove,
+            module.register_forward_hook(work.after, always_call=True).remove,
         ]
 
 
@@ -104,7 +106,7 @@ class AttentionSeam(Seam):
         """Reduce before the attention module, and restore behind it."""
         return [
             attention.register_forward_pre_hook(work.before, with_kwargs=True).remove,
-            attention.register_forward_hook(work.after).remove,
+            attention.register_forward_hook(work.after, always_call=True).remove,
         ]
 
 

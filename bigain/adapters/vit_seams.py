@@ -115,7 +115,7 @@ class ViTAttentionSeam(Seam):
             undo.append(norm.register_forward_pre_hook(Repeating(planner).before).remove)
         if "kv" in held.reducer.kinds_at(Context(layer=site.layer, stage=site.stage)):
             attention.forward = OwnForward(work, attention)
-            undo.append(partial(delattr, attention, "forward"))
+            undo.append(partial(_take_off, attention, attention.forward))
             held.watch(site.path(part), attention, "forward")
         return undo
 
@@ -143,6 +143,7 @@ class ReducedViTAttention(Hooked):
         """Shorten the tokens of a call; take down the plan."""
         given = bound(self.names, args, kwargs)
         refuse_masks(self._path, self.seam, given)
+        self.plan = None
         tokens: Tensor = given.pop(self.names[0])
         plan = self._planner(tokens)
         if isinstance(plan, NoReduction):
@@ -259,6 +260,15 @@ def shorten_rope(table: Tensor, plan: Reduction, prefix: int) -> Tensor:
     pair = nn.functional.pad(cosines.flatten(2), still, value=1.0), nn.functional.pad(sines.flatten(2), still)
     cosines, sines = (torch.unflatten(part[:, prefix:], 2, (heads, -1)) for part in shorten_table(pair, plan))
     return torch.cat([sines, cosines], dim=-1).transpose(1, 2)
+
+
+def _take_off(attention: nn.Module, ours: OwnForward) -> None:
+    """Give a module its class's `forward` back, also from under a wrapper that was put around ours."""
+    held: dict[str, Any] = vars(attention)
+    if held.get("forward") is ours:
+        del attention.forward
+    elif held.get("_old_forward") is ours:  # accelerate's; it puts this back when it goes
+        held["_old_forward"] = type(attention).forward.__get__(attention)
 
 
 def author(module: nn.Module, library: str) -> str | None:

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import threading
 import weakref
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +19,7 @@ from bigain.adapters.seams import AttentionSeam
 from bigain.backbones.pixel_dit import PixelDiT
 from bigain.errors import SettingError, SiteError
 from bigain.profiling.flops import FlopCounter
+from bigain.reducers.base import Reduction
 from bigain.reducers.lgtm import LGTM
 
 HOOKS = [
@@ -217,7 +219,8 @@ def test_the_report_says_what_was_taken(dit):
         assert report.sites == tuple(
             SiteReport(f"transformer_blocks.{index}.attn1", bigain.Grid((8, 8)), 64, 32) for index in range(2)
         )
-        first, *rows = str(report).splitlines()
+        head, *rows = str(report).split("\n  transformer")
+        first, rows = " ".join(head.split()), ["transformer" + row for row in rows]
         settings = "ratio=0.5, cell=(2, 2), mode='mean', randomize=True"
         assert first == f"ToMe({settings}) on DiT (diffusers DiTTransformer2DModel): 2 sites"
         assert [row.split() for row in rows] == [
@@ -474,7 +477,7 @@ def test_where_the_sites_hold_little_the_report_says_so(tiny_dit, capsys):
 def test_many_sites_are_summed_up(tiny_dit):
     with bigain.attach(tiny_dit(num_layers=20), "abm", ratio=0.3, layers=20, quiet=True) as report:
         assert len(report.sites) == 20
-        (line,) = str(report).splitlines()[1:]
+        (line,) = [line for line in str(report).splitlines() if "20 x" in line]
         assert line.split() == ["20", "x", "transformer_blocks.*.attn1", "8x8", "64", "->", "46", "tokens"]
 
 
@@ -555,3 +558,80 @@ class KeysSeam(AttentionSeam):
         for name in self.keys:
             planner.attachment.watch("", planner.site.module(part), name)
         return undo
+
+
+@torch.no_grad()
+def test_parts_of_a_block_called_outside_a_pass_share_its_plan(dit, batch, recording):
+    tokens = torch.randn(2, 64, 16)
+    with bigain.attach(dit, recording, placement={"parts": ["self", "mlp"], "layers": 1}, quiet=True):
+        dit.transformer_blocks[0](tokens, timestep=torch.tensor([5, 6]), class_labels=torch.tensor([1, 2]))
+    assert len(recording.calls) == 1
+
+
+def test_a_second_thread_in_the_same_model_is_told_instead_of_given_the_others_plans(dit, batch):
+    told = []
+
+    def second():
+        try:
+            dit(**batch)
+        except SiteError as error:
+            told.append(str(error))
+
+    def start(*_):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+
+    with torch.no_grad(), bigain.attach(dit, "tome", ratio=0.5, layers=2, quiet=True):
+        expected = dit(**batch).sample
+        handle = dit.transformer_blocks[0].register_forward_hook(start)
+        assert torch.equal(dit(**batch).sample, expected)
+        handle.remove()
+        start()  # one after the other is no matter
+    assert len(told) == 1
+    assert "A second thread runs DiTTransformer2DModel" in told[0]
+
+
+def test_one_module_in_two_places_is_refused(dit):
+    dit.transformer_blocks[1] = dit.transformer_blocks[0]
+    with pytest.raises(SiteError, match=r"blocks\.0\.attn1 and transformer_blocks\.1\.attn1 are one module"):
+        bigain.attach(dit, "tome", ratio=0.5, layers=2, quiet=True)
+    bigain.attach(dit, "tome", ratio=0.5, layers=[1], quiet=True).detach()
+
+
+@pytest.mark.parametrize("shape", [64, "88", (), (8, 0), (8.0, 8.0), (True, 8)])
+def test_a_shape_that_is_none_is_refused(dit, shape):
+    with pytest.raises(SettingError, match="shape is the tokens along each axis"):
+        bigain.attach(dit, "tome", ratio=0.5, shape=shape, quiet=True)
+
+
+def test_the_operations_of_a_model_that_keeps_single_parameters_in_float32_are_counted(dit):
+    dit.bfloat16()
+    dit.register_parameter("_first", torch.nn.Parameter(torch.zeros(())))
+    weights = dict(dit._parameters)
+    dit._parameters.clear()
+    dit._parameters.update({"_first": weights.pop("_first"), **weights})
+    with bigain.attach(dit, "tome", ratio=0.5) as report:
+        assert not report.worth.reason
+
+
+def test_the_report_fits_a_hundred_columns(dit):
+    with bigain.attach(dit, "cached", reducer={"name": "lgtm", "ratio": 0.5}) as report:
+        assert max(map(len, str(report).splitlines())) <= 100
+
+
+@torch.no_grad()
+def test_an_exception_leaves_no_tensors_behind(dit, batch):
+    with bigain.attach(dit, "tome", ratio=0.5, placement={"parts": ["self", "mlp"], "layers": 2}, quiet=True):
+        for inside in ("attn1.to_out", "ff.net"):
+            broken = dit.get_submodule(f"transformer_blocks.1.{inside}.0").register_forward_pre_hook(fail)
+            with pytest.raises(StopError):
+                dit(**batch)
+            broken.remove()
+        hooks = [hook for module in dit.modules() for hook in module._forward_pre_hooks.values()]
+        held = [value for hook in hooks for value in vars(hook.__self__).values()]
+        assert not any(isinstance(value, Reduction) for value in held)
+
+
+def fail(*_):
+    raise StopError

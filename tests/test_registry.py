@@ -209,7 +209,7 @@ def test_a_broken_adapter_does_not_keep_others_from_attaching(install, tiny_back
     install("aaa", {"adapters": "aaa = aaa_plugin:Odd"}, aaa_plugin=source)
     with bigain.attach(tiny_backbone, "lgtm", ratio=0.5) as report:
         assert report.sites
-    with pytest.raises(SiteError, match=r"Known families: aaa.*dit"):
+    with pytest.raises(SiteError, match=r"known families are: aaa.*dit"):
         bigain.attach(torch.nn.Linear(1, 1), "lgtm", ratio=0.5)
 
 

@@ -31,7 +31,7 @@ class CogVideoXAdapter(Adapter):
     library: ClassVar[str] = "diffusers"
     family: ClassVar[str] = "CogVideoX (diffusers CogVideoXTransformer3DModel)"
     classes: ClassVar[tuple[str, ...]] = ("CogVideoXTransformer3DModel",)
-    tested: ClassVar[str] = "0.42.1"
+    tested: ClassVar[str] = "0.38.0 and 0.42.1"
 
     def sites(self, model: nn.Module) -> list[Site]:
         blocks = cast("nn.ModuleList", model.transformer_blocks)

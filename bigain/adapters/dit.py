@@ -35,7 +35,7 @@ class DiTAdapter(Adapter):
     library: ClassVar[str] = "diffusers"
     family: ClassVar[str] = "DiT (diffusers DiTTransformer2DModel)"
     classes: ClassVar[tuple[str, ...]] = ("DiTTransformer2DModel",)
-    tested: ClassVar[str] = "0.42.1"
+    tested: ClassVar[str] = "0.38.0 and 0.42.1"
     parameters: ClassVar[tuple[str, ...]] = ("hidden_states", "timestep")
 
     def sites(self, model: nn.Module) -> list[Site]:

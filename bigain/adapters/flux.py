@@ -87,7 +87,7 @@ class FluxAdapter(Adapter):
         "FLUX.1 and Chroma (diffusers FluxTransformer2DModel, ChromaTransformer2DModel, FluxControlNetModel)"
     )
     classes: ClassVar[tuple[str, ...]] = tuple(_ORDERS)
-    tested: ClassVar[str] = "0.42.1"
+    tested: ClassVar[str] = "0.38.0 and 0.42.1"
 
     def __init__(self, shape: Sequence[int] = (_SIDE, _SIDE)) -> None:
         if len(shape) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in shape):

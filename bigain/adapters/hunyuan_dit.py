@@ -44,7 +44,10 @@ class HunyuanDiTAdapter(DiTAdapter):
 
         config = cast("Any", model).config
         size = [length * config.patch_size for length in shape]
-        rotary = get_2d_rotary_pos_embed(config.attention_head_dim, ((0, 0), shape), shape, device=device)
+        # In diffusers 0.38, tensors have to be asked for.
+        rotary = get_2d_rotary_pos_embed(
+            config.attention_head_dim, ((0, 0), shape), shape, device=device, output_type="pt"
+        )
 
         def text(tokens: int, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
             states = torch.randn(rows, tokens, channels, device=device, dtype=dtype)

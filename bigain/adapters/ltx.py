@@ -56,7 +56,7 @@ class LTXAdapter(Adapter):
     library: ClassVar[str] = "diffusers"
     family: ClassVar[str] = "LTX-Video (diffusers LTXVideoTransformer3DModel)"
     classes: ClassVar[tuple[str, ...]] = ("LTXVideoTransformer3DModel",)
-    tested: ClassVar[str] = "0.42.1"
+    tested: ClassVar[str] = "0.38.0 and 0.42.1"
 
     def __init__(self, shape: Sequence[int] | None = None) -> None:
         self.shape = checked_shape(shape)

@@ -51,7 +51,12 @@ def match(model: Any, adapter: AdapterSpec | None = None) -> tuple[nn.Module, st
     told = "; ".join(f"{name} ({broken.get(name) or _family(name)})" for name in available("adapters"))
     inner = getattr(model, "module", None)
     hint = f" It holds a {type(inner).__name__} as .module: attach to that." if isinstance(inner, nn.Module) else ""
-    raise SiteError(f"Nothing to attach to in {type(model).__name__}.{hint} Known families: {told}.")
+    raise SiteError(
+        f"Nothing to attach to in {type(model).__name__}.{hint} Any model goes by naming its attention modules, as in "
+        "adapter={'name': 'modules', 'attention': 'layers.*.attn', 'shape': [16, 16]}; known families are: "
+        + told
+        + "."
+    )
 
 
 def _candidates(model: Any) -> list[nn.Module]:

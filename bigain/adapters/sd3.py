@@ -44,7 +44,7 @@ class SD3Adapter(Adapter):
     library: ClassVar[str] = "diffusers"
     family: ClassVar[str] = "Stable Diffusion 3 and 3.5 (diffusers SD3Transformer2DModel, SD3ControlNetModel)"
     classes: ClassVar[tuple[str, ...]] = tuple(_ORDERS)
-    tested: ClassVar[str] = "0.42.1"
+    tested: ClassVar[str] = "0.38.0 and 0.42.1"
 
     def sites(self, model: nn.Module) -> list[Site]:
         blocks = cast("nn.ModuleList", model.transformer_blocks)

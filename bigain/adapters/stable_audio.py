@@ -34,7 +34,7 @@ class StableAudioAdapter(Adapter):
     library: ClassVar[str] = "diffusers"
     family: ClassVar[str] = "Stable Audio (diffusers StableAudioDiTModel)"
     classes: ClassVar[tuple[str, ...]] = ("StableAudioDiTModel",)
-    tested: ClassVar[str] = "0.42.1"
+    tested: ClassVar[str] = "0.38.0 and 0.42.1"
 
     def sites(self, model: nn.Module) -> list[Site]:
         parts: dict[Part, Seam] = {

@@ -36,7 +36,7 @@ class UNetAdapter(Adapter):
     library: ClassVar[str] = "diffusers"
     family: ClassVar[str] = "Stable Diffusion (diffusers UNet2DConditionModel)"
     classes: ClassVar[tuple[str, ...]] = ("UNet2DConditionModel",)
-    tested: ClassVar[str] = "0.42.1"
+    tested: ClassVar[str] = "0.38.0 and 0.42.1"
     plan_from: ClassVar[PlanFrom] = "block"
 
     def sites(self, model: nn.Module) -> list[Site]:

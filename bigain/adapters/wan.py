@@ -46,7 +46,7 @@ class WanAdapter(Adapter):
     library: ClassVar[str] = "diffusers"
     family: ClassVar[str] = "Wan (diffusers WanTransformer3DModel, WanVACETransformer3DModel)"
     classes: ClassVar[tuple[str, ...]] = ("WanTransformer3DModel", "WanVACETransformer3DModel")
-    tested: ClassVar[str] = "0.42.1"
+    tested: ClassVar[str] = "0.38.0 and 0.42.1"
 
     def __init__(self, shape: Sequence[int] | None = None) -> None:
         self.shape = checked_shape(shape)

@@ -180,7 +180,9 @@ def test_a_copy_of_the_model_is_independent(dit, batch, before):
 
 @pytest.mark.parametrize("model", [torch.nn.Linear(2, 2), object(), None], ids=lambda model: type(model).__name__)
 def test_where_nothing_matches_the_known_families_are_named(dit, model):
-    with pytest.raises(SiteError, match=rf"Nothing to attach to in {type(model).__name__}\. Known.*: .*dit \(DiT"):
+    with pytest.raises(
+        SiteError, match=rf"Nothing to attach to in {type(model).__name__}\. .*known families are: .*dit \(DiT"
+    ):
         bigain.attach(model, "lgtm", ratio=0.5, quiet=True)
 
 

@@ -17,7 +17,7 @@ from bigain.adapters.placement import Placement, placement_of, select_sites
 from bigain.adapters.planning import Attachment, Hooked, Planner
 from bigain.adapters.progressive import check_progressive, install_steps, plan_steps, step_reports
 from bigain.adapters.report import AttachReport, SiteReport
-from bigain.errors import SettingError, SiteError
+from bigain.errors import BigainError, SettingError, SiteError
 from bigain.reducers.base import Context, TokenReducer
 from bigain.registry import build_reducer
 
@@ -146,7 +146,8 @@ def _worth(prepared: _Prepared) -> Worth:
         with attach_silently(network, held.reducer, placement, held.shape, held.seed, held.adapter):
             after = counted_pass(evaluate, 1, f"{held.reducer!r} cannot run without values")
     except Exception as error:  # whatever a library or a plugin raises there: attaching does not depend on it
-        return Worth(reason=f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}")
+        kind = "" if isinstance(error, BigainError) else f"{type(error).__name__}: "
+        return Worth(reason=kind + next(iter(str(error).splitlines()), ""))
     total = before.get_total_flops()
     return Worth(total, after.get_total_flops(), share / total if total else 0.0)
 

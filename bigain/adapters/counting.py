@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bigain.adapters.base import Adapter
+from bigain.adapters.planning import Attachment, Hooked
 from bigain.errors import BigainError, SettingError
 
 __all__ = ["COUNTED", "META", "WIDTH", "Worth", "counted_pass", "flops_of", "network_pass", "on_meta"]
@@ -97,6 +98,11 @@ def on_meta(model: Model) -> Model:
     for module in copied.modules():
         for name in [name for name, value in vars(module).items() if value is left_out]:
             delattr(module, name)
+        for table in (module._forward_pre_hooks, module._forward_hooks):  # noqa: SLF001 torch lists hooks nowhere else
+            for key, hook in list(table.items()):
+                # Whatever else hangs in the model, a counter of passes say, is not to be told of this one.
+                if not isinstance(getattr(hook, "__self__", None), Attachment | Hooked):
+                    table.pop(key)
     return copied
 
 

@@ -181,8 +181,11 @@ class MergingBlock(Planner):
         if isinstance(plan, NoReduction):
             return None
         sizes = torch.ones_like(tokens[..., 0], dtype=torch.float32) if visit.sizes is None else visit.sizes
-        short, visit.merged = merge_by_size(tokens, sizes, plan.places(), plan.sizes.shape[1])
         assert reducer is not None
+        if plan.soft:
+            self._short, visit.merged = _share_by_size(tokens, sizes, plan)
+            return self._short, *args[1:]
+        short, visit.merged = merge_by_size(tokens, sizes, plan.places(), plan.sizes.shape[1])
         # Reducers that do not average (prune, mlerp) have a rule of their own.
         self._short = short if reducer.averages else plan.reduce(tokens)
         return self._short, *args[1:]
@@ -246,3 +249,10 @@ class MergingBlock(Planner):
 def ratio_for(removed: int, count: int) -> float:
     """Return the ratio of which floor(count * ratio) is `removed`."""
     return (removed + 0.5) / count
+
+
+def _share_by_size(tokens: Tensor, sizes: Tensor, plan: Reduction) -> tuple[Tensor, Tensor]:
+    """Merge by shares, each token counted as often as it stands for one: R^T (s x) / R^T s, and R^T s."""
+    mean = plan.reduce(sizes[..., None])
+    short = plan.reduce(tokens.float() * sizes[..., None]) / mean
+    return short.to(tokens.dtype), mean[..., 0] * plan.sizes

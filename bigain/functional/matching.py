@@ -78,7 +78,7 @@ def merge(tokens: Tensor, place: Tensor, representatives: Tensor, mode: MergeMod
     """
     if mode == "prune":
         return take(tokens, representatives)
-    wide = tokens.float()
+    wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
     batch, length, channels = *representatives.shape, tokens.shape[2]
     index = place[..., None].expand(-1, -1, channels)
     total = wide.new_zeros(batch, length, channels).scatter_add(1, index, wide)

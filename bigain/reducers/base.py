@@ -58,11 +58,15 @@ class Reduction(ABC):
         sizes: How many tokens each reduced token stands for, float32, `[B, M]`; a row sums to N.
         padded: Whether some places may stand for no token at all. Their size is 0,
             and attention has to leave them out.
+        soft: Whether a token may be restored from several places: restoring is then
+            y -> R y with rows of R that sum to one, sizes are the sums of its columns,
+            and reducing is R's transpose divided by them.
     """
 
     kind: Kind = "merge"
     sizes: Tensor
     padded: bool = False
+    soft: bool = False
 
     @abstractmethod
     def reduce(self, tokens: Tensor) -> Tensor:
@@ -73,11 +77,18 @@ class Reduction(ABC):
         """Map `[B, M, C]` back to `[B, N, C]`: each token takes the value of its place."""
 
     def places(self) -> Tensor:
-        """Return each token's place in the reduced sequence, int64, `[B, N]`."""
+        """Return each token's place in the reduced sequence, of several that which counts most, int64, `[B, N]`."""
+        if self.soft:
+            return self.weights().argmax(dim=-1)
         batch, length = self.sizes.shape
         # Float32 counts to 2^24 without a gap.
         numbers = torch.arange(length, device=self.sizes.device, dtype=torch.float32)
         return self.restore(numbers[None, :, None].expand(batch, -1, -1))[..., 0].long()
+
+    def weights(self) -> Tensor:
+        """Return what each token is restored from, float32 `[B, N, M]`: ones and zeros, or shares if it is soft."""
+        batch, length = self.sizes.shape
+        return self.restore(torch.eye(length, device=self.sizes.device).expand(batch, -1, -1))
 
     def place_positions(self, values: Tensor) -> Tensor:
         """Carry what belongs to positions rather than to content, `[B, N, C]` to `[B, M, C]`.

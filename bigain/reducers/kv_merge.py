@@ -20,11 +20,13 @@ class KeyValueReduction(Reduction):
         inner: The reduction.
         sizes: float32, `[B, M]`.
         padded: Whether some places stand for no token.
+        soft: Whether a token may be restored from several places.
     """
 
     inner: Reduction
     sizes: Tensor
     padded: bool
+    soft: bool
     kind: ClassVar[Kind] = "kv"  # type: ignore[misc]
 
     def reduce(self, tokens: Tensor) -> Tensor:
@@ -54,7 +56,7 @@ class KVMerge(Wrapping):
 
     def plan(self, tokens: Tensor, grid: Grid, context: Context | None = None) -> Reduction:
         inner = self.reducer.plan(tokens, grid, context)
-        return KeyValueReduction(inner, inner.sizes, inner.padded)
+        return KeyValueReduction(inner, inner.sizes, inner.padded, inner.soft)
 
     def at(self, timestep: float) -> TokenReducer:
         inner = self.reducer.at(timestep)

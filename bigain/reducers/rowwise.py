@@ -26,6 +26,7 @@ class Rowwise(Reduction):
         sizes: float32, `[B, M]`.
         kind: What shrinks.
         padded: Whether the branches differ in length.
+        soft: Whether any of them is.
     """
 
     branches: tuple[Reduction, ...]
@@ -33,6 +34,7 @@ class Rowwise(Reduction):
     sizes: Tensor
     kind: Kind
     padded: bool
+    soft: bool
 
     @classmethod
     def of(cls, branches: tuple[Reduction, ...], choice: Tensor) -> Self:
@@ -51,7 +53,7 @@ class Rowwise(Reduction):
         padded = any(branch.padded or branch.sizes.shape[1] < length for branch in branches)
         sizes = _choose([_pad(branch.sizes[..., None], length) for branch in branches], choice)[..., 0]
         (kind,) = kinds
-        return cls(branches, choice, sizes, kind, padded)
+        return cls(branches, choice, sizes, kind, padded, any(branch.soft for branch in branches))
 
     def reduce(self, tokens: Tensor) -> Tensor:
         length = self.sizes.shape[1]

@@ -637,3 +637,13 @@ def test_an_exception_leaves_no_tensors_behind(dit, batch):
 
 def fail(*_):
     raise StopError
+
+
+def test_hooks_of_the_models_owner_do_not_see_the_count(dit, batch):
+    seen = []
+    dit.transformer_blocks[0].register_forward_hook(lambda *_: seen.append("pass"))
+    with bigain.attach(dit, "tome", ratio=0.5) as report:
+        assert not seen
+        assert report.worth.saved > 0
+        dit(**batch)
+    assert seen == ["pass"]

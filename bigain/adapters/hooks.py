@@ -51,6 +51,7 @@ class ReducedTokens(Hooked):
     def __init__(self, planner: Planner) -> None:
         self.planner = planner
         self._plan: Reduction | None = None
+        planner.forgetting.append(self.forget)
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Shorten the input, in a forward pre-hook."""
@@ -63,7 +64,11 @@ class ReducedTokens(Hooked):
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         """Restore the output, in a forward hook."""
         plan, self._plan = self._plan, None
-        return output if plan is None or output is None else plan.restore(output)  # None: after an exception
+        return output if plan is None else plan.restore(output)
+
+    def forget(self) -> None:
+        """Let go of what a call that came to no end has left."""
+        self._plan = None
 
 
 class ReducedAttention(Hooked):
@@ -83,6 +88,7 @@ class ReducedAttention(Hooked):
         self.plan: Reduction | None = None
         self.tables: Tables | None = None
         self._count, self._waiting = 0, 0
+        planner.forgetting.append(self.forget)
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Shorten the tokens of a call."""
@@ -104,9 +110,6 @@ class ReducedAttention(Hooked):
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Restore what the call gave: the tokens, and what an image adapter adds to them."""
-        if output is None:  # after an exception
-            self.plan, self.tables, self._waiting = None, None, 0
-            return None
         plan = self._finish()
         if plan is None or plan.kind == "kv":
             return output
@@ -114,6 +117,10 @@ class ReducedAttention(Hooked):
             return plan.restore(output)
         first, *rest = output  # then the text's, then an image adapter's for every token
         return (plan.restore(first), *rest[:1], *(plan.restore(added) for added in rest[1:]))
+
+    def forget(self) -> None:
+        """Let go of what a call that came to no end has left."""
+        self.plan, self.tables, self._waiting = None, None, 0
 
     def open_region(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Shorten what a norm gave, text first."""

@@ -2,6 +2,7 @@
 
 import math
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -161,6 +162,7 @@ class Planner(Hooked):
     def __init__(self, attachment: Attachment, site: Site, from_block: bool) -> None:
         self.attachment, self.site, self._from_block = attachment, site, from_block
         self._visit: Visit | None = None
+        self.forgetting: list[Callable[[], None]] = []  # what the parts do after an exception
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Let the parts share a plan, from the block's entry on."""
@@ -185,6 +187,9 @@ class Planner(Hooked):
     def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Forget the plan, after the block or an exception in it."""
         self._visit = None
+        if output is None:  # hooks that are always called cost a compiled block a graph more: here is one
+            for forget in self.forgetting:
+                forget()
 
     def _visiting(self, tokens: Tensor) -> Visit:
         """Make what is kept of a run of the block, whose input is `tokens`."""

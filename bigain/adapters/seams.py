@@ -42,7 +42,7 @@ class TokenSeam(Seam):
         module = block.get_submodule(self.module)
         return [
             module.register_forward_pre_hook(work.before).remove,
-            module.register_forward_hook(work.after, always_call=True).remove,
+            module.register_forward_hook(work.after).remove,
         ]
 
 
@@ -106,7 +106,7 @@ class AttentionSeam(Seam):
         """Reduce before the attention module, and restore behind it."""
         return [
             attention.register_forward_pre_hook(work.before, with_kwargs=True).remove,
-            attention.register_forward_hook(work.after, always_call=True).remove,
+            attention.register_forward_hook(work.after).remove,
         ]
 
 

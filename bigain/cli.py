@@ -1,112 +1,92 @@
 """The `bigain` command: Lightning's verbs, and a few of its own."""
 
+import difflib
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import get_args
 
 from bigain.adapters.base import Part
 from bigain.adapters.placement import PRESETS
-from bigain.errors import BigainError, DataError, SettingError
+from bigain.errors import SettingError
 from bigain.registry import get
-
-if TYPE_CHECKING:
-    from lightning.pytorch.cli import LightningArgumentParser
 
 __all__ = ["main"]
 
 OWN_COMMANDS = {
     "compare": "Run classification, generation and cost for several reducers and write one page.",
+    "completion": "Print a script that completes options in bash or zsh.",
+    "describe": "Show settings, source and use of a scorer, reducer, adapter, backbone or task.",
+    "doctor": "Show versions, devices, and what works on this machine.",
     "export": "Turn a training checkpoint into the safetensors that ship.",
     "flops": "Count operations of any network under any reducers: no weights, no GPU, in seconds.",
     "latency": "Time any network under any reducers on this device: random weights, compiled to one graph.",
-    "list": "List scorers, reducers, adapters and backbones, with the package each comes from.",
+    "list": "List scorers, reducers, adapters, backbones and tasks, with the package each comes from.",
+    "new-plugin": "Write a package with a scorer, a reducer and their tests to start from.",
+    "schema": "Print a JSON schema of recipes, for editors.",
 }
 """Commands that are not Lightning's verbs."""
+
+VERBS = {
+    "fit": "Train: --config RECIPE.",
+    "test": "Classify or generate: --config RECIPE; --print_config shows every setting of one.",
+}
+"""Lightning's verbs that bigain's tasks have."""
 
 _RESUMING = ("compare", "test")
 """Commands with --resume."""
 
-_CHECKPOINT_WORDS = ("best", "last", "hpc", "registry")
-"""What Lightning takes for `--ckpt_path` beside a path."""
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a user's error is one sentence and exit status 2."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     _quieten()
     try:
-        if given and given[0] in OWN_COMMANDS:
-            from bigain import commands
-
-            getattr(commands, given[0])(_with_class_paths(given[1:]))
-        else:
-            _lightning(given)
+        _run(given)
     except Exception as error:
-        told = _users_error(error)
+        from bigain.parsers import users_error
+
+        told = users_error(error)
         if told is None:
             raise
         print(f"bigain: error: {told}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        goes_on = "; the same command with --resume goes on" if given and given[0] in _RESUMING else ""
+        goes_on = "; the same command with --resume goes on" if given[0] in _RESUMING else ""
         print(f"bigain: interrupted{goes_on}.", file=sys.stderr)
         sys.exit(130)
 
 
-def _users_error(error: BaseException | None) -> BigainError | None:
-    """Find the user's error among the causes of one.
+def _run(given: Sequence[str]) -> None:
+    """Run one command.
 
-    jsonargparse takes what is raised while a recipe is built for a mismatch of types
-    and raises an error of its own, with everything it tried.
+    Raises:
+        SettingError: There is no such command.
     """
-    while error is not None and not isinstance(error, BigainError):
-        error = error.__cause__ or error.__context__
-    return error
+    name, *options = given
+    if name in ("--help", "-h"):
+        print(_help())
+        return
+    if name in OWN_COMMANDS:
+        from bigain import commands
+
+        getattr(commands, name.replace("-", "_"))(_with_class_paths(options))
+        return
+    if not name.startswith("-") and name not in VERBS:
+        known = [*VERBS, *OWN_COMMANDS]
+        near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise SettingError(f"There is no command {name!r}.{hint} There are {', '.join(known)}.")
+    from bigain.verbs import run_verb
+
+    run_verb(_with_class_paths(given))
 
 
-def _lightning(arguments: Sequence[str]) -> None:
-    from lightning.pytorch import LightningDataModule, LightningModule
-    from lightning.pytorch.cli import LightningCLI
-
-    class BigainCLI(LightningCLI):
-        """Lightning's command line with the result folder's two options within reach."""
-
-        def add_arguments_to_parser(self, parser: "LightningArgumentParser") -> None:
-            parser.add_argument("--output", type=str, default=None, help="Folder of the result.")
-            parser.add_argument(
-                "--resume", action="store_true", help="Finish what an interrupted run left beside the output folder."
-            )
-
-        def before_instantiate_classes(self) -> None:
-            config = self.config[self.subcommand] if self.subcommand else self.config
-            _refuse_missing_checkpoint(config.get("ckpt_path"))
-            for name in ("output", "resume"):
-                if config.get(name):
-                    _hand_over(config, name)
-
-        def before_test(self) -> None:
-            # A result holds the recipe that made it.
-            config = self.config[self.subcommand]
-            self.model.recipe = self._parser(self.subcommand).dump(config)
-
-    own = "\n".join(f"  {name:<8} {told}" for name, told in OWN_COMMANDS.items())
-    BigainCLI(
-        LightningModule,
-        LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        args=_with_class_paths(arguments),
-        seed_everything_default=0,
-        save_config_callback=None,
-        parser_kwargs={
-            "description": f"Lightning's verbs with recipes, and: {', '.join(OWN_COMMANDS)}.",
-            "epilog": own,
-        },
-    )
+def _help() -> str:
+    told = [f"  {name:<11} {does}" for name, does in {**VERBS, **OWN_COMMANDS}.items()]
+    return "\n".join(["usage: bigain COMMAND [options]", "", *told, "", "What a command takes: bigain COMMAND --help"])
 
 
 def _with_class_paths(arguments: Sequence[str]) -> list[str]:
@@ -122,9 +102,9 @@ def _with_class_paths(arguments: Sequence[str]) -> list[str]:
 
 
 def _kind_of(option: str) -> str | None:
-    """Say what kind of class an option takes: `--model.reducer` takes reducers."""
+    """Say what kind of class an option takes: `--model.reducer` takes reducers, and so does its `.help`."""
     names = {"reducer": "reducers", "otherwise": "reducers", "backbone": "backbones", "scorer": "scorers"}
-    return names.get(option.removeprefix("--").rpartition(".")[2])
+    return names.get(option.removeprefix("--").removesuffix(".help").rpartition(".")[2])
 
 
 def _with_class_path(argument: str) -> str:
@@ -139,18 +119,6 @@ def _with_class_path(argument: str) -> str:
         return argument
     found = get(kind, value)
     return f"{option}={found.__module__}.{found.__qualname__}"
-
-
-def _hand_over(config: Any, name: str) -> None:
-    settings = config.model.init_args
-    if name not in settings:
-        raise SettingError(f"--{name} belongs to evaluation tasks; {config.model.class_path} has no such setting.")
-    settings[name] = config[name]
-
-
-def _refuse_missing_checkpoint(path: str | None) -> None:
-    if path is not None and path not in _CHECKPOINT_WORDS and "://" not in path and not Path(path).exists():
-        raise DataError(f"No checkpoint at {path}: --ckpt_path is a file or one of {', '.join(_CHECKPOINT_WORDS)}.")
 
 
 def _quieten() -> None:

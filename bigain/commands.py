@@ -1,27 +1,40 @@
-"""The commands that are not Lightning's verbs."""
+"""What the commands do that are not Lightning's verbs."""
 
+import sys
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
-__all__ = ["compare", "export", "flops", "latency", "list"]
+__all__ = [
+    "compare",
+    "completion",
+    "describe",
+    "doctor",
+    "export",
+    "flops",
+    "latency",
+    "list",
+    "new_plugin",
+    "schema",
+]
+
+
+def _parsed(command: str, arguments: Sequence[str]) -> tuple[Any, Any]:
+    """Parse what a command is given; the parser comes along."""
+    from bigain.parsers import PARSERS
+
+    parser = PARSERS[command]()
+    return parser.parse_args([*arguments]), parser
 
 
 def compare(arguments: Sequence[str]) -> None:
     """Run `bigain compare`: several reducers, one page."""
-    from jsonargparse import ArgumentParser
     from lightning.pytorch import seed_everything
     from rich.console import Console
 
     from bigain.compare.run import run_comparison
-    from bigain.compare.settings import Comparison
     from bigain.compare.table import terminal_table
 
-    parser = ArgumentParser(prog="bigain compare", description=compare.__doc__)
-    parser.add_argument("--config", action="config", help="A YAML recipe, such as recipes/benchmark/cifar10_demo.yaml.")
-    parser.add_argument("--output", type=Path, default=Path("results/compare"), help="Folder of the result.")
-    parser.add_argument("--resume", action="store_true", help="Finish an interrupted comparison.")
-    parser.add_class_arguments(Comparison, "comparison", as_group=True)
-    given = parser.parse_args([*arguments])
+    given, parser = _parsed("compare", arguments)
     console = Console()
     seed_everything(given.comparison.seed, verbose=False)
     plan = parser.instantiate(given).comparison
@@ -34,15 +47,9 @@ def compare(arguments: Sequence[str]) -> None:
 
 def export(arguments: Sequence[str]) -> None:
     """Turn a training checkpoint into half-precision safetensors."""
-    from jsonargparse import ArgumentParser
-
     from bigain.backbones.export import export_checkpoint
 
-    parser = ArgumentParser(prog="bigain export", description=export.__doc__)
-    parser.add_argument("checkpoint", type=Path, help="A .ckpt file that `bigain fit` wrote.")
-    parser.add_argument("output", type=Path, help="The .safetensors file to write.")
-    parser.add_argument("--prefix", default="backbone.network.", help="Which part of the LightningModule to keep.")
-    given = parser.parse_args([*arguments])
+    given, _ = _parsed("export", arguments)
     print(export_checkpoint(given.checkpoint, given.output, given.prefix))
 
 
@@ -50,18 +57,14 @@ def flops(arguments: Sequence[str]) -> None:
     """Count the operations of one network evaluation under reducers: no weights, no GPU."""
     from dataclasses import fields
 
-    from jsonargparse import ArgumentParser
     from rich.console import Console
 
     from bigain.profiling.flops import COUNTED
     from bigain.profiling.flops_plan import FlopsPlan, count_plan
     from bigain.profiling.flops_table import check_writable, terminal_table, told_of_parts, write_csv
 
-    parser = ArgumentParser(prog="bigain flops", description=flops.__doc__)
-    parser.add_argument("--config", action="config", help="A YAML recipe, such as recipes/flops/sd2_tables_11_18.yaml.")
-    parser.add_class_arguments(FlopsPlan)
-    parser.add_argument("--csv", type=Path, default=None, help="File for the table, too.")
-    given = parser.instantiate(parser.parse_args([*arguments]))
+    given, parser = _parsed("flops", arguments)
+    given = parser.instantiate(given)
     plan = FlopsPlan(**{item.name: getattr(given, item.name) for item in fields(FlopsPlan)})
     check_writable(given.csv)
     content = count_plan(plan)
@@ -77,18 +80,14 @@ def latency(arguments: Sequence[str]) -> None:
     """Time a network under reducers on this device: random weights, compiled, beside no reduction."""
     from dataclasses import fields
 
-    from jsonargparse import ArgumentParser
     from rich.console import Console
 
     from bigain.profiling.flops import COUNTED
     from bigain.profiling.latency_plan import LatencyPlan, measure_plan
     from bigain.profiling.latency_table import check_absent, terminal_table, told_below, write_latency
 
-    parser = ArgumentParser(prog="bigain latency", description=latency.__doc__)
-    parser.add_argument("--config", action="config", help="A YAML recipe, such as recipes/latency/sd2.yaml.")
-    parser.add_class_arguments(LatencyPlan)
-    parser.add_argument("--output", type=Path, default=None, help="JSON file for the figures, too.")
-    given = parser.instantiate(parser.parse_args([*arguments]))
+    given, parser = _parsed("latency", arguments)
+    given = parser.instantiate(given)
     plan = LatencyPlan(**{item.name: getattr(given, item.name) for item in fields(LatencyPlan)})
     check_absent(given.output)
     console = Console()
@@ -107,20 +106,72 @@ def latency(arguments: Sequence[str]) -> None:
 
 
 def list(arguments: Sequence[str]) -> None:  # noqa: A001 named as the command is
-    """List scorers, reducers, adapters and backbones."""
-    from jsonargparse import ArgumentParser
+    """List scorers, reducers, adapters, backbones and tasks."""
     from rich.console import Console
-    from rich.table import Table
 
-    from bigain.registry import KINDS, entries
+    from bigain.listing import as_json, rows_of, terminal_table
 
-    parser = ArgumentParser(prog="bigain list", description=list.__doc__)
-    parser.add_argument("kinds", nargs="*", default=[], help=f"Any of {', '.join(KINDS)}; all by default.")
-    given = parser.parse_args([*arguments])
-    table = Table()
-    for column in ("kind", "name", "package", "class", "problem"):
-        table.add_column(column)
-    for kind in given.kinds or KINDS:
-        for entry in entries(kind):
-            table.add_row(kind, entry.name, entry.package, entry.target, entry.problem)
-    Console().print(table)
+    given, _ = _parsed("list", arguments)
+    rows = rows_of(given.kinds)
+    if given.json:
+        print(as_json(rows))
+    else:
+        Console().print(terminal_table(rows))
+
+
+def describe(arguments: Sequence[str]) -> None:
+    """Show what one of the things listed is, takes, and comes from."""
+    from rich.console import Console
+
+    from bigain.describe import describe as find
+    from bigain.describe import terminal_text
+
+    given, _ = _parsed("describe", arguments)
+    console = Console()
+    for part in terminal_text(find(given.name)):
+        console.print(part, highlight=False)
+
+
+def schema(arguments: Sequence[str]) -> None:
+    """Print a JSON schema of a command's recipes."""
+    import json
+
+    from bigain.schema import recipe_schema
+
+    given, _ = _parsed("schema", arguments)
+    print(json.dumps(recipe_schema(given.command), indent=2))
+
+
+def completion(arguments: Sequence[str]) -> None:
+    """Print a script that completes options in a shell."""
+    from bigain.completion import completion_script
+
+    given, _ = _parsed("completion", arguments)
+    print(completion_script(given.shell))
+
+
+def doctor(arguments: Sequence[str]) -> None:
+    """Show what works on this machine; exit status 1 if something is broken."""
+    from rich.console import Console
+
+    from bigain.doctor import examine, terminal_line
+
+    given, _ = _parsed("doctor", arguments)
+    console, broken, group = Console(), 0, ""
+    for finding in examine(given.compile):
+        if finding.group != group:
+            group = finding.group
+            console.print(f"\n[bold]{group}[/bold]")
+        console.print(terminal_line(finding), highlight=False)
+        broken += finding.state == "broken"
+    console.print(f"\n{broken or 'Nothing'} broken.", highlight=False)
+    if broken:
+        sys.exit(1)
+
+
+def new_plugin(arguments: Sequence[str]) -> None:
+    """Write a package with a scorer, a reducer and their tests."""
+    from bigain.scaffold import new_plugin as write
+
+    given, _ = _parsed("new-plugin", arguments)
+    print(write(given.name, given.folder))

@@ -3,6 +3,10 @@
 Built-in methods and third-party ones come through the same door: the entry-point
 groups `bigain.scorers`, `bigain.reducers`, `bigain.adapters` and `bigain.backbones`.
 Nothing is imported until it is asked for by name.
+
+A package says in its metadata which versions of bigain it was made for, as it does to pip:
+`bigain>=0.1,<1` among its dependencies. Names of one that was made for others are refused
+without being imported.
 """
 
 import difflib
@@ -11,8 +15,10 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import Distribution, EntryPoint, PackageNotFoundError, entry_points, version
 from typing import TYPE_CHECKING, Any, cast
+
+from packaging.requirements import InvalidRequirement, Requirement
 
 from bigain.errors import SettingError
 
@@ -20,7 +26,19 @@ if TYPE_CHECKING:
     from bigain.reducers.base import TokenReducer
     from bigain.scorers.base import TokenScorer
 
-__all__ = ["KINDS", "Entry", "available", "build", "build_reducer", "build_scorer", "entries", "get", "refresh"]
+__all__ = [
+    "KINDS",
+    "Entry",
+    "available",
+    "base_of",
+    "build",
+    "build_reducer",
+    "build_scorer",
+    "entries",
+    "get",
+    "refresh",
+    "running_version",
+]
 
 KINDS: Mapping[str, str] = {
     "scorers": "bigain.scorers.base:TokenScorer",
@@ -66,6 +84,7 @@ def refresh() -> None:
     """Look for entry points anew, after a package was installed in this process."""
     importlib.invalidate_caches()
     _declared.cache_clear()
+    _made_for.cache_clear()
 
 
 def available(kind: str) -> list[str]:
@@ -81,44 +100,98 @@ def available(kind: str) -> list[str]:
 
 
 def entries(kind: str) -> list[Entry]:
-    """List a kind with package and, for what cannot be loaded, the reason."""
-    rows: list[Entry] = []
-    for name, points in _declared(kind).items():
-        problem = ""
-        try:
-            get(kind, name)
-        except Exception as error:  # whatever a plugin raises, the listing goes on
-            problem = f"{type(error).__name__}: {error}" if not isinstance(error, SettingError) else str(error)
-        rows.extend(Entry(name, point.value, _package(point), problem) for point in points)
-    return rows
+    """List a kind with package and, for what cannot be loaded, the reason.
+
+    Args:
+        kind: `scorers`, `reducers`, `adapters` or `backbones`.
+
+    Raises:
+        SettingError: There is no such kind.
+    """
+    return [
+        Entry(name, point.value, _package(point), _problem(kind, point))
+        for name, points in _declared(kind).items()
+        for point in points
+    ]
+
+
+def _problem(kind: str, point: EntryPoint) -> str:
+    """Say why what is declared cannot be used; nothing if it can."""
+    if told := _misfit(kind, point):
+        return told
+    try:
+        get(kind, point.name)
+    except Exception as error:  # whatever a plugin raises, the listing goes on
+        return f"{type(error).__name__}: {error}" if not isinstance(error, SettingError) else str(error)
+    return ""
 
 
 def get(kind: str, name: str) -> type[Any]:
     """Import the class behind a name.
 
     Raises:
-        SettingError: The name is unknown (the nearest are shown), claimed by two
-            packages, cannot be imported, or is no class of the kind.
+        SettingError: The name is unknown (the nearest are shown), claimed by two packages,
+            made for another version of bigain, cannot be imported, or is no class of the kind.
     """
     declared = _declared(kind)
     if name not in declared:
         raise SettingError(_unknown(kind, name, list(declared)))
-    first, *rest = declared[name]
+    misfits = [_misfit(kind, point) for point in declared[name]]
+    fitting = [point for point, misfit in zip(declared[name], misfits, strict=True) if not misfit]
+    if not fitting:
+        raise SettingError(" ".join(misfits))
+    first, *rest = fitting
     if rest:
-        claims = "; ".join(f"{_package(point)} as {point.value}" for point in declared[name])
+        claims = "; ".join(f"{_package(point)} as {point.value}" for point in fitting)
         raise SettingError(f"The name {name!r} among {kind} is claimed twice: {claims}. Uninstall one of them.")
     try:
         loaded = first.load()
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         raise SettingError(f"{_singular(kind)} {name!r} of {_package(first)} cannot be imported: {reason}") from error
-    base = _base(kind)
+    base = base_of(kind)
     if not (isinstance(loaded, type) and issubclass(loaded, base)):
         raise SettingError(
             f"{_singular(kind)} {name!r} of {_package(first)} is {first.value}, which is no subclass of "
             f"{base.__module__}.{base.__qualname__}."
         )
     return loaded
+
+
+def _misfit(kind: str, point: EntryPoint) -> str:
+    """Say which other versions of bigain an entry was made for; nothing if for the one that runs."""
+    asked = _made_for(point.dist) if point.dist else ""
+    if not asked:
+        return ""
+    told = f"{_singular(kind)} {point.name!r} of {_package(point)} is made for {asked}"
+    return f"{told}; this is bigain {running_version()}."
+
+
+@cache
+def _made_for(dist: Distribution) -> str:
+    """Return the requirement on bigain that this version does not meet; nothing if it meets all."""
+    for text in dist.requires or ():
+        try:
+            asked = Requirement(text)
+        except InvalidRequirement:
+            continue  # pip refuses such packages; one that is about bigain could not be read by anybody
+        # Extras are optional, and what they ask for was perhaps never wanted.
+        holds = asked.marker is None or asked.marker.evaluate({"extra": ""})
+        if (
+            asked.name.lower() == "bigain"
+            and holds
+            and not asked.specifier.contains(running_version(), prereleases=True)
+        ):
+            return f"bigain{asked.specifier}"
+    return ""
+
+
+def running_version() -> str:
+    """Return the version of bigain; from a folder that was never installed, that of no release."""
+    try:
+        return version("bigain")
+    except PackageNotFoundError:
+        return "0"
 
 
 def build(kind: str, spec: Any, /, **settings: Any) -> Any:
@@ -134,7 +207,7 @@ def build(kind: str, spec: Any, /, **settings: Any) -> Any:
     Raises:
         SettingError: The name is unknown or the settings do not fit.
     """
-    if isinstance(spec, _base(kind)):
+    if isinstance(spec, base_of(kind)):
         if settings:
             raise SettingError(f"{spec!r} is built already; it takes no further settings ({', '.join(settings)}).")
         return spec
@@ -164,7 +237,7 @@ def _by_path(kind: str, path: str) -> type[Any]:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two: ".x" and "..x"
         raise SettingError(f"{_singular(kind)}: {path!r} cannot be imported: {error}") from error
-    base = _base(kind)
+    base = base_of(kind)
     if not (isinstance(found, type) and issubclass(found, base)):
         raise SettingError(f"{path} is no subclass of {base.__module__}.{base.__qualname__}.")
     return found
@@ -180,7 +253,8 @@ def build_reducer(spec: "TokenReducer | str | Mapping[str, Any]", /, **settings:
     return cast("TokenReducer", build("reducers", spec, **settings))
 
 
-def _base(kind: str) -> type[Any]:
+def base_of(kind: str) -> type[Any]:
+    """Return the class that everything of a kind derives from."""
     module, _, name = KINDS[kind].partition(":")
     return cast("type[Any]", getattr(importlib.import_module(module), name))
 

@@ -178,3 +178,77 @@ def test_ctrl_c_leaves_what_resume_finishes(small, root, tmp_path):
 )
 def test_names_stand_for_what_they_name(typed, becomes):
     assert cli._with_class_paths([typed]) == [becomes]
+
+
+LGTM = "bigain.reducers.lgtm.LGTM"
+TASK = "bigain.tasks.classification.ClassificationTask"
+RECIPE_ERRORS = {
+    "mistyped": ("ratio: 0.5", "rtio: 0.5", "Option 'rtio' is not accepted.", LGTM),
+    "missing": ("ratio: 0.5", "mode: mean", "the following arguments are required: ratio.", LGTM),
+    "another type": ("ratio: 0.5", "ratio: half", "ratio: Expected a float. Got value: half.", LGTM),
+    "in a group": ("trials: [5, 20]", "trial: [5, 20]", "Group 'stages' does not accept option 'trial'.", TASK),
+    "of several types": ("precision: bf16-true", "precision: bf17", "'bf16']; got bf17.", "bigain test --help"),
+}
+
+
+@pytest.mark.parametrize(("right", "wrong", "told", "help_of"), RECIPE_ERRORS.values(), ids=RECIPE_ERRORS)
+def test_what_is_wrong_deep_in_a_recipe_is_one_line(right, wrong, told, help_of, root, tmp_path, capsys):
+    text = (root / CLASSIFY).read_text()
+    assert right in text
+    (tmp_path / "recipe.yaml").write_text(text.replace(right, wrong))
+    message = failure(["test", f"--config={tmp_path / 'recipe.yaml'}"], capsys)
+    assert told in message
+    assert message.count("\n") == 1
+    assert len(message) < 400
+    assert help_of in message.rpartition(" See ")[2]
+
+
+def test_an_error_of_an_own_command_is_one_line_too(capsys, root, tmp_path):
+    text = (root / "recipes/benchmark/cifar10_demo.yaml").read_text().replace("init_args: {ratio: 0.5}}", "}", 1)
+    (tmp_path / "recipe.yaml").write_text(text)
+    message = failure(["compare", f"--config={tmp_path / 'recipe.yaml'}"], capsys)
+    assert "comparison.reducers: bigain.reducers.tome.ToMe: the following arguments are required: ratio." in message
+    assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [("lsit", "Did you mean list"), ("comapre", "Did you mean compare"), ("zzz", "There are fit, test, compare")],
+)
+def test_an_unknown_command_suggests_the_nearest(typed, told, capsys):
+    message = failure([typed], capsys)
+    assert f"There is no command {typed!r}." in message
+    assert told in message
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_the_help_names_every_command(arguments, capsys):
+    main(arguments)
+    lines = capsys.readouterr().out.splitlines()
+    for name in (*cli.VERBS, *cli.OWN_COMMANDS):
+        assert any(line.split()[:1] == [name] for line in lines)
+
+
+def test_every_command_has_a_parser_and_something_to_do():
+    from bigain import commands
+    from bigain.parsers import PARSERS
+
+    assert list(PARSERS) == list(cli.OWN_COMMANDS)
+    for name, make in PARSERS.items():
+        assert make().prog == f"bigain {name}"
+        assert callable(getattr(commands, name.replace("-", "_")))
+
+
+def test_a_printed_configuration_is_a_recipe(small, tmp_path, capsys):
+    """What `--print_config` shows, run again, prints the same."""
+    shown = []
+    given = [small[0], *small[1:-1]]
+    for _ in range(2):
+        with pytest.raises(SystemExit) as stop:
+            main([*given, "--print_config"])
+        assert stop.value.code == 0
+        shown.append(capsys.readouterr().out)
+        (tmp_path / "recipe.yaml").write_text(shown[-1])
+        given = ["test", f"--config={tmp_path / 'recipe.yaml'}"]
+    assert shown[0] == shown[1]
+    assert "share_plans: false" in shown[0]

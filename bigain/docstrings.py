@@ -1,0 +1,162 @@
+"""Read what classes say of themselves: one sentence, their parameters, what they raise, their sources."""
+
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from reprlib import Repr
+from typing import Any, Literal, Union, get_args, get_origin
+
+from docstring_parser import Docstring
+from docstring_parser.google import DEFAULT_SECTIONS, GoogleParser, Section, SectionType
+
+__all__ = ["Parameter", "Words", "parameters_of", "summary_of", "type_text", "words_of"]
+
+_PARSER = GoogleParser([*DEFAULT_SECTIONS, Section("References", "references", SectionType.SINGULAR)])
+
+_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z`])")
+
+_SHORT = Repr()
+_SHORT.maxtuple, _SHORT.maxstring, _SHORT.maxother = 3, 60, 60
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A setting of a class.
+
+    Args:
+        name: Its name.
+        annotation: Its type; `Any` where none is stated or it cannot be resolved.
+        default: Its default; `inspect.Parameter.empty` if it has to be given.
+        meaning: What the docstring says.
+    """
+
+    name: str
+    annotation: Any
+    default: Any
+    meaning: str
+
+    @property
+    def required(self) -> bool:
+        return self.default is inspect.Parameter.empty
+
+    @property
+    def default_text(self) -> str:
+        """The default as it would be written."""
+        if self.required:
+            return "required"
+        try:
+            plain = self.default == type(self.default)() and not isinstance(self.default, int | float | str)
+        except Exception:  # of classes that cannot be made from nothing
+            plain = False
+        named = plain and type(self.default).__module__ != "builtins"
+        return f"{type(self.default).__name__}()" if named else _SHORT.repr(self.default)
+
+
+@dataclass(frozen=True)
+class Words:
+    """A docstring, taken apart.
+
+    Args:
+        summary: Its first sentence.
+        text: Everything before the sections.
+        raises: What is raised, and when.
+        references: Where the method comes from.
+    """
+
+    summary: str
+    text: str
+    raises: tuple[tuple[str, str], ...] = ()
+    references: str = ""
+
+
+def words_of(kind: Any) -> Words:
+    """Take apart the docstring of a class; a class without one has none, whatever its base says."""
+    parsed = _parsed(kind)
+    # Only a paragraph is a thought: the first line may break off in the middle of a sentence.
+    first = "\n" + (parsed.long_description or "") if not parsed.blank_after_short_description else ""
+    rest = parsed.long_description if parsed.blank_after_short_description else ""
+    paragraphs = ((parsed.short_description or "") + first + "\n\n" + (rest or "")).split("\n\n")
+    text = "\n\n".join(filter(None, map(_reflowed, paragraphs)))
+    paragraph = text.split("\n\n", 1)[0]
+    sources = [meta.description or "" for meta in parsed.meta if meta.args == ["references"]]
+    raises = tuple((item.type_name or "", _flat(item.description)) for item in parsed.raises)
+    return Words(_SENTENCE.split(paragraph, 1)[0], text, raises, _flat(" ".join(sources)))
+
+
+def summary_of(kind: Any) -> str:
+    """Return the first sentence of a class's docstring."""
+    return words_of(kind).summary
+
+
+def parameters_of(kind: type[Any] | Callable[..., Any]) -> list[Parameter]:
+    """List what a class or function is given, with what its docstring or that of a base says of it."""
+    try:
+        signature = inspect.signature(kind)
+    except (TypeError, ValueError):  # of classes written in C
+        return []
+    hints, meanings = _hints(kind), _meanings(kind)
+    return [
+        Parameter(name, hints.get(name, Any), item.default, meanings.get(name, ""))
+        for name, item in signature.parameters.items()
+        if item.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    ]
+
+
+def type_text(annotation: Any) -> str:
+    """Write a type as in code, without modules; a `Literal` as its values."""
+    if annotation is Any:
+        return "Any"
+    if annotation in (None, type(None)):
+        return "None"
+    if annotation is Ellipsis:
+        return "..."
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " | ".join(map(repr, inner))
+    if origin in (Union, types.UnionType):
+        return " | ".join(map(type_text, inner))
+    if origin is typing.Annotated:
+        return type_text(inner[0])
+    if inner and origin is not None:
+        return f"{origin.__name__}[{', '.join(map(type_text, inner))}]"
+    return getattr(annotation, "__name__", str(annotation))
+
+
+def _parsed(kind: Any) -> Docstring:
+    return _PARSER.parse(vars(kind).get("__doc__") or "" if isinstance(kind, type) else kind.__doc__ or "")
+
+
+def _meanings(kind: Any) -> dict[str, str]:
+    """Collect what docstrings say of parameters, the class's own before its bases'."""
+    found: dict[str, str] = {}
+    for one in reversed(kind.__mro__ if isinstance(kind, type) else [kind]):
+        if one is not object:
+            found |= {item.arg_name: _flat(item.description) for item in _parsed(one).params}
+    return found
+
+
+def _hints(kind: Any) -> dict[str, Any]:
+    """Resolve annotations; where one cannot be, none is."""
+    try:
+        return typing.get_type_hints(vars(_maker(kind))["__init__"] if isinstance(kind, type) else kind)
+    except Exception:  # a plugin may name types that it imports for its checker only
+        return {}
+
+
+def _maker(kind: type[Any]) -> type[Any]:
+    """Find the class whose `__init__` it is."""
+    return next(one for one in kind.__mro__ if "__init__" in vars(one))
+
+
+def _reflowed(paragraph: str) -> str:
+    """Join the lines of a paragraph; code and lists stay as they are."""
+    lines = paragraph.strip("\n").splitlines()
+    laid_out = any(line.startswith((" ", "-", "*", ">>>")) for line in lines)
+    return "\n".join(lines) if laid_out else _flat(paragraph)
+
+
+def _flat(text: str | None) -> str:
+    return " ".join((text or "").split())

@@ -1,7 +1,7 @@
 """How tokens lie in space."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bigain.errors import SettingError
 
-__all__ = ["Grid"]
+__all__ = ["Grid", "checked_shape"]
 
 
 @dataclass(frozen=True)
@@ -91,3 +91,23 @@ class Grid:
         if not self.prefix and not self.suffix:
             return body
         return torch.cat([tokens[:, : self.prefix], body, tokens[:, self.prefix + self.size :]], dim=1)
+
+
+def checked_shape(shape: object, axes: Sequence[str] = ()) -> tuple[int, ...]:
+    """Return a shape that a user gave.
+
+    Args:
+        shape: Tokens along each axis.
+        axes: What the axes are called; without names, there may be any number of them.
+
+    Raises:
+        SettingError: It is no sequence of so many whole numbers of at least 1.
+    """
+    given = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else ()
+    whole = all(isinstance(length, int) and not isinstance(length, bool) and length >= 1 for length in given)
+    if not given or not whole or (axes and len(axes) != len(given)):
+        along = " and ".join([", ".join(axes[:-1]), axes[-1]]) if axes else "each axis"
+        raise SettingError(
+            f"shape is the tokens along {along} of the model's input grid, each at least 1; got {shape!r}."
+        )
+    return given

@@ -18,6 +18,7 @@ from bigain.adapters.planning import Attachment, Hooked, Planner
 from bigain.adapters.progressive import check_progressive, install_steps, plan_steps, step_reports
 from bigain.adapters.report import AttachReport, SiteReport
 from bigain.errors import BigainError, SettingError, SiteError
+from bigain.grid import checked_shape
 from bigain.reducers.base import Context, TokenReducer
 from bigain.registry import build_reducer
 
@@ -217,20 +218,6 @@ def _refuse(reducer: TokenReducer, placement: Placement, sites: list[Site]) -> N
         raise SiteError(f"A reducer is attached already, at {', '.join(taken)}. Detach it first.")
     for site, part in chosen:
         site.parts[part].check(site, part, reducer, placement.weighted)
-
-
-def checked_shape(shape: Any) -> tuple[int, ...]:
-    """Return a shape that was given.
-
-    Raises:
-        SettingError: It is no sequence of whole numbers of at least 1.
-    """
-    given = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else ()
-    if not given or any(not isinstance(length, int) or isinstance(length, bool) or length < 1 for length in given):
-        raise SettingError(
-            f"shape is the tokens along each axis of the model's input grid, as (64, 64); got {shape!r}."
-        )
-    return given
 
 
 def part_report(

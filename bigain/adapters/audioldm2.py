@@ -9,6 +9,7 @@ from torch import nn
 from bigain.adapters.base import Part, Seam, Site, Undo
 from bigain.adapters.planning import Planner
 from bigain.adapters.seams import AttentionSeam
+from bigain.adapters.stack import spread_timesteps
 from bigain.adapters.unet import UNetAdapter
 from bigain.reducers.base import TokenReducer
 
@@ -78,7 +79,7 @@ class AudioLDM2Adapter(UNetAdapter):
         config: Any = model.config
         made: dict[str, Any] = {
             "sample": torch.randn(rows, config.in_channels, *shape, device=device, dtype=dtype),
-            "timestep": torch.arange(rows, device=device) * 389 % 1000,
+            "timestep": spread_timesteps(rows, device),
             "encoder_hidden_states": None,
         }
         for suffix, tokens, width in zip(

@@ -25,8 +25,12 @@ COUNTED = (
 
 META = torch.device("meta")
 
-_SMALL_SHARE = 0.2
-"""Sites that hold less of a model's operations than this leave a compiled model nearly as slow as it was."""
+_SMALL_SHARE = 0.16
+"""Sites that hold less of a model's operations than this leave a compiled model nearly as slow as it was.
+
+Measured on an H100 (assets/latency_h100_run): with 15.4 %, Stable Diffusion 2.0 was at most 7 % faster;
+with 18.0 %, DiT-XL/2 11 %.
+"""
 
 WIDTH = 100
 """Columns of text."""
@@ -72,8 +76,8 @@ class Worth:
         ]
         if self.is_small:
             told.append(
-                "Little to gain: with fused attention, a compiled model is at most a few per cent faster where sites "
-                "hold so small a share. Larger inputs, or more blocks and parts, make it more."
+                "Little to gain: with fused attention, a compiled model whose sites held 15 % was at most 7 % faster "
+                "(Stable Diffusion 2.0 on an H100). Larger inputs, or more blocks and parts, make it more."
             )
         elif self.saved <= 0:
             told.append("Nothing to gain: planning takes more operations than reduction saves here.")

@@ -11,14 +11,13 @@ from torch import Tensor, nn
 
 from bigain.adapters.arguments import Orders, named_arguments
 from bigain.adapters.base import Adapter, Moment, Part, Seam, Site, Undo
-from bigain.adapters.dit import first_blocks
 from bigain.adapters.hooks import ReducedAttention
 from bigain.adapters.image_prompt import ImagePrompt
 from bigain.adapters.positions import read_positions
 from bigain.adapters.rotary import Rotary
 from bigain.adapters.seams import AttentionSeam, RegionSeam, TokenSeam
-from bigain.errors import SettingError
-from bigain.grid import Grid
+from bigain.adapters.stack import first_blocks, spread_timesteps
+from bigain.grid import Grid, checked_shape
 
 __all__ = ["FluxAdapter"]
 
@@ -90,9 +89,7 @@ class FluxAdapter(Adapter):
     tested: ClassVar[str] = "0.38.0 and 0.42.1"
 
     def __init__(self, shape: Sequence[int] = (_SIDE, _SIDE)) -> None:
-        if len(shape) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in shape):
-            raise SettingError(f"shape is the rows and columns of image tokens, each at least 1; got {shape!r}.")
-        self.shape = (shape[0], shape[1])
+        self.shape = checked_shape(shape, ("height", "width"))
 
     def sites(self, model: nn.Module) -> list[Site]:
         double, single = (cast("nn.ModuleList", getattr(model, name)) for name in (_DOUBLE, _SINGLE))
@@ -137,7 +134,7 @@ class FluxAdapter(Adapter):
         made: dict[str, Any] = {
             "hidden_states": noise(math.prod(shape), config.in_channels),
             "encoder_hidden_states": noise(_TEXT_TOKENS, config.joint_attention_dim),
-            "timestep": (torch.arange(rows, device=device) * 389 % 1000 / 1000).to(dtype),
+            "timestep": (spread_timesteps(rows, device) / 1000).to(dtype),
             "img_ids": torch.stack([torch.zeros_like(places[0]), *places], dim=-1).flatten(0, 1),
             "txt_ids": torch.zeros(_TEXT_TOKENS, 3, device=device, dtype=dtype),
         }

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from bigain.adapters.base import Part
 from bigain.adapters.planning import Hooked, Planner
-from bigain.adapters.replay import in_backward
 from bigain.adapters.rotary import Layout, Tables, rotate
 from bigain.errors import SettingError, SiteError
 from bigain.reducers.base import Reduction
@@ -21,10 +20,6 @@ __all__ = ["ReducedAttention", "ReducedTokens", "Rotation", "plan_behind", "redu
 
 def plan_behind(planner: Planner, tokens: Tensor) -> tuple[Reduction, int]:
     """Return a block's plan for the last tokens of `[B, T + N, C]`, those of the grid, and N."""
-    if planner.attachment.moment is None and in_backward():
-        # The block runs again: its plan is kept, the shape that it was made for is not.
-        plan = planner(tokens)
-        return plan, plan.places().shape[1]
     count = planner.grid.tokens
     return planner(tokens[:, tokens.shape[1] - count :]), count
 
@@ -46,25 +41,26 @@ class ReducedTokens(Hooked):
 
     Args:
         planner: Plans for its block.
+        joint: Whether text stands before the grid's tokens.
     """
 
-    def __init__(self, planner: Planner) -> None:
-        self.planner = planner
+    def __init__(self, planner: Planner, joint: bool = False) -> None:
+        self.planner, self._joint = planner, joint
         self._plan: Reduction | None = None
         planner.forgetting.append(self.forget)
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Shorten the input, in a forward pre-hook."""
         tokens, *rest = args
-        reduction = self.planner(tokens)
+        plan, count = plan_behind(self.planner, tokens) if self._joint else (self.planner(tokens), tokens.shape[1])
         # A composite may leave queries alone at this block.
-        self._plan = None if reduction.kind == "kv" else reduction
-        return args if self._plan is None else (reduction.reduce(tokens), *rest)
+        self._plan = None if plan.kind == "kv" else plan
+        return args if self._plan is None else (reduce_behind(plan, tokens, count), *rest)
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         """Restore the output, in a forward hook."""
         plan, self._plan = self._plan, None
-        return output if plan is None else plan.restore(output)
+        return output if plan is None else restore_behind(plan, output)
 
     def forget(self) -> None:
         """Let go of what a call that came to no end has left."""

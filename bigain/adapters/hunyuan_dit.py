@@ -1,14 +1,16 @@
 """diffusers' `HunyuanDiT2DModel`: Hunyuan-DiT."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
 
-from bigain.adapters.base import Part, Seam, Site
+from bigain.adapters.base import Part, Seam
 from bigain.adapters.dit import DiTAdapter
 from bigain.adapters.rotary import Rotary
 from bigain.adapters.seams import AttentionSeam, TokenSeam
+from bigain.adapters.stack import spread_timesteps
 
 __all__ = ["HunyuanDiTAdapter"]
 
@@ -26,16 +28,15 @@ class HunyuanDiTAdapter(DiTAdapter):
 
     family: ClassVar[str] = "Hunyuan-DiT (diffusers HunyuanDiT2DModel)"
     classes: ClassVar[tuple[str, ...]] = ("HunyuanDiT2DModel",)
+    blocks: ClassVar[str] = "blocks"
 
-    def sites(self, model: nn.Module) -> list[Site]:
+    def parts(self, block: nn.Module) -> Mapping[Part, Seam]:
         rotary = Rotary("image_rotary_emb")
-        parts: dict[Part, Seam] = {
+        return {
             "self": AttentionSeam("attn1", rotary=rotary),
             "cross": AttentionSeam("attn2", rotary=rotary),
             "mlp": TokenSeam("ff"),
         }
-        blocks = cast("nn.ModuleList", model.blocks)
-        return [Site(f"blocks.{index}", block, index, parts) for index, block in enumerate(blocks)]
 
     def inputs(
         self, model: nn.Module, rows: int, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
@@ -58,7 +59,7 @@ class HunyuanDiTAdapter(DiTAdapter):
         made: dict[str, Any] = {
             "hidden_states": torch.randn(rows, config.in_channels, *size, device=device, dtype=dtype),
             # The model computes its embedding in the type of the timestep.
-            "timestep": (torch.arange(rows, device=device) * 389 % 1000).to(dtype),
+            "timestep": (spread_timesteps(rows, device)).to(dtype),
             "encoder_hidden_states": clip,
             "text_embedding_mask": clip_mask,
             "encoder_hidden_states_t5": t5,

@@ -1,31 +1,21 @@
 """diffusers' `LTXVideoTransformer3DModel`: LTX-Video."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from bigain.adapters.base import Adapter, Moment, Part, Seam, Site
+from bigain.adapters.base import Moment, Part, Seam
 from bigain.adapters.rotary import Rotary
 from bigain.adapters.seams import AttentionSeam, TokenSeam
-from bigain.adapters.video import checked_shape, first_blocks, row_timesteps, spread_timesteps
+from bigain.adapters.stack import StackAdapter, spread_timesteps
+from bigain.adapters.video import row_timesteps
 from bigain.errors import SiteError
-from bigain.grid import Grid
+from bigain.grid import checked_shape
 
 __all__ = ["LTXAdapter"]
-
-_PARAMETERS = (
-    "hidden_states",
-    "encoder_hidden_states",
-    "timestep",
-    "encoder_attention_mask",
-    "num_frames",
-    "height",
-    "width",
-)
-"""Order of the arguments of `LTXVideoTransformer3DModel.forward`, as far as they matter."""
 
 _LATENTS = (21, 16, 22)
 """Latent frames, height and width of the pipelines' default: 161 frames of 512 x 704."""
@@ -36,7 +26,7 @@ _SCALE = (8 / 25, 32.0, 32.0)
 _TEXT_TOKENS = 128
 
 
-class LTXAdapter(Adapter):
+class LTXAdapter(StackAdapter):
     """LTX-Video: every block attends over all frames at once, then to the text.
 
     Plans are made from the attention's own input, after the modulated norm, as on
@@ -57,26 +47,28 @@ class LTXAdapter(Adapter):
     family: ClassVar[str] = "LTX-Video (diffusers LTXVideoTransformer3DModel)"
     classes: ClassVar[tuple[str, ...]] = ("LTXVideoTransformer3DModel",)
     tested: ClassVar[str] = "0.38.0 and 0.42.1"
+    parameters: ClassVar[tuple[str, ...]] = (
+        "hidden_states",
+        "encoder_hidden_states",
+        "timestep",
+        "encoder_attention_mask",
+        "num_frames",
+        "height",
+        "width",
+    )
 
     def __init__(self, shape: Sequence[int] | None = None) -> None:
-        self.shape = checked_shape(shape)
+        self.shape = None if shape is None else checked_shape(shape, ("frames", "height", "width"))
 
-    def sites(self, model: nn.Module) -> list[Site]:
-        blocks = cast("nn.ModuleList", model.transformer_blocks)
-        return [Site(f"transformer_blocks.{index}", block, index, _PARTS) for index, block in enumerate(blocks)]
-
-    def default_layers(self, sites: list[Site]) -> list[int]:
-        return first_blocks(sites)
-
-    def grid(self, model: nn.Module, shape: tuple[int, ...], site: Site) -> Grid:
-        return Grid(shape)
+    def parts(self, block: nn.Module) -> Mapping[Part, Seam]:
+        return _PARTS
 
     def configured_shape(self, model: nn.Module) -> tuple[int, ...]:
         # The configuration has no size.
         return self.shape or _LATENTS
 
     def moment(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Moment:
-        given = dict(zip(_PARAMETERS, args, strict=False)) | kwargs
+        given = self.named(args, kwargs)
         tokens: int = given["hidden_states"].shape[1]
         shape = self._told(given)
         if shape is None or math.prod(shape) != tokens:

@@ -10,6 +10,7 @@ from bigain.adapters.base import Adapter, Moment, Part, Seam, Site
 from bigain.adapters.mha import FeedForwardSeam, MultiheadSeam
 from bigain.adapters.named import NamedSeam
 from bigain.adapters.naming import common_block, find_named, names_of, parameter_name
+from bigain.adapters.stack import first_blocks
 from bigain.errors import SettingError, SiteError
 from bigain.grid import Grid
 
@@ -125,8 +126,7 @@ class ModulesAdapter(Adapter):
 
     def default_layers(self, sites: list[Site]) -> list[int]:
         # Whoever names modules means all of them. For torch's own nothing is published: the share of DiT's, 12 of 28.
-        count = len(sites) if self.attention else max(1, len(sites) * 12 // 28)
-        return [site.layer for site in sites[:count]]
+        return [site.layer for site in sites] if self.attention else first_blocks(sites)
 
     def grid(self, model: nn.Module, shape: tuple[int, ...], site: Site) -> Grid:
         return Grid(shape, self.prefix, self.suffix)

@@ -1,13 +1,15 @@
 """diffusers' `PixArtTransformer2DModel`: PixArt-alpha and PixArt-Sigma."""
 
-from typing import Any, ClassVar, cast
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from bigain.adapters.base import Part, Seam, Site
+from bigain.adapters.base import Part, Seam
 from bigain.adapters.dit import DiTAdapter
 from bigain.adapters.seams import AttentionSeam, TokenSeam
+from bigain.adapters.stack import spread_timesteps
 
 __all__ = ["PixArtAdapter"]
 
@@ -27,14 +29,12 @@ class PixArtAdapter(DiTAdapter):
     classes: ClassVar[tuple[str, ...]] = ("PixArtTransformer2DModel",)
     parameters: ClassVar[tuple[str, ...]] = ("hidden_states", "encoder_hidden_states", "timestep")
 
-    def sites(self, model: nn.Module) -> list[Site]:
-        blocks = cast("nn.ModuleList", model.transformer_blocks)
-        parts: dict[Part, Seam] = {
+    def parts(self, block: nn.Module) -> Mapping[Part, Seam]:
+        return {
             "self": AttentionSeam("attn1"),
             "cross": AttentionSeam("attn2"),
             "mlp": TokenSeam("ff"),
         }
-        return [Site(f"transformer_blocks.{index}", block, index, parts) for index, block in enumerate(blocks)]
 
     def inputs(
         self, model: nn.Module, rows: int, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
@@ -51,7 +51,7 @@ class PixArtAdapter(DiTAdapter):
         return {
             "hidden_states": torch.randn(rows, config.in_channels, *size, device=device, dtype=dtype),
             "encoder_hidden_states": torch.randn(rows, _TEXT_TOKENS, text, device=device, dtype=dtype),
-            "timestep": torch.arange(rows, device=device) * 389 % 1000,
+            "timestep": spread_timesteps(rows, device),
             "encoder_attention_mask": torch.ones(rows, _TEXT_TOKENS, device=device, dtype=dtype),
             "added_cond_kwargs": extra,
         }

@@ -1,15 +1,15 @@
 """diffusers' `SD3Transformer2DModel`: Stable Diffusion 3 and 3.5, and their ControlNet."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from bigain.adapters.arguments import Orders, named_arguments
-from bigain.adapters.base import Adapter, Moment, Part, Seam, Site
-from bigain.adapters.dit import first_blocks
+from bigain.adapters.base import Moment, Part, Seam
 from bigain.adapters.seams import AttentionSeam, TokenSeam, UnitedSeam
-from bigain.grid import Grid
+from bigain.adapters.stack import StackAdapter, spread_timesteps
 
 __all__ = ["SD3Adapter"]
 
@@ -29,7 +29,7 @@ _ORDERS: Orders = {
 }
 
 
-class SD3Adapter(Adapter):
+class SD3Adapter(StackAdapter):
     """Stable Diffusion 3 and 3.5: image and text attend together, each with weights of its own.
 
     Image tokens alone are reduced; text takes part in the attention as it is. Some blocks
@@ -46,15 +46,12 @@ class SD3Adapter(Adapter):
     classes: ClassVar[tuple[str, ...]] = tuple(_ORDERS)
     tested: ClassVar[str] = "0.38.0 and 0.42.1"
 
-    def sites(self, model: nn.Module) -> list[Site]:
-        blocks = cast("nn.ModuleList", model.transformer_blocks)
-        return [Site(f"transformer_blocks.{index}", block, index, _parts(block)) for index, block in enumerate(blocks)]
-
-    def default_layers(self, sites: list[Site]) -> list[int]:
-        return first_blocks(sites)
-
-    def grid(self, model: nn.Module, shape: tuple[int, ...], site: Site) -> Grid:
-        return Grid(shape)
+    def parts(self, block: nn.Module) -> Mapping[Part, Seam]:
+        attention: Seam = AttentionSeam("attn", joint=True)
+        if getattr(block, "attn2", None) is not None:
+            # Over the image alone, but keys that came to its processor by themselves would be taken for text.
+            attention = UnitedSeam((attention, AttentionSeam("attn2", joint=True)))
+        return {"self": attention, "mlp": TokenSeam("ff")}
 
     def configured_shape(self, model: nn.Module) -> tuple[int, ...]:
         config = cast("Any", model).config
@@ -80,7 +77,7 @@ class SD3Adapter(Adapter):
         made: dict[str, Any] = {
             "hidden_states": noise(config.in_channels, *size),
             "pooled_projections": noise(config.pooled_projection_dim),
-            "timestep": torch.arange(rows, device=device) * 389 % 1000,
+            "timestep": spread_timesteps(rows, device),
         }
         if config.joint_attention_dim is not None:
             made["encoder_hidden_states"] = noise(_TEXT_TOKENS, config.joint_attention_dim)
@@ -91,11 +88,3 @@ class SD3Adapter(Adapter):
                     shape[0] * shape[1], config.num_attention_heads * config.attention_head_dim
                 )
         return made
-
-
-def _parts(block: nn.Module) -> dict[Part, Seam]:
-    attention: Seam = AttentionSeam("attn", joint=True)
-    if getattr(block, "attn2", None) is not None:
-        # Over the image alone, but keys that came to its processor by themselves would be taken for text.
-        attention = UnitedSeam((attention, AttentionSeam("attn2", joint=True)))
-    return {"self": attention, "mlp": TokenSeam("ff")}

@@ -23,9 +23,11 @@ class TokenSeam(Seam):
 
     Args:
         module: Its path in the block.
+        joint: Whether text stands before the grid's tokens in the same tensor. It is never reduced.
     """
 
     module: str
+    joint: bool = False
 
     def check(self, site: Site, part: Part, reducer: TokenReducer, proportional: bool) -> None:
         if getattr(site.block, "_chunk_size", None) is not None:
@@ -35,7 +37,7 @@ class TokenSeam(Seam):
             )
 
     def install(self, planner: Planner, part: Part, proportional: bool) -> Undo:
-        block, work = planner.site.block, ReducedTokens(planner)
+        block, work = planner.site.block, ReducedTokens(planner, self.joint)
         if hasattr(block, "_chunk_size"):
             planner.attachment.watch(planner.site.name, block, "_chunk_size")
         planner.attachment.watch(planner.site.name, block, self.module)

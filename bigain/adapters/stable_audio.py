@@ -1,26 +1,24 @@
 """diffusers' `StableAudioDiTModel`: Stable Audio Open."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from bigain.adapters.base import Adapter, Moment, Part, Seam, Site
-from bigain.adapters.dit import first_blocks
+from bigain.adapters.base import Moment, Part, Seam, Site
 from bigain.adapters.rotary import Rotary
 from bigain.adapters.seams import AttentionSeam, TokenSeam
+from bigain.adapters.stack import StackAdapter, spread_timesteps
 from bigain.grid import Grid
 
 __all__ = ["StableAudioAdapter"]
-
-_PARAMETERS = ("hidden_states", "timestep")
-"""Order of the arguments of `StableAudioDiTModel.forward`, as far as they matter."""
 
 _TEXT_TOKENS = 130
 """128 of T5, and one each for where the audio starts and how long it is."""
 
 
-class StableAudioAdapter(Adapter):
+class StableAudioAdapter(StackAdapter):
     """Stable Audio: latents of a waveform along one axis, behind one token of time and length.
 
     That token, which the model puts first, is never reduced; the table of positions
@@ -35,18 +33,14 @@ class StableAudioAdapter(Adapter):
     family: ClassVar[str] = "Stable Audio (diffusers StableAudioDiTModel)"
     classes: ClassVar[tuple[str, ...]] = ("StableAudioDiTModel",)
     tested: ClassVar[str] = "0.38.0 and 0.42.1"
+    parameters: ClassVar[tuple[str, ...]] = ("hidden_states", "timestep")
 
-    def sites(self, model: nn.Module) -> list[Site]:
-        parts: dict[Part, Seam] = {
+    def parts(self, block: nn.Module) -> Mapping[Part, Seam]:
+        return {
             "self": AttentionSeam("attn1", rotary=Rotary("rotary_emb", halves=True)),
             "cross": AttentionSeam("attn2"),
             "mlp": TokenSeam("ff"),
         }
-        blocks = cast("nn.ModuleList", model.transformer_blocks)
-        return [Site(f"transformer_blocks.{index}", block, index, parts) for index, block in enumerate(blocks)]
-
-    def default_layers(self, sites: list[Site]) -> list[int]:
-        return first_blocks(sites)
 
     def grid(self, model: nn.Module, shape: tuple[int, ...], site: Site) -> Grid:
         return Grid(shape, prefix=1)
@@ -55,7 +49,7 @@ class StableAudioAdapter(Adapter):
         return (cast("Any", model).config.sample_size,)
 
     def moment(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Moment:
-        given = dict(zip(_PARAMETERS, args, strict=False)) | kwargs
+        given = self.named(args, kwargs)
         sample: Tensor = given["hidden_states"]
         timestep: Tensor = given["timestep"]
         # Its timestep is 2/pi * atan(sigma), from 0 to 1.
@@ -77,7 +71,7 @@ class StableAudioAdapter(Adapter):
         )
         return {
             "hidden_states": normal(config.in_channels, *shape),
-            "timestep": (torch.arange(rows, device=device) * 389 % 1000 / 1000).to(dtype),
+            "timestep": (spread_timesteps(rows, device) / 1000).to(dtype),
             "encoder_hidden_states": normal(_TEXT_TOKENS, config.cross_attention_input_dim),
             "global_hidden_states": normal(1, config.global_states_input_dim),
             "rotary_embedding": tuple(part.to(dtype) for part in rotary),

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from bigain.adapters.base import Adapter, Moment, Part, PlanFrom, Seam, Site
 from bigain.adapters.seams import AttentionSeam, TokenSeam
+from bigain.adapters.stack import spread_timesteps
 from bigain.errors import SiteError
 from bigain.grid import Grid
 
@@ -88,7 +89,7 @@ class UNetAdapter(Adapter):
         places: dict[str, Any] = {"device": device, "dtype": dtype}
         return {
             "sample": torch.randn(rows, config.in_channels, *shape, **places),
-            "timestep": torch.arange(rows, device=device) * 389 % 1000,
+            "timestep": spread_timesteps(rows, device),
             "encoder_hidden_states": torch.randn(rows, _TEXT_TOKENS, _text_width(config), **places),
             **_class_labels(model, rows, places),
             **_added_conditions(model, rows, places),

@@ -1,23 +1,21 @@
 """diffusers' `WanTransformer3DModel`: Wan 2.1 and 2.2, text to video and image to video."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from bigain.adapters.base import Adapter, Moment, Part, Seam, Site, Undo
+from bigain.adapters.base import Moment, Part, Seam, Undo
 from bigain.adapters.hooks import ReducedAttention
 from bigain.adapters.rotary import Rotary
 from bigain.adapters.seams import AttentionSeam, TokenSeam
-from bigain.adapters.video import checked_shape, first_blocks, row_timesteps, spread_timesteps
-from bigain.grid import Grid
+from bigain.adapters.stack import StackAdapter, spread_timesteps
+from bigain.adapters.video import row_timesteps
+from bigain.grid import checked_shape
 
 __all__ = ["WanAdapter"]
-
-_PARAMETERS = ("hidden_states", "timestep", "encoder_hidden_states", "encoder_hidden_states_image")
-"""Order of the arguments of `WanTransformer3DModel.forward`, as far as they matter."""
 
 _LATENTS = (21, 60, 104)
 """Latent frames, height and width of the pipelines' default: 81 frames of 480 x 832."""
@@ -27,7 +25,7 @@ _IMAGE_TOKENS = 257
 """What Wan's encoders give for a prompt and for an image; the attention counts on the former."""
 
 
-class WanAdapter(Adapter):
+class WanAdapter(StackAdapter):
     """Wan: every block attends over all frames at once, then to the text, and to an image if there is one.
 
     Plans are made from the attention's own input, after the modulated layer norm, as
@@ -47,25 +45,25 @@ class WanAdapter(Adapter):
     family: ClassVar[str] = "Wan (diffusers WanTransformer3DModel, WanVACETransformer3DModel)"
     classes: ClassVar[tuple[str, ...]] = ("WanTransformer3DModel", "WanVACETransformer3DModel")
     tested: ClassVar[str] = "0.38.0 and 0.42.1"
+    blocks: ClassVar[str] = "blocks"
+    parameters: ClassVar[tuple[str, ...]] = (
+        "hidden_states",
+        "timestep",
+        "encoder_hidden_states",
+        "encoder_hidden_states_image",
+    )
 
     def __init__(self, shape: Sequence[int] | None = None) -> None:
-        self.shape = checked_shape(shape)
+        self.shape = None if shape is None else checked_shape(shape, ("frames", "height", "width"))
 
-    def sites(self, model: nn.Module) -> list[Site]:
-        blocks = cast("nn.ModuleList", model.blocks)
-        return [Site(f"blocks.{index}", block, index, _PARTS) for index, block in enumerate(blocks)]
-
-    def default_layers(self, sites: list[Site]) -> list[int]:
-        return first_blocks(sites)
-
-    def grid(self, model: nn.Module, shape: tuple[int, ...], site: Site) -> Grid:
-        return Grid(shape)
+    def parts(self, block: nn.Module) -> Mapping[Part, Seam]:
+        return _PARTS
 
     def configured_shape(self, model: nn.Module) -> tuple[int, ...]:
         return self.shape or _patches(model, _LATENTS)
 
     def moment(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Moment:
-        given = dict(zip(_PARAMETERS, args, strict=False)) | kwargs
+        given = self.named(args, kwargs)
         sample: Tensor = given["hidden_states"]
         return Moment(_patches(model, tuple(sample.shape[-3:])), row_timesteps(given["timestep"]))
 

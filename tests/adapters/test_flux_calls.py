@@ -217,7 +217,7 @@ def test_by_default_all_single_blocks_but_the_first_5_of_38_are_taken():
 
 @pytest.mark.parametrize("shape", [(64,), (0, 64), (64.0, 64)], ids=str)
 def test_a_shape_that_is_none_is_refused(flux, shape):
-    with pytest.raises(SettingError, match="rows and columns of image tokens, each at least 1"):
+    with pytest.raises(SettingError, match="tokens along height and width"):
         bigain.attach(flux, "lgtm", ratio=0.5, adapter={"name": "flux", "shape": shape}, quiet=True)
 
 

@@ -1,15 +1,14 @@
 """What every reducer keeps to beside what it shares with scorers."""
 
 import dataclasses
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from bigain.errors import SettingError
-from bigain.reducers.base import Context, Reduction, TokenReducer
+from bigain.reducers.base import Context, TokenReducer
 from bigain.testing.cases import Case
-from bigain.testing.comparing import expect, markers, outcome, same, same_outcome
+from bigain.testing.comparing import expect, outcome, same, same_outcome
+from bigain.testing.planned import planned_for
 
 __all__ = [
     "check_blocks_may_share_a_cache",
@@ -31,55 +30,6 @@ __all__ = [
     "check_tokens_have_one_place",
     "check_unmerged_tokens_come_back",
 ]
-
-
-@dataclass(frozen=True)
-class _Planned:
-    """A reduction, and where it puts each token.
-
-    Args:
-        reduction: The plan.
-        tokens: What it was planned on.
-        weights: What restoring takes from each place, float32 `[B, N, M]`.
-        places: int64, `[B, N]`: which of them counts most.
-        length: M.
-    """
-
-    reduction: Reduction
-    tokens: Tensor
-    weights: Tensor
-    places: Tensor
-    length: int
-
-    def group_sums(self, values: Tensor) -> Tensor:
-        """Add up `[B, N, C]` over the tokens of each place, by their weights: `[B, M, C]`."""
-        return self.weights.transpose(1, 2) @ values
-
-    def filled(self) -> Tensor:
-        """Say which places stand for a token, bool `[B, M, 1]`."""
-        return self.group_sums(torch.ones_like(self.tokens[..., :1])) > 0
-
-    def noise(self, length: int, channels: int, seed: int) -> Tensor:
-        """Make noise for so many tokens."""
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn(len(self.tokens), length, channels, generator=generator).to(self.tokens.device)
-
-
-def _planned(reducer: TokenReducer, case: Case) -> _Planned:
-    tokens = case.tokens()
-    reduction = reducer.plan(tokens, case.grid, case.context())
-    length, weights = reduction.sizes.shape[1], reduction.weights()
-    if reduction.soft:
-        expect(bool((weights >= 0).all()), "a token is restored from a place with a negative weight")
-        same(weights.sum(dim=2), torch.ones_like(tokens[..., 0]), "the weights that a token is restored with, summed")
-        return _Planned(reduction, tokens, weights, weights.argmax(dim=2), length)
-    marks = markers(reduction)
-    wrong = ~((marks == marks.round()) & (marks >= 1) & (marks <= length))
-    if wrong.any():
-        row, token = wrong.nonzero()[0].tolist()
-        given = f"{marks[row, token].item():g} to token {token} of row {row}"
-        raise AssertionError(f"restoring the numbers 1 to {length} gives {given}, which is not one of them")
-    return _Planned(reduction, tokens, weights, marks.long() - 1, length)
 
 
 def check_refusals_agree(reducer: TokenReducer, case: Case) -> None:
@@ -146,7 +96,7 @@ def check_plan_is_frozen(reducer: TokenReducer, case: Case) -> None:
 
 def check_tokens_have_one_place(reducer: TokenReducer, case: Case) -> None:
     """A token that lies nowhere is lost; one blended from several is no token of the model, unless the plan is soft."""
-    planned = _planned(reducer, case)
+    planned = planned_for(reducer, case)
     noise = planned.noise(planned.length, 3, seed=1)
     same(planned.reduction.restore(noise), planned.weights @ noise, "restored noise against its own places")
     named = planned.weights.gather(2, planned.reduction.places()[..., None])[..., 0]
@@ -155,7 +105,7 @@ def check_tokens_have_one_place(reducer: TokenReducer, case: Case) -> None:
 
 def check_sizes_count_tokens(reducer: TokenReducer, case: Case) -> None:
     """Proportional attention adds log(size) to the logits: a wrong count shifts attention without any error."""
-    planned = _planned(reducer, case)
+    planned = planned_for(reducer, case)
     counted = planned.group_sums(torch.ones_like(planned.tokens[..., :1]))[..., 0]
     step = 1e-5 if planned.reduction.soft else 0
     same(planned.reduction.sizes, counted, "sizes against the tokens counted at each place", rtol=step, atol=step)
@@ -166,7 +116,7 @@ def check_sizes_count_tokens(reducer: TokenReducer, case: Case) -> None:
 
 def check_reducing_undoes_restoring(reducer: TokenReducer, case: Case) -> None:
     """Equal tokens must merge to themselves, or reducing adds an error of its own to what merging loses."""
-    planned = _planned(reducer, case)
+    planned = planned_for(reducer, case)
     if planned.reduction.soft:  # no inverse, but the transpose, divided by the sizes: equal tokens still come back
         sums = planned.reduction.reduce(planned.tokens) * planned.reduction.sizes[..., None]
         same(sums, planned.group_sums(planned.tokens), "reduce(x) * sizes against the transpose of restore", 1e-4, 1e-5)
@@ -178,7 +128,7 @@ def check_reducing_undoes_restoring(reducer: TokenReducer, case: Case) -> None:
 
 def check_unmerged_tokens_come_back(reducer: TokenReducer, case: Case) -> None:
     """A token that merged with none must pass as it is, or the method changes more than it says."""
-    planned = _planned(reducer, case)
+    planned = planned_for(reducer, case)
     restored = planned.reduction.restore(planned.reduction.reduce(planned.tokens))
     alone = planned.reduction.sizes.gather(1, planned.places)[..., None] == 1
     alone &= planned.weights.amax(dim=2, keepdim=True) == 1
@@ -189,7 +139,7 @@ def check_reduced_groups_are_means(reducer: TokenReducer, case: Case) -> None:
     """Whoever announces means is compared as such: equal weights, added up without loss."""
     if not reducer.averages:
         return
-    planned = _planned(reducer, case)
+    planned = planned_for(reducer, case)
     reduced = planned.reduction.reduce(planned.tokens)
     for row, places in enumerate(planned.places.tolist()):
         for place in set(places):
@@ -200,7 +150,7 @@ def check_reduced_groups_are_means(reducer: TokenReducer, case: Case) -> None:
 
 def check_plan_serves_any_channels(reducer: TokenReducer, case: Case) -> None:
     """A plan is made from a block's input and applied to queries, keys and values of other widths."""
-    planned = _planned(reducer, case)
+    planned = planned_for(reducer, case)
     for channels in (1, case.channels + 3):
         tokens = planned.noise(case.grid.tokens, channels, seed=3)
         reduced = planned.reduction.reduce(tokens)
@@ -223,7 +173,7 @@ def check_repeated_plan_serves_consecutive_rows(reducer: TokenReducer, case: Cas
 
 def check_fixed_tokens_are_untouched(reducer: TokenReducer, case: Case) -> None:
     """Class, time and text tokens steer the whole image: they neither merge nor decide what does."""
-    planned, grid = _planned(reducer, case), case.grid
+    planned, grid = planned_for(reducer, case), case.grid
     fixed = [*range(grid.prefix), *range(grid.prefix + grid.size, grid.tokens)]
     restored = planned.reduction.restore(planned.reduction.reduce(planned.tokens))
     same(restored[:, fixed], planned.tokens[:, fixed], "restored prefix and suffix against the input")
@@ -280,7 +230,7 @@ def check_settled_reducer_does_the_same(reducer: TokenReducer, case: Case) -> No
 
 def check_gradients_flow(reducer: TokenReducer, case: Case) -> None:
     """Training with reduction learns only through reduce and restore; a cut gradient goes unnoticed."""
-    planned = _planned(reducer, case)
+    planned = planned_for(reducer, case)
     tokens = case.tokens().requires_grad_()
     reduction = reducer.plan(tokens, case.grid, case.context())
     (gradient,) = torch.autograd.grad(reduction.restore(reduction.reduce(tokens)).square().sum(), tokens)

@@ -12,6 +12,7 @@ from bigain.adapters.base import Part
 from bigain.adapters.placement import PRESETS
 from bigain.errors import SettingError
 from bigain.registry import get
+from bigain.shipped import with_shipped
 
 __all__ = ["main"]
 
@@ -25,6 +26,7 @@ OWN_COMMANDS = {
     "latency": "Time any network under any reducers on this device: random weights, compiled to one graph.",
     "list": "List scorers, reducers, adapters, backbones and tasks, with the package each comes from.",
     "new-plugin": "Write a package with a scorer, a reducer and their tests to start from.",
+    "recipes": "List the recipes that ship with bigain; --output FOLDER copies them, to be edited.",
     "schema": "Print a JSON schema of recipes, for editors.",
 }
 """Commands that are not Lightning's verbs."""
@@ -69,6 +71,7 @@ def _run(given: Sequence[str]) -> None:
     if name in ("--help", "-h"):
         print(_help())
         return
+    options = with_shipped(options)
     if name in OWN_COMMANDS:
         from bigain import commands
 
@@ -81,7 +84,7 @@ def _run(given: Sequence[str]) -> None:
         raise SettingError(f"There is no command {name!r}.{hint} There are {', '.join(known)}.")
     from bigain.verbs import run_verb
 
-    run_verb(_with_class_paths(given))
+    run_verb(_with_class_paths([name, *options]))
 
 
 def _help() -> str:

@@ -14,6 +14,7 @@ __all__ = [
     "latency",
     "list",
     "new_plugin",
+    "recipes",
     "schema",
 ]
 
@@ -172,6 +173,25 @@ def doctor(arguments: Sequence[str]) -> None:
 def new_plugin(arguments: Sequence[str]) -> None:
     """Write a package with a scorer, a reducer and their tests."""
     from bigain.scaffold import new_plugin as write
+    from bigain.scaffold import next_steps
 
     given, _ = _parsed("new-plugin", arguments)
-    print(write(given.name, given.folder))
+    folder = write(given.name, given.folder)
+    print(f"Wrote {folder}. To install it, test it, and see it beside the others:\n")
+    print("\n".join(f"  {line}" for line in next_steps(folder).splitlines()))
+    print(f"\nThen {folder / 'README.md'} says how to compare it with L-GTM.")
+
+
+def recipes(arguments: Sequence[str]) -> None:
+    """List the recipes that ship, or copy them."""
+    from rich.console import Console
+
+    from bigain.shipped import copy_recipes, terminal_table
+    from bigain.shipped import recipes as shipped
+
+    given, _ = _parsed("recipes", arguments)
+    if given.output is not None:
+        print(f"Wrote {given.output}: {copy_recipes(given.output)} files.")
+        return
+    Console().print(terminal_table(shipped()), highlight=False)
+    print("The first lines of each say how it is run. To edit them: bigain recipes --output recipes")

@@ -176,6 +176,12 @@ def _new_plugin() -> OneLineErrors:
     return parser
 
 
+def _recipes() -> OneLineErrors:
+    parser = OneLineErrors(prog="bigain recipes", description="List the recipes that ship with bigain, or copy them.")
+    parser.add_argument("--output", type=Path, default=None, help="Folder to make, with a copy of each.")
+    return parser
+
+
 PARSERS: Mapping[str, Callable[[], OneLineErrors]] = {
     "compare": _compare,
     "completion": _completion,
@@ -186,6 +192,7 @@ PARSERS: Mapping[str, Callable[[], OneLineErrors]] = {
     "latency": _latency,
     "list": _list,
     "new-plugin": _new_plugin,
+    "recipes": _recipes,
     "schema": _schema,
 }
 """What makes each command's parser."""

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from bigain import scaffold
+from bigain.cli import main
 from bigain.errors import SettingError
 from bigain.scaffold import new_plugin, next_steps, plugin_files
 
@@ -114,6 +115,15 @@ def test_the_templates_are_in_the_wheel(root):
     templates = {path for path in (package / "templates").rglob("*") if path.is_file()}
     assert len(templates) == len(plugin_files("fine-texture"))
     assert templates <= shipped
+
+
+def test_the_command_says_what_comes_next(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main(["new-plugin", "fine-texture"])
+    told = capsys.readouterr().out
+    assert told.startswith("Wrote fine-texture.")
+    assert all(f"\n  {line}\n" in told for line in next_steps(Path("fine-texture")).splitlines())
+    assert (tmp_path / "fine-texture" / "recipe.yaml").is_file()
 
 
 def test_a_path_with_a_space_is_quoted():

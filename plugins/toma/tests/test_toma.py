@@ -250,8 +250,7 @@ def test_impossible_tile_is_refused(tile):
 @torch.no_grad()
 def test_shares_are_carried_on_where_merged_tokens_stay_merged():
     """A ViT of equal patches gives the same class token, however its tokens are shared out."""
-    import timm
-
+    timm = pytest.importorskip("timm")
     shape = {"img_size": 32, "patch_size": 8, "depth": 3, "embed_dim": 16, "num_heads": 2, "num_classes": 4}
     model = timm.create_model("vit_tiny_patch16_224", **shape).eval()
     for parameter in model.parameters():

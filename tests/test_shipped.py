@@ -1,0 +1,113 @@
+"""The recipes that ship: listed, copied whole, and found from an empty folder."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from bigain import shipped
+from bigain.cli import main
+from bigain.errors import SettingError
+from bigain.shipped import copy_recipes, recipes, with_shipped
+
+DEMO = "recipes/benchmark/cifar10_demo.yaml"
+
+
+@pytest.fixture
+def empty(tmp_path, monkeypatch):
+    """An empty folder, to work in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_package_has_the_recipes_of_the_repository(root):
+    assert [recipe.name for recipe in recipes()] == sorted(
+        path.relative_to(root).as_posix() for path in (root / "recipes").rglob("*.yaml")
+    )
+
+
+def test_each_says_what_it_does_and_which_command_runs_it():
+    for recipe in recipes():
+        assert recipe.summary.endswith("."), recipe
+        assert not recipe.summary.startswith(("bigain ", "#")), recipe
+        assert re.match(rf"bigain (fit|test|compare|flops|latency) --config {recipe.name}", recipe.command), recipe
+
+
+def test_the_command_lists_them(capsys):
+    main(["recipes"])
+    told = capsys.readouterr().out
+    for recipe in recipes():
+        assert Path(recipe.name).name in told
+    assert "recipes/latency, for bigain latency" in told
+
+
+def test_copies_are_the_files_and_can_be_read_as_recipes(empty, root, capsys):
+    main(["recipes", "--output", "mine"])
+    assert "Wrote mine" in capsys.readouterr().out
+    copied = {path.relative_to(empty / "mine") for path in (empty / "mine").rglob("*") if path.is_file()}
+    ours = {path.relative_to(root / "recipes") for path in (root / "recipes").rglob("*") if path.is_file()}
+    kept = {path for path in ours if path.suffix not in (".parquet", ".pyc")}
+    assert copied == kept
+    assert all((empty / "mine" / path).read_bytes() == (root / "recipes" / path).read_bytes() for path in copied)
+    assert [path.name for path in empty.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("what", ["exists already", "cannot be made, since there is no folder"])
+def test_a_copy_overwrites_nothing(empty, what):
+    (empty / "mine").mkdir()
+    with pytest.raises(SettingError, match=what):
+        copy_recipes(empty / "mine" if what == "exists already" else empty / "absent" / "mine")
+    assert [path.name for path in empty.rglob("*")] == ["mine"]
+
+
+def test_a_copy_that_fails_half_way_leaves_nothing(empty, monkeypatch):
+    files = shipped._shipped()
+    monkeypatch.setattr(shipped, "_shipped", lambda: [*files, shipped._root() / "absent.yaml"])
+    with pytest.raises(SettingError, match=r"mine cannot be written: .*absent\.yaml"):
+        copy_recipes(empty / "mine")
+    assert not list(empty.iterdir())
+
+
+@pytest.mark.parametrize("given", [["--config", DEMO], [f"--config={DEMO}"], ["-c", DEMO], ["--recipe", DEMO]])
+def test_from_an_empty_folder_the_recipe_that_ships_is_read(empty, root, capsys, given):
+    *_, found = with_shipped(given)
+    path = Path(found.removeprefix("--config="))
+    assert path.read_bytes() == (root / DEMO).read_bytes()
+    assert f"there is no {DEMO} here; reading the one of bigain" in capsys.readouterr().err
+
+
+def test_a_recipe_that_is_here_comes_first(empty, capsys):
+    (empty / DEMO).parent.mkdir(parents=True)
+    (empty / DEMO).write_text("mine: 1\n")
+    assert with_shipped(["--config", DEMO, "--output", DEMO]) == ["--config", DEMO, "--output", DEMO]
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["{output: x}", "output: x\n", "null"])
+def test_a_config_that_is_text_is_left_to_the_parser(empty, text):
+    assert with_shipped(["--config", text]) == ["--config", text]
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        ("recipes/benchmark/cifar10_dem.yaml", f"bigain has {DEMO}"),
+        ("cifar10_demo.yaml", f"bigain has {DEMO}"),
+        ("mine.yaml", r"there is no file mine\.yaml\. See bigain recipes"),
+        ("recipes/../recipes/benchmark/cifar10_demo.yaml", "there is no file"),
+        ("recipes", "there is no file recipes"),
+    ],
+)
+def test_one_that_is_nowhere_is_refused_with_what_was_meant(empty, capsys, given, hint):
+    with pytest.raises(SystemExit) as stopped:
+        main(["compare", "--config", given])
+    assert stopped.value.code == 2
+    told = capsys.readouterr().err
+    assert re.search(hint, told)
+    assert len(told.splitlines()) == 1
+
+
+def test_a_command_runs_from_an_empty_folder_with_a_shipped_recipe(empty, capsys):
+    main(["flops", "--config", "recipes/flops/sd2_ratios.yaml", "--csv", "flops.csv"])
+    assert "804.26" in capsys.readouterr().out
+    assert [path.name for path in empty.iterdir()] == ["flops.csv"]

@@ -9,7 +9,7 @@ from bigain.report.wording import listed, number, points, quantity, ratio
 __all__ = ["accuracy_verdict", "headline", "speed_verdict"]
 
 _FEW = 100
-"""Below so many images the interval of a paired difference, a normal approximation, is not relied on."""
+"""Below so many images a difference is told with a warning, whatever its interval."""
 
 
 def headline(content: Mapping[str, Any]) -> str:

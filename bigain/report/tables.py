@@ -136,8 +136,8 @@ def _notes(baseline: Mapping[str, Any], distance: str) -> tuple[str, ...]:
     rows = number(baseline, "rows")
     batch = f" in batches of {quantity(rows, 'row')}" if rows == rows else ""
     return (
-        f"Top-1 has Wilson's interval. The paired difference is to {first}, on the same images with the same noise; "
-        "where its interval includes zero, the difference may be chance.",
+        f"Top-1 has Wilson's interval. The paired difference is to {first}, on the same images with the same noise, "
+        "with Tango's score interval; where its interval includes zero, the difference may be chance.",
         features,
         f"Time is the median per network evaluation of one row{batch}; multiples (\N{MULTIPLICATION SIGN}) are "
         f"relative to {first}.",

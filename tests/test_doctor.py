@@ -99,6 +99,27 @@ def test_without_a_compiler_it_says_so_and_nothing_is_broken(monkeypatch):
     assert "none on the path" in found.told
 
 
+def test_a_compiler_that_works_is_told():
+    found = doctor._compiled(torch.device("cpu"), True)
+    assert (found.state, found.name) == ("ok", "torch.compile, cpu")
+
+
+@pytest.mark.parametrize(
+    ("program", "told"),
+    [
+        ("import time; time.sleep(60)", "was not done after 5 s"),
+        ("import sys; sys.exit(7)", "its process ended with 7"),
+        ("raise RuntimeError('no g++')  # {device}", "does not work here: RuntimeError: no g++"),
+        (doctor._PROGRAM.replace("torch.compile(total, fullgraph=True)", "torch.sum"), "gives 2016.0 where"),
+    ],
+)
+def test_a_compiler_that_does_not_is_told_with_the_reason(monkeypatch, program, told):
+    monkeypatch.setattr(doctor, "_PROGRAM", program)
+    found = doctor._compiled(torch.device("cpu"), True, limit=5 if "60" in program else 60)
+    assert found.state == ("note" if "60" in program else "broken")
+    assert told in found.told
+
+
 def test_the_command_prints_every_finding_and_succeeds(findings, capsys):
     if any(found.state == "broken" for found in findings.values()):
         pytest.skip("something is broken in this environment")
@@ -115,9 +136,13 @@ def test_nothing_of_cuda_is_initialized_where_there_is_none():
         pytest.skip("this machine has a GPU")
     program = (
         "import sys, torch\n"
+        # The doctor imports these, to see whether they can be: what of CUDA they load by themselves is theirs.
+        "import diffusers, timm, transformers\n"
+        "from diffusers.models import *\n"
+        "before = {name for name in ('triton', 'xformers', 'flash_attn') if name in sys.modules}\n"
         "from bigain.doctor import examine\n"
         "assert list(examine(False))\n"
         "assert not torch.cuda.is_initialized()\n"
-        "assert not {'triton', 'xformers', 'flash_attn'} & set(sys.modules)\n"
+        "assert before == {name for name in ('triton', 'xformers', 'flash_attn') if name in sys.modules}\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -10,7 +10,8 @@ import pytest
 import bigain
 
 MODELS = ("accelerate", "diffusers", "peft", "timm", "torchvision", "transformers")
-HEAVY = (*MODELS, "jsonargparse", "lightning", "matplotlib", "torchmetrics")
+CUDA = ("cupy", "flash_attn", "nvidia", "pynvml", "triton", "xformers")
+HEAVY = (*MODELS, *CUDA, "jsonargparse", "lightning", "matplotlib", "torchmetrics")
 
 
 def heavy_after(code: str) -> list[str]:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bigain.functional.precision import token_norms
+
 __all__ = ["NeighbourPadding", "Padding", "laplacian", "neighbour_cosine"]
 
 Padding = Literal["zeros", "replicate"]
@@ -70,7 +72,7 @@ def neighbour_cosine(tokens: Tensor, shape: tuple[int, ...], padding: NeighbourP
         return torch.ones_like(tokens[..., 0], dtype=torch.float32)
     batch, _, channels = tokens.shape
     field = tokens.float().reshape(batch, *shape, channels)
-    norms = field.norm(dim=-1)
+    norms = token_norms(field)
     divisor = norms.clamp_min(1e-12)
     border = (norms / divisor).square() if padding == "replicate" else None  # a token's cosine with itself
     present = norms.new_ones(1, *shape)

@@ -1,11 +1,12 @@
 """Bipartite matching of tokens, and merging by an assignment."""
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from bigain.functional.precision import token_norms, without_autocast
 
 __all__ = ["MergeMode", "assign_to_most_similar", "cosine_matrix", "group_sizes", "merge", "restore", "take"]
 
@@ -59,7 +60,7 @@ def cosine_matrix(tokens: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """
     # In float32 whatever the input, also under autocast: in half precision, ties decide.
     unit = F.normalize(tokens.float(), dim=-1)
-    with _without_autocast(tokens.device):
+    with without_autocast(tokens.device):
         return take(unit, rows) @ take(unit, columns).transpose(1, 2)
 
 
@@ -84,7 +85,7 @@ def merge(tokens: Tensor, place: Tensor, representatives: Tensor, mode: MergeMod
     total = wide.new_zeros(batch, length, channels).scatter_add(1, index, wide)
     mean = total / group_sizes(place, length)[..., None]
     if mode == "mlerp":
-        norms = wide.norm(dim=-1)
+        norms = token_norms(wide)
         largest = norms.new_zeros(batch, length).scatter_reduce(1, place, norms, "amax")
         mean = F.normalize(mean, dim=-1) * largest[..., None]
     return mean.to(tokens.dtype)
@@ -115,11 +116,6 @@ def group_sizes(place: Tensor, length: int) -> Tensor:
     """
     ones = torch.ones_like(place, dtype=torch.float32)
     return ones.new_zeros(place.shape[0], length).scatter_add(1, place, ones)
-
-
-def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    # The meta device, on which FLOPs are counted, knows no autocast.
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def take(tokens: Tensor, index: Tensor) -> Tensor:

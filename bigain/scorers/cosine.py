@@ -7,6 +7,7 @@ from torch import Tensor
 
 from bigain.errors import SettingError
 from bigain.functional.filters import NeighbourPadding, neighbour_cosine
+from bigain.functional.precision import token_norms
 from bigain.grid import Grid
 from bigain.scorers.base import TokenScorer
 
@@ -60,5 +61,4 @@ class CosineGlobalMean(TokenScorer):
     def raw(self, tokens: Tensor, grid: Grid) -> Tensor:
         wide = tokens.float()
         direction = F.normalize(wide.mean(dim=1, keepdim=True), dim=-1)
-        norms: Tensor = wide.norm(dim=-1).clamp_min(1e-12)
-        return (wide * direction).sum(dim=-1) / norms
+        return (wide * direction).sum(dim=-1) / token_norms(wide).clamp_min(1e-12)

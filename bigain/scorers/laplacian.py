@@ -6,6 +6,7 @@ from torch import Tensor
 
 from bigain.errors import SettingError
 from bigain.functional.filters import Padding, laplacian
+from bigain.functional.precision import token_norms
 from bigain.grid import Grid
 from bigain.scorers.base import TokenScorer
 
@@ -64,5 +65,4 @@ class LaplacianL2(_Laplacian):
     """
 
     def raw(self, tokens: Tensor, grid: Grid) -> Tensor:
-        norm: Tensor = laplacian(tokens, grid.shape, self.padding).norm(dim=-1)
-        return norm
+        return token_norms(laplacian(tokens, grid.shape, self.padding))

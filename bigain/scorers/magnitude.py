@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from bigain.functional.precision import token_norms
 from bigain.grid import Grid
 from bigain.scorers.base import TokenScorer
 
@@ -32,8 +33,7 @@ class L2Norm(TokenScorer):
     """
 
     def raw(self, tokens: Tensor, grid: Grid) -> Tensor:
-        norm: Tensor = tokens.float().norm(dim=-1)
-        return norm
+        return token_norms(tokens.float())
 
 
 class ChannelVariance(TokenScorer):
@@ -64,5 +64,4 @@ class GlobalMeanDeviation(TokenScorer):
 
     def raw(self, tokens: Tensor, grid: Grid) -> Tensor:
         wide = tokens.float()
-        distance: Tensor = (wide - wide.mean(dim=1, keepdim=True)).norm(dim=-1)
-        return distance
+        return token_norms(wide - wide.mean(dim=1, keepdim=True))

@@ -55,7 +55,7 @@ def test_on_many_images_it_is_the_normal_approximation():
 
 @pytest.mark.parametrize("count", [1, 4, 1000])
 def test_equal_answers_differ_by_no_more_than_so_many_images_can_tell(count):
-    """The normal approximation has no width here: a few images on which nothing changed would prove that nothing does."""
+    """The normal approximation has no width here: a few images that did not change would prove that nothing does."""
     found = paired_difference(*answers(0, 0, count))
     limit = 1.959964**2 / (count + 1.959964**2)  # Wilson's upper end of none in so many
     assert (found.value, found.low, found.high) == pytest.approx((0, -limit, limit), abs=1e-6)

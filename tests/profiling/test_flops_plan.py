@@ -159,7 +159,7 @@ def test_a_timestep_settles_a_reducer_that_switches(tiny):
 
 BAD = {
     "nothing": ([], "Give --network"),
-    "both": (["--network=sd2", "--recipe=x.yaml"], "one of them"),
+    "both": (["--network=sd2", "--recipe=README.md"], "one of them"),
     "unknown network": (["--network=sd3"], "no architecture 'sd3'. Did you mean sd2"),
     "unknown reducer": (["--network=TINY", "--reducer=lgmt"], "no reducer named 'lgmt'. Did you mean lgtm"),
     "impossible ratio": (["--network=TINY", "--reducer=lgtm", "--reducer.ratio=0.8"], "at most 192"),
@@ -178,7 +178,7 @@ BAD = {
     ),
     "no folder for the table": (["--network=TINY", "--csv=nowhere/a.csv"], "no folder nowhere"),
     "a folder as the table": (["--network=TINY", "--csv=/"], "that is a folder"),
-    "missing recipe": (["--recipe=nowhere.yaml"], "No recipe at nowhere.yaml"),
+    "missing recipe": (["--recipe=nowhere.yaml"], "there is no file nowhere.yaml"),
     "no recipe": (["--recipe=README.md"], "README.md is no YAML"),
     "a recipe without backbone": (["--recipe=recipes/train/cifar10_features.yaml"], "no backbone under"),
     "a recipe and settings": (["--recipe=recipes/classify/cifar10_lgtm.yaml", "--sharing=2"], "leave out sharing"),

@@ -207,8 +207,9 @@ def test_degenerate_input_scores_finite(scorer, case):
 
 
 @every_scorer
-def test_runs_on_the_meta_device(scorer):
-    value = scorer(torch.empty(2, 41, 6, device="meta"), bigain.Grid((5, 7), prefix=1, suffix=5))
+@pytest.mark.parametrize("channels", [1, 6])
+def test_runs_on_the_meta_device(scorer, channels):
+    value = scorer(torch.empty(2, 41, channels, device="meta"), bigain.Grid((5, 7), prefix=1, suffix=5))
     assert value.is_meta
     assert (value.shape, value.dtype) == ((2, 35), torch.float32)
 

@@ -1,7 +1,6 @@
 """Facility location within tiles, and the merge by soft assignment."""
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Self
 
@@ -10,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bigain.functional.matching import take
+from bigain.functional.precision import without_autocast
 from bigain.grid import Grid
 from bigain.reducers.base import Reduction
 from bigain_toma.tiles import Tiling
@@ -65,14 +65,14 @@ class SoftMerge(Reduction):
 
     def reduce(self, tokens: Tensor) -> Tensor:
         tiles = self.tiling.fold(self.grid.body(tokens)).float()
-        with _without_autocast(tokens.device):
+        with without_autocast(tokens.device):
             total = self.tiling.unfold_reduced(self.shares @ tiles)
         body = total / self._short.body(self.sizes[..., None])
         return self.grid.with_body(tokens, body.to(tokens.dtype))
 
     def restore(self, reduced: Tensor) -> Tensor:
         tiles = self.tiling.fold_reduced(self._short.body(reduced)).float()
-        with _without_autocast(reduced.device):
+        with without_autocast(reduced.device):
             body = self.tiling.unfold(self.shares.transpose(-1, -2) @ tiles)
         return self._short.with_body(reduced, body.to(reduced.dtype))
 
@@ -137,7 +137,7 @@ def _similarities(tiling: Tiling, body: Tensor) -> Tensor:
     unit = F.normalize(body.float(), dim=-1)
     # What fills up a tile is similar to nothing.
     tiles = tiling.fold(unit) * tiling.real[..., None]
-    with _without_autocast(body.device):
+    with without_autocast(body.device):
         return tiles @ tiles.transpose(-1, -2)
 
 
@@ -150,8 +150,3 @@ def _share_out(tiling: Tiling, logits: Tensor) -> Tensor:
 def _wide(rows: Tensor, width: int) -> Tensor:
     """Make an index of whole rows, `[..., m, width]`, of `[..., m]`."""
     return rows[..., None].expand(*rows.shape, width)
-
-
-def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    # The meta device, on which FLOPs are counted, knows no autocast.
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

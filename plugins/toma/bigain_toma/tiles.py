@@ -95,7 +95,8 @@ def _cut(shape: tuple[int, ...], tile: tuple[int, ...], device: torch.device) ->
         tokens = _cross(tokens[:, None, :, None] * length + pieces.clamp(max=length - 1)[None, :, None, :])
         real = _cross(real[:, None, :, None] & inside[None, :, None, :])
         position = torch.arange(length, device=device)
-        piece = ((position + 1) * count - 1) // length  # the one whose borders lie around the position
+        # Looked up, not reckoned: reckoned, it becomes a part of index expressions that inductor fails to solve.
+        piece = torch.searchsorted(borders[1:].contiguous(), position, right=True)
         owner = (owner[:, None] * count + piece).flatten()
         turn = (turn[:, None] * width + position - borders[piece]).flatten()
     return tokens, real, owner * tokens.shape[1] + turn

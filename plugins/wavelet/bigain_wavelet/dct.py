@@ -1,13 +1,13 @@
 """A high pass by the discrete cosine transform over a grid, and the scorer that measures it."""
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from bigain.errors import SettingError
+from bigain.functional.precision import without_autocast
 from bigain.grid import Grid
 from bigain.scorers.base import TokenScorer
 from bigain_wavelet.norm import Norm, checked_norm, magnitude
@@ -67,7 +67,7 @@ def dct_high_pass(tokens: Tensor, shape: tuple[int, ...], cutoff: float) -> Tens
     wide = wide - wide.mean(dim=1, keepdim=True)
     field = wide.reshape(len(wide), *shape, wide.shape[-1])
     bases = [_low_bands(length, max(1, math.floor(cutoff * length)), wide.device) for length in shape]
-    with _without_autocast(wide.device):
+    with without_autocast(wide.device):
         low = field
         for axis, basis in enumerate(bases, start=1):
             low = _along(axis, basis, low)
@@ -90,8 +90,3 @@ def _low_bands(length: int, count: int, device: torch.device) -> Tensor:
 def _along(axis: int, matrix: Tensor, field: Tensor) -> Tensor:
     """Multiply the vectors along `axis` by `matrix`."""
     return (matrix @ field.movedim(axis, -2)).movedim(-2, axis)
-
-
-def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Keep the sums in float32; the meta device, on which nothing is computed, knows no autocast."""
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

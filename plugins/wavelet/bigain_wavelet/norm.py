@@ -24,5 +24,6 @@ def checked_norm(norm: Norm) -> Norm:
 
 def magnitude(values: Tensor, norm: Norm) -> Tensor:
     """Take the norm over the last axis, `[..., K]` to `[...]`."""
-    size: Tensor = torch.linalg.vector_norm(values, ord=_ORDERS[norm], dim=-1)
+    # torch 2.11 forgets to drop an axis of length 1 on the meta device and in compiled code.
+    size: Tensor = torch.linalg.vector_norm(values, ord=_ORDERS[norm], dim=-1, keepdim=True)[..., 0]
     return size

@@ -47,6 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _quieten()
     try:
         _run(given)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the output, such as head, has seen enough. What is left to write at exit goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except Exception as error:
         from bigain.parsers import users_error
 

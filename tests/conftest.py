@@ -1,6 +1,9 @@
 """Tiny real models, images and reference vectors that several tests share."""
 
 import json
+import sys
+import sysconfig
+import venv
 from pathlib import Path
 
 import pytest
@@ -66,3 +69,15 @@ def golden():
 def noise():
     """Make seeded normal noise: `noise(2, 64, 8)`, or `noise(2, 64, 8, seed=1)`."""
     return lambda *shape, seed=0: torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    """A fresh virtual environment that also sees what is installed where the tests run, and can fetch nothing."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, symlinks=True)
+    site = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    here = sysconfig.get_paths()["purelib"]
+    (site / "outer.pth").write_text(f"import site; site.addsitedir({here!r})\n")
+    settings = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    return folder / "bin" / "python", {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "PATH": "/usr/bin:/bin", **settings}

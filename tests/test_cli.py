@@ -252,3 +252,12 @@ def test_a_printed_configuration_is_a_recipe(small, tmp_path, capsys):
         given = ["test", f"--config={tmp_path / 'recipe.yaml'}"]
     assert shown[0] == shown[1]
     assert "share_plans: false" in shown[0]
+
+
+def test_who_reads_no_further_is_no_error(root):
+    """`bigain schema test | head -1`: no traceback, and the status that shells give."""
+    command = f"set -o pipefail; {sys.executable} -m bigain.cli schema test | head -1"
+    done = subprocess.run(["bash", "-c", command], cwd=root, capture_output=True, text=True)
+    assert done.stdout == "{\n"
+    assert done.stderr == ""
+    assert done.returncode == 141

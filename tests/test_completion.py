@@ -1,7 +1,11 @@
 """Completion, in a shell that sources the script."""
 
+import os
+import pty
+import select
 import shutil
 import subprocess
+import time
 
 import pytest
 
@@ -76,3 +80,38 @@ def test_without_shtab_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr("bigain.completion.find_spec", lambda name: None)
     with pytest.raises(SettingError, match="pip install shtab"):
         completion_script("bash")
+
+
+def typed(shell, line):
+    """Type a line and a tab into a real shell, and return what it then shows."""
+    shell.write(f"{line}\t".encode())
+    shown, end = b"", time.monotonic() + 20
+    while time.monotonic() < end and not (shown.startswith(line.encode()) and shown.endswith(b" ")):
+        if select.select([shell], [], [], 0.2)[0]:
+            shown += os.read(shell.fileno(), 65536)
+    shell.write(b"\x15")  # clears the line
+    while select.select([shell], [], [], 0.5)[0]:
+        os.read(shell.fileno(), 65536)
+    return shown.decode()
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh here")
+def test_zsh_completes_as_bash_does(tmp_path):
+    (tmp_path / "_bigain").write_text(completion_script("zsh"))
+    pid, descriptor = pty.fork()
+    if not pid:
+        os.environ.update(TERM="dumb", PS1="", HOME=str(tmp_path))
+        os.execvp("zsh", ["zsh", "-f", "-i"])
+    with os.fdopen(descriptor, "r+b", buffering=0) as shell:
+        shell.write(f"fpath=({tmp_path} $fpath); autoload -U compinit; compinit -u; echo re''ady\n".encode())
+        shown = b""
+        while b"ready" not in shown:
+            assert select.select([shell], [], [], 60)[0], shown
+            shown += os.read(descriptor, 65536)
+        while select.select([shell], [], [], 1)[0]:
+            os.read(descriptor, 65536)
+        assert typed(shell, "bigain lat") == "bigain latency "
+        assert typed(shell, "bigain describe lgtm_") == "bigain describe lgtm_released "
+        assert typed(shell, "bigain latency --reducer iek") == "bigain latency --reducer iekvd "
+        shell.write(b"exit\n")
+    os.waitpid(pid, 0)

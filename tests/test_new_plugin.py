@@ -2,10 +2,7 @@
 
 import shlex
 import subprocess
-import sys
-import sysconfig
 import tomllib
-import venv
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -128,18 +125,6 @@ def test_the_command_says_what_comes_next(tmp_path, monkeypatch, capsys):
 
 def test_a_path_with_a_space_is_quoted():
     assert next_steps(Path("my plugins/x")) == "pip install -e 'my plugins/x[test]'\npytest 'my plugins/x'\nbigain list"
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """A fresh virtual environment that also sees what is installed where the tests run, and can fetch nothing."""
-    folder = tmp_path_factory.mktemp("environment")
-    venv.create(folder, symlinks=True)
-    site = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
-    here = sysconfig.get_paths()["purelib"]
-    (site / "outer.pth").write_text(f"import site; site.addsitedir({here!r})\n")
-    settings = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    return folder / "bin" / "python", {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "PATH": "/usr/bin:/bin", **settings}
 
 
 @pytest.mark.slow

@@ -22,7 +22,14 @@ def blocks(text, language):
     return [body for name, body in FENCES.findall(text) if name == language]
 
 
-COMMANDS = [line for body in blocks(README, "bash") for line in body.splitlines() if line.startswith("bigain ")]
+WALK = README.split("<!-- ten minutes: begin -->")[1].split("<!-- ten minutes: end -->")[0]
+"""Its commands need a package that one of them writes: tests/test_ten_minutes.py runs them."""
+COMMANDS = [
+    line
+    for body in blocks(README.replace(WALK, ""), "bash")
+    for line in body.splitlines()
+    if line.startswith("bigain ")
+]
 TINY = {
     "test": ["--trainer.accelerator=cpu", "--trainer.fast_dev_run=true", "--model.rows=4"],
     "compare": [
@@ -37,10 +44,9 @@ TINY = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_works_as_typed(command, tiny_weights, tmp_path, monkeypatch):
-    """On a tiny model, in an empty folder that holds the recipes."""
+def test_a_command_works_as_typed(command, tiny_weights, tmp_path, monkeypatch, capsys):
+    """On a tiny model, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     verb, *options = shlex.split(command)[1:]
     extra = list(TINY.get(verb, []))
     if verb == "test":
@@ -48,7 +54,23 @@ def test_a_command_works_as_typed(command, tiny_weights, tmp_path, monkeypatch):
         extra += ["--data.image_size=8", "--data.batch_size=1"] if "classify" in command else ["--data.batch_size=2"]
     if verb == "compare":
         extra.append(f"--comparison.backbone.init_args.weights={tiny_weights}")
-    main([verb, *options, *extra])
+    if "--print_config" not in options:
+        main([verb, *options, *extra])
+        return
+    with pytest.raises(SystemExit) as ended:
+        main([verb, *options])
+    assert not ended.value.code
+    assert "scorer" in capsys.readouterr().out
+
+
+def test_completion_and_schema_come_out_as_told(capsys):
+    import json
+
+    for command in ("completion bash", "completion zsh", "schema test"):
+        assert f"`bigain {command} > " in README
+        main(command.split())
+        told = capsys.readouterr().out
+        assert json.loads(told)["$schema"] if command == "schema test" else "--comparison.guidance" in told
 
 
 def test_every_command_of_its_own_is_in_the_readme():

@@ -37,6 +37,9 @@ VERBS = {
 }
 """Lightning's verbs that bigain's tasks have."""
 
+_UNREAD = 141
+"""Exit status where nobody reads on, as shells have it: 128 and the number of SIGPIPE."""
+
 _RESUMING = ("compare", "test")
 """Commands with --resume."""
 
@@ -48,12 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         _run(given)
         sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read the output, such as head, has seen enough. What is left to write at exit goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
     except Exception as error:
         from bigain.parsers import users_error
+
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            sys.exit(_UNREAD)
 
         told = users_error(error)
         if told is None:
@@ -66,17 +68,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
+def _nobody_reads() -> bool:
+    """Tell whether whoever read the output, such as head, has closed it; what is left to write then goes nowhere."""
+    import select
+
+    try:
+        file = sys.stdout.fileno()
+        watch = select.poll()
+    except (AttributeError, OSError):  # no file, or a system without poll
+        return False
+    watch.register(file, 0)
+    if not any(happened & (select.POLLERR | select.POLLHUP) for _, happened in watch.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), file)
+    return True
+
+
 def _run(given: Sequence[str]) -> None:
     """Run one command.
 
     Raises:
         SettingError: There is no such command.
     """
-    name, *options = given
+    name, *options = with_shipped(given)
     if name in ("--help", "-h"):
         print(_help())
         return
-    options = with_shipped(options)
     if name in OWN_COMMANDS:
         from bigain import commands
 

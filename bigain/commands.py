@@ -27,16 +27,26 @@ def _parsed(command: str, arguments: Sequence[str]) -> tuple[Any, Any]:
     return parser.parse_args([*arguments]), parser
 
 
+def _console() -> Any:
+    """Make a console of Rich that tells a closed pipe to who called, as `print` does."""
+    from rich.console import Console
+
+    class Told(Console):
+        def on_broken_pipe(self) -> None:
+            raise
+
+    return Told()
+
+
 def compare(arguments: Sequence[str]) -> None:
     """Run `bigain compare`: several reducers, one page."""
     from lightning.pytorch import seed_everything
-    from rich.console import Console
 
     from bigain.compare.run import run_comparison
     from bigain.compare.table import terminal_table
 
     given, parser = _parsed("compare", arguments)
-    console = Console()
+    console = _console()
     seed_everything(given.comparison.seed, verbose=False)
     plan = parser.instantiate(given).comparison
     content = run_comparison(plan, given.output, given.resume, console, parser.dump(given))
@@ -58,8 +68,6 @@ def flops(arguments: Sequence[str]) -> None:
     """Count the operations of one network evaluation under reducers: no weights, no GPU."""
     from dataclasses import fields
 
-    from rich.console import Console
-
     from bigain.profiling.flops import COUNTED
     from bigain.profiling.flops_plan import FlopsPlan, count_plan
     from bigain.profiling.flops_table import check_writable, terminal_table, told_of_parts, write_csv
@@ -71,7 +79,7 @@ def flops(arguments: Sequence[str]) -> None:
     content = count_plan(plan)
     if given.csv is not None:
         write_csv(given.csv, content)
-    console = Console()
+    console = _console()
     console.width = min(100, console.width)
     for line in (content.title, terminal_table(content), told_of_parts(content), COUNTED):
         console.print(line, highlight=False)
@@ -81,8 +89,6 @@ def latency(arguments: Sequence[str]) -> None:
     """Time a network under reducers on this device: random weights, compiled, beside no reduction."""
     from dataclasses import fields
 
-    from rich.console import Console
-
     from bigain.profiling.flops import COUNTED
     from bigain.profiling.latency_plan import LatencyPlan, measure_plan
     from bigain.profiling.latency_table import check_absent, terminal_table, told_below, write_latency
@@ -91,7 +97,7 @@ def latency(arguments: Sequence[str]) -> None:
     given = parser.instantiate(given)
     plan = LatencyPlan(**{item.name: getattr(given, item.name) for item in fields(LatencyPlan)})
     check_absent(given.output)
-    console = Console()
+    console = _console()
     console.width = min(80, console.width)
     content = measure_plan(plan, lambda told: console.print(told, highlight=False))
     if given.output is not None:
@@ -108,8 +114,6 @@ def latency(arguments: Sequence[str]) -> None:
 
 def list(arguments: Sequence[str]) -> None:  # noqa: A001 named as the command is
     """List scorers, reducers, adapters, backbones and tasks."""
-    from rich.console import Console
-
     from bigain.listing import as_json, rows_of, terminal_table
 
     given, _ = _parsed("list", arguments)
@@ -117,18 +121,16 @@ def list(arguments: Sequence[str]) -> None:  # noqa: A001 named as the command i
     if given.json:
         print(as_json(rows))
     else:
-        Console().print(terminal_table(rows))
+        _console().print(terminal_table(rows))
 
 
 def describe(arguments: Sequence[str]) -> None:
     """Show what one of the things listed is, takes, and comes from."""
-    from rich.console import Console
-
     from bigain.describe import describe as find
     from bigain.describe import terminal_text
 
     given, _ = _parsed("describe", arguments)
-    console = Console()
+    console = _console()
     for part in terminal_text(find(given.name)):
         console.print(part, highlight=False)
 
@@ -153,12 +155,10 @@ def completion(arguments: Sequence[str]) -> None:
 
 def doctor(arguments: Sequence[str]) -> None:
     """Show what works on this machine; exit status 1 if something is broken."""
-    from rich.console import Console
-
     from bigain.doctor import examine, terminal_line
 
     given, _ = _parsed("doctor", arguments)
-    console, broken, group = Console(), 0, ""
+    console, broken, group = _console(), 0, ""
     for finding in examine(given.compile):
         if finding.group != group:
             group = finding.group
@@ -184,8 +184,6 @@ def new_plugin(arguments: Sequence[str]) -> None:
 
 def recipes(arguments: Sequence[str]) -> None:
     """List the recipes that ship, or copy them."""
-    from rich.console import Console
-
     from bigain.shipped import copy_recipes, terminal_table
     from bigain.shipped import recipes as shipped
 
@@ -193,5 +191,5 @@ def recipes(arguments: Sequence[str]) -> None:
     if given.output is not None:
         print(f"Wrote {given.output}: {copy_recipes(given.output)} files.")
         return
-    Console().print(terminal_table(shipped()), highlight=False)
+    _console().print(terminal_table(shipped()), highlight=False)
     print("The first lines of each say how it is run. To edit them: bigain recipes --output recipes")

@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -160,8 +161,9 @@ def _attention(device: torch.device, name: str, backend: SDPBackend) -> Finding:
 
 
 def _compilers(devices: Iterable[torch.device], compiling: bool) -> Iterator[Finding]:
-    named = os.environ.get("CXX")
-    compiler = shutil.which(named) if named else next(filter(None, map(shutil.which, ("g++", "clang++", "cl"))), None)
+    # Those that torch.compile looks for.
+    usual = {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
+    compiler = shutil.which(os.environ.get("CXX") or usual)
     told = compiler or "none on the path, so that torch.compile cannot make kernels for the CPU"
     yield Finding("compiling", "C++ compiler", "ok" if compiler else "note", told)
     for device in devices if compiling else ():
@@ -171,19 +173,20 @@ def _compilers(devices: Iterable[torch.device], compiling: bool) -> Iterator[Fin
 def _compiled(device: torch.device, compiler: bool, limit: float = 120) -> Finding:
     """Compile in a process of its own: compilers fail in many ways, and a first time can take minutes."""
     name, start = f"torch.compile, {device}", time.perf_counter()
+    # -P: a file here may have the name of a module that compiling needs.
+    command = [sys.executable, "-P", "-c", _PROGRAM.format(device=device)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace", process_group=0
+    )
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", _PROGRAM.format(device=device)],
-            capture_output=True,
-            text=True,
-            timeout=limit,
-            check=False,
-        )
+        written, _ = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # the compiler that it started, too
+        process.communicate()
         return Finding("compiling", name, "note", f"was not done after {limit:g} s")
-    if done.returncode:
-        said = [line for line in done.stderr.splitlines() if re.match(r"[\w.]*(Error|Exception)\b", line)]
-        reason = said[-1] if said else f"its process ended with {done.returncode}"
+    if process.returncode:
+        said = [line for line in written.splitlines() if re.match(r"[\w.]*(Error|Exception)\b", line)]
+        reason = said[-1] if said else f"its process ended with {process.returncode}"
         return Finding("compiling", name, "broken" if compiler else "note", f"does not work here: {reason}")
     return Finding("compiling", name, "ok", f"works; {time.perf_counter() - start:.0f} s, starting Python included")
 

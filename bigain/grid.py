@@ -103,10 +103,10 @@ def checked_shape(shape: object, axes: Sequence[str] = ()) -> tuple[int, ...]:
     Raises:
         SettingError: It is no sequence of so many whole numbers of at least 1.
     """
-    given = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else ()
+    given = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str | bytes) else ()
     whole = all(isinstance(length, int) and not isinstance(length, bool) and length >= 1 for length in given)
     if not given or not whole or (axes and len(axes) != len(given)):
-        along = " and ".join([", ".join(axes[:-1]), axes[-1]]) if axes else "each axis"
+        along = " and ".join(filter(None, [", ".join(axes[:-1]), *axes[-1:]])) or "each axis"
         raise SettingError(
             f"shape is the tokens along {along} of the model's input grid, each at least 1; got {shape!r}."
         )

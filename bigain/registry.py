@@ -214,7 +214,8 @@ def build(kind: str, spec: Any, /, **settings: Any) -> Any:
     if isinstance(spec, Mapping):
         return _from_mapping(kind, spec, settings)
     if not isinstance(spec, str):
-        raise SettingError(f"{_singular(kind)}: give a name, a class path or a mapping; got {type(spec).__name__}.")
+        given = f"the class {spec.__name__}" if isinstance(spec, type) else type(spec).__name__
+        raise SettingError(f"{_singular(kind)}: give an object, a name, a class path or a mapping; got {given}.")
     found = _by_path(kind, spec) if "." in spec else get(kind, spec)
     try:
         return found(**settings)

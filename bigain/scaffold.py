@@ -7,11 +7,10 @@ import shlex
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from importlib.resources.abc import Traversable
-from os.path import lexists
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
 
 from bigain.errors import SettingError
+from bigain.folders import new_folder
 
 __all__ = ["new_plugin", "next_steps", "plugin_files"]
 
@@ -38,21 +37,11 @@ def new_plugin(name: str, folder: Path | None = None) -> Path:
     content = plugin_files(name)
     _refuse_taken(name)
     folder = Path(name) if folder is None else Path(folder)
-    if lexists(folder):
-        raise SettingError(f"{folder} exists already; give a folder that does not, with --folder.")
-    if not folder.parent.is_dir():
-        raise SettingError(f"{folder} cannot be made, since there is no folder {folder.parent}.")
-    try:
-        with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as passing:
-            # One level down, where permissions are those of any new folder.
-            written = Path(passing) / "plugin"
-            for path, text in content.items():
-                target = written / path
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_text(text, encoding="utf-8")
-            written.rename(folder)
-    except OSError as error:
-        raise SettingError(f"{folder} cannot be written: {error}.") from error
+    with new_folder(folder, "--folder") as written:
+        for path, text in content.items():
+            target = written / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text, encoding="utf-8")
     return folder
 
 

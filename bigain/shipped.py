@@ -6,12 +6,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from os.path import lexists
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from bigain.errors import SettingError
+from bigain.folders import new_folder
 from bigain.registry import running_version
 
 if TYPE_CHECKING:
@@ -58,22 +57,12 @@ def copy_recipes(folder: Path) -> int:
     Raises:
         SettingError: The folder exists, or cannot be made.
     """
-    if lexists(folder):
-        raise SettingError(f"{folder} exists already; give a folder that does not, with --output.")
-    if not folder.parent.is_dir():
-        raise SettingError(f"{folder} cannot be made, since there is no folder {folder.parent}.")
     shipped = _shipped()
-    try:
-        with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as passing:
-            # One level down, where permissions are those of any new folder.
-            written = Path(passing) / _TOP
-            for path in shipped:
-                target = written / path.relative_to(_root())
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, target)
-            written.rename(folder)
-    except OSError as error:
-        raise SettingError(f"{folder} cannot be written: {error}.") from error
+    with new_folder(folder, "--output") as written:
+        for path in shipped:
+            target = written / path.relative_to(_root())
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
     return len(shipped)
 
 
@@ -101,39 +90,54 @@ def terminal_table(rows: Sequence[Recipe]) -> "RenderableType":
 def with_shipped(arguments: Sequence[str]) -> list[str]:
     """Let `--config recipes/...` mean the recipe that ships where the current folder has none of that name.
 
+    Args:
+        arguments: What follows `bigain` on the command line.
+
     Raises:
         SettingError: There is no such file, here or in the package.
     """
     found: list[str] = []
     for argument in arguments:
-        before = found[-1] if found else ""
         option, equals, value = argument.partition("=")
-        if before in _OPTIONS and not argument.startswith("-"):
-            found.append(_found(before, argument))
-        elif option in _OPTIONS and equals:
+        if found and _takes_recipe(found[-1]) and not argument.startswith("-"):
+            found.append(_found(found[-1], argument))
+        elif equals and _takes_recipe(option):
             found.append(f"{option}={_found(option, value)}")
+        elif argument.startswith("-c") and argument != "-c" and argument[2] != "=":
+            found.append(f"-c{_found('-c', argument[2:])}")
         else:
             found.append(argument)
     return found
 
 
-_OPTIONS = ("--config", "-c", "--recipe")
-"""Options that take a recipe."""
+def _takes_recipe(option: str) -> bool:
+    """Tell whether an option takes a recipe; long ones may be cut short."""
+    return option == "-c" or (len(option) > 4 and "--config".startswith(option)) or option == "--recipe"
 
 
 def _found(option: str, given: str) -> str:
-    path = Path(given)
-    # A config may be given as text, too: jsonargparse reads it, or says what is wrong with it.
-    if path.exists() or "\n" in given or ":" in given or given in ("null", ""):
+    # A config may also be text: jsonargparse reads it, or says what is wrong with it.
+    if given in ("", "null") or given[0] in "{[" or ":" in given or "\n" in given:
         return given
+    path = Path(given).expanduser()
+    try:
+        if path.exists():
+            return given
+    except OSError:
+        return given  # whoever reads it says why it cannot be read
     shipped = _root().parent / path
     if path.parts[0] == _TOP and ".." not in path.parts and shipped.is_file():
         print(f"bigain: there is no {given} here; reading the one of bigain {running_version()}.", file=sys.stderr)
         return str(shipped)
+    raise SettingError(f"{option}: there is no file {given}.{_hint(path)} See bigain recipes.")
+
+
+def _hint(path: Path) -> str:
+    """Name the recipe, or the two, that may have been meant."""
     names = [recipe.name for recipe in recipes()]
-    near = difflib.get_close_matches(given, names, n=2, cutoff=0.6) or [name for name in names if path.stem in name]
-    hint = f" bigain has {' and '.join(near)}." if near else ""
-    raise SettingError(f"{option}: there is no file {given}.{hint} See bigain recipes.")
+    near = difflib.get_close_matches(path.as_posix(), names, n=2, cutoff=0.75)
+    near = near or [name for name in names if Path(name).stem == path.stem][:2]
+    return f" bigain has {' and '.join(near)}." if near else ""
 
 
 def _root() -> Path:

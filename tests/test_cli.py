@@ -254,10 +254,19 @@ def test_a_printed_configuration_is_a_recipe(small, tmp_path, capsys):
     assert "share_plans: false" in shown[0]
 
 
-def test_who_reads_no_further_is_no_error(root):
-    """`bigain schema test | head -1`: no traceback, and the status that shells give."""
-    command = f"set -o pipefail; {sys.executable} -m bigain.cli schema test | head -1"
+@pytest.mark.parametrize("command", ["schema test", "list", "recipes"])
+def test_who_reads_no_further_is_no_error(root, command):
+    """`bigain list | true`: no traceback, and the status that shells give."""
+    command = f"set -o pipefail; {sys.executable} -m bigain {command} | true"
     done = subprocess.run(["bash", "-c", command], cwd=root, capture_output=True, text=True)
-    assert done.stdout == "{\n"
     assert done.stderr == ""
     assert done.returncode == 141
+
+
+def test_a_pipe_that_broke_elsewhere_is_an_error(monkeypatch, capsys):
+    def broken(given):
+        raise BrokenPipeError("of a worker")
+
+    monkeypatch.setattr(cli, "_run", broken)
+    with pytest.raises(BrokenPipeError, match="of a worker"):
+        main(["list"])

@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+import time
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import torch
@@ -107,6 +109,7 @@ def test_a_compiler_that_works_is_told():
 @pytest.mark.parametrize(
     ("program", "told"),
     [
+        ("import sys; sys.stderr.buffer.write(bytes([233])); raise RuntimeError('caf\\xe9')", "RuntimeError: caf"),
         ("import time; time.sleep(60)", "was not done after 5 s"),
         ("import sys; sys.exit(7)", "its process ended with 7"),
         ("raise RuntimeError('no g++')  # {device}", "does not work here: RuntimeError: no g++"),
@@ -118,6 +121,28 @@ def test_a_compiler_that_does_not_is_told_with_the_reason(monkeypatch, program, 
     found = doctor._compiled(torch.device("cpu"), True, limit=5 if "60" in program else 60)
     assert found.state == ("note" if "60" in program else "broken")
     assert told in found.told
+
+
+def test_what_lies_in_the_current_folder_is_not_taken_for_a_module(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "queue.py").write_text("raise RuntimeError('mine')")
+    assert doctor._compiled(torch.device("cpu"), True).state == "ok"
+
+
+def test_a_compiler_that_hangs_is_ended_with_what_it_started(monkeypatch, tmp_path):
+    note = tmp_path / "child"
+    program = (
+        f"import subprocess, time; c = subprocess.Popen(['sleep', '60']); open({str(note)!r}, 'w').write(str(c.pid))"
+    )
+    monkeypatch.setattr(doctor, "_PROGRAM", program + "; time.sleep(60)")
+    assert doctor._compiled(torch.device("cpu"), True, limit=5).state == "note"
+    child = Path(f"/proc/{note.read_text()}/stat")
+    if not child.parents[1].is_dir():
+        pytest.skip("no /proc here")
+    end = time.monotonic() + 10
+    while child.exists() and child.read_text().rpartition(")")[2].split()[0] != "Z" and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not child.exists() or child.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def test_the_command_prints_every_finding_and_succeeds(findings, capsys):

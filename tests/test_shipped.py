@@ -1,6 +1,7 @@
 """The recipes that ship: listed, copied whole, and found from an empty folder."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,13 @@ def empty(tmp_path, monkeypatch):
 
 
 def test_the_package_has_the_recipes_of_the_repository(root):
+    """In a checkout by a link; in the wheel if `package-data` names them (.ci/packages compares what was installed)."""
     assert [recipe.name for recipe in recipes()] == sorted(
         path.relative_to(root).as_posix() for path in (root / "recipes").rglob("*.yaml")
     )
+    patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["bigain"]
+    found = {path for pattern in patterns for path in (root / "bigain").glob(pattern)}
+    assert {path for path in shipped._shipped() if path.suffix != ".py"} <= found
 
 
 def test_each_says_what_it_does_and_which_command_runs_it():
@@ -68,10 +73,13 @@ def test_a_copy_that_fails_half_way_leaves_nothing(empty, monkeypatch):
     assert not list(empty.iterdir())
 
 
-@pytest.mark.parametrize("given", [["--config", DEMO], [f"--config={DEMO}"], ["-c", DEMO], ["--recipe", DEMO]])
+FORMS = [["--config", DEMO], [f"--config={DEMO}"], ["-c", DEMO], [f"-c{DEMO}"], ["--conf", DEMO], ["--recipe", DEMO]]
+
+
+@pytest.mark.parametrize("given", FORMS, ids=str)
 def test_from_an_empty_folder_the_recipe_that_ships_is_read(empty, root, capsys, given):
     *_, found = with_shipped(given)
-    path = Path(found.removeprefix("--config="))
+    path = Path(found.removeprefix("--config=").removeprefix("-c"))
     assert path.read_bytes() == (root / DEMO).read_bytes()
     assert f"there is no {DEMO} here; reading the one of bigain" in capsys.readouterr().err
 
@@ -83,9 +91,29 @@ def test_a_recipe_that_is_here_comes_first(empty, capsys):
     assert not capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["{output: x}", "output: x\n", "null"])
+@pytest.mark.parametrize("text", ["{output: x}", "output: x\n", "null", "{}", "", f'{{"title": "{300 * "x"}"}}'])
 def test_a_config_that_is_text_is_left_to_the_parser(empty, text):
     assert with_shipped(["--config", text]) == ["--config", text]
+
+
+def test_a_home_folder_is_found_as_the_parser_finds_it(empty, monkeypatch):
+    monkeypatch.setenv("HOME", str(empty))
+    (empty / "mine.yaml").touch()
+    assert with_shipped(["--config=~/mine.yaml"]) == ["--config=~/mine.yaml"]
+
+
+def test_a_file_that_may_not_be_looked_at_is_left_to_the_parser(empty, monkeypatch):
+    def refuse(path):
+        raise PermissionError(path)
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    assert with_shipped(["--config", "locked/mine.yaml"]) == ["--config", "locked/mine.yaml"]
+
+
+def test_a_recipe_before_the_verb_is_found(empty, root, capsys):
+    with pytest.raises(SystemExit):
+        main(["--config", "recipes/classify/cifar10_lgtm.yaml", "test", "--data.limit=x"])
+    assert "reading the one of bigain" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -94,8 +122,10 @@ def test_a_config_that_is_text_is_left_to_the_parser(empty, text):
         ("recipes/benchmark/cifar10_dem.yaml", f"bigain has {DEMO}"),
         ("cifar10_demo.yaml", f"bigain has {DEMO}"),
         ("mine.yaml", r"there is no file mine\.yaml\. See bigain recipes"),
+        ("a", r"there is no file a\. See bigain recipes"),
+        ("x.yaml", r"there is no file x\.yaml\. See bigain recipes"),
         ("recipes/../recipes/benchmark/cifar10_demo.yaml", "there is no file"),
-        ("recipes", "there is no file recipes"),
+        ("recipes", r"there is no file recipes\. See bigain recipes"),
     ],
 )
 def test_one_that_is_nowhere_is_refused_with_what_was_meant(empty, capsys, given, hint):

@@ -5,15 +5,17 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from bigain.adapters.base import Adapter
 from bigain.adapters.planning import Attachment, Hooked
 from bigain.errors import BigainError, SettingError
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 __all__ = ["COUNTED", "META", "WIDTH", "Worth", "counted_pass", "flops_of", "network_pass", "on_meta"]
 
@@ -120,7 +122,7 @@ def network_pass(network: nn.Module, adapter: Adapter, shape: tuple[int, ...]) -
     return lambda rows: network(**adapter.inputs(network, rows, shape, META, dtype))
 
 
-def counted_pass(evaluate: Callable[[int], Any], rows: int, told: str) -> FlopCounterMode:
+def counted_pass(evaluate: Callable[[int], Any], rows: int, told: str) -> "FlopCounterMode":
     """Count one pass of so many rows.
 
     Args:
@@ -131,6 +133,9 @@ def counted_pass(evaluate: Callable[[int], Any], rows: int, told: str) -> FlopCo
     Raises:
         SettingError: It fails.
     """
+    # Not above: torch imports triton with it, where that is installed.
+    from torch.utils.flop_counter import FlopCounterMode
+
     counter = FlopCounterMode(display=False)
     try:
         with torch.no_grad(), counter:
@@ -143,7 +148,7 @@ def counted_pass(evaluate: Callable[[int], Any], rows: int, told: str) -> FlopCo
     return counter
 
 
-def flops_of(counter: FlopCounterMode, network: nn.Module, paths: tuple[str, ...]) -> float:
+def flops_of(counter: "FlopCounterMode", network: nn.Module, paths: tuple[str, ...]) -> float:
     """Sum the operations of modules, by their paths in the network."""
     counted = counter.get_flop_counts()  # by module; the network goes by its class
     return float(sum(sum(counted.get(f"{type(network).__name__}.{path}", {}).values()) for path in paths))

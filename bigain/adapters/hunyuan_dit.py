@@ -59,7 +59,7 @@ class HunyuanDiTAdapter(DiTAdapter):
         made: dict[str, Any] = {
             "hidden_states": torch.randn(rows, config.in_channels, *size, device=device, dtype=dtype),
             # The model computes its embedding in the type of the timestep.
-            "timestep": (spread_timesteps(rows, device)).to(dtype),
+            "timestep": spread_timesteps(rows, device).to(dtype),
             "encoder_hidden_states": clip,
             "text_embedding_mask": clip_mask,
             "encoder_hidden_states_t5": t5,

@@ -33,7 +33,8 @@ def match(model: Any, adapter: AdapterSpec | None = None) -> tuple[nn.Module, st
     if adapter is not None:
         if not networks:
             raise SiteError(f"{type(model).__name__} is no torch module, and holds none.")
-        name = adapter if isinstance(adapter, str) else type(adapter).__name__
+        named = adapter.get("name") if isinstance(adapter, Mapping) else adapter
+        name = named if isinstance(named, str) else type(named).__name__
         return networks[0], name, build("adapters", adapter)
     known, broken = _willing()
     for general in (False, True):
@@ -64,13 +65,12 @@ def _candidates(model: Any) -> list[nn.Module]:
     held = [model, *(getattr(model, name, None) for name in _INNER)]
     networks = [candidate for candidate in held if isinstance(candidate, nn.Module)]
     for network in networks:
-        if hasattr(network, "_orig_mod") or any(
-            getattr(part, "_compiled_call_impl", None) is not None for part in network.modules()
-        ):
-            raise SiteError(
-                f"{type(model).__name__} is compiled already, and compiled code would go on without the reducer. "
-                "Attach first, then compile: attach(model, ...); model = torch.compile(model)."
-            )
+        for path, part in network.named_modules():
+            if hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None:
+                raise SiteError(
+                    f"{path or type(model).__name__} is compiled already, and compiled code would go on without the "
+                    "reducer. Attach first, then compile: attach(model, ...); model = torch.compile(model)."
+                )
     second = getattr(model, "transformer_2", None)
     if not isinstance(model, nn.Module) and isinstance(second, nn.Module):
         raise SiteError(

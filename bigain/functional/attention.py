@@ -36,7 +36,7 @@ def proportional_attention(query: Tensor, key: Tensor, value: Tensor, sizes: Ten
     """
     width, device = query.shape[-1], query.device.type
     # What attention will compute in: autocast rounds once more.
-    rounds = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    rounds = device != "meta" and torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if rounds else query.dtype
     # The published form is one channel: sqrt(D) in the query, log(size) in the key. In half
     # precision both would be rounded; a power of two in the query is exact, and what rounding

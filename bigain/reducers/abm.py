@@ -46,6 +46,7 @@ class BlockMerge(Reduction):
     grid: Grid
 
     def reduce(self, tokens: Tensor) -> Tensor:
+        self.check_tokens(tokens, *self.place.shape)
         body = self.grid.body(tokens)
         members = take(body, self.tiles.flatten(1))
         merged = members.reshape(*self.tiles.shape, -1).mean(dim=2, dtype=torch.float32).to(tokens.dtype)
@@ -53,6 +54,7 @@ class BlockMerge(Reduction):
         return self.grid.with_body(tokens, torch.cat([merged, stay], dim=1))
 
     def restore(self, reduced: Tensor) -> Tensor:
+        self.check_tokens(reduced, *self.sizes.shape)
         return take(reduced, self.place)
 
 

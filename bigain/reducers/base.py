@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from bigain.errors import SettingError
 from bigain.grid import Grid
 
 __all__ = ["Context", "Identity", "Kind", "NoReduction", "Reduction", "TokenReducer"]
@@ -70,11 +71,27 @@ class Reduction(ABC):
 
     @abstractmethod
     def reduce(self, tokens: Tensor) -> Tensor:
-        """Map `[B, N, C]` to `[B, M, C]`, whatever C is."""
+        """Map `[B, N, C]` to `[B, M, C]`, whatever C is.
+
+        Raises:
+            SettingError: The tokens are not as many, or not of as many rows, as were planned for.
+        """
 
     @abstractmethod
     def restore(self, reduced: Tensor) -> Tensor:
         """Map `[B, M, C]` back to `[B, N, C]`: each token takes the value of its place."""
+
+    @staticmethod
+    def check_tokens(tokens: Tensor, rows: int, count: int) -> None:
+        """Refuse what a plan was not made for; indices would pick from it without a word.
+
+        Raises:
+            SettingError: The tokens are not `[rows, count, C]`.
+        """
+        if tokens.ndim != 3 or tuple(tokens.shape[:2]) != (rows, count):
+            raise SettingError(
+                f"This plan takes {rows} rows of {count} tokens here, [{rows}, {count}, C]; got {tuple(tokens.shape)}."
+            )
 
     def places(self) -> Tensor:
         """Return each token's place in the reduced sequence, of several that which counts most, int64, `[B, N]`."""

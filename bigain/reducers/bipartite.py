@@ -50,9 +50,11 @@ class Merge(Reduction):
         return cls(place, representatives, group_sizes(place, representatives.shape[1]), mode)
 
     def reduce(self, tokens: Tensor) -> Tensor:
+        self.check_tokens(tokens, *self.place.shape)
         return merge(tokens, self.place, self.representatives, self.mode)
 
     def restore(self, reduced: Tensor) -> Tensor:
+        self.check_tokens(reduced, *self.representatives.shape)
         return restore(reduced, self.place)
 
     def place_positions(self, values: Tensor) -> Tensor:

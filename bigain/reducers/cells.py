@@ -60,6 +60,11 @@ def checked_removal(owner: object, ratio: float, grid: Grid, cell: tuple[int, ..
         SettingError: They are more than `most`.
     """
     removed = math.floor(grid.size * ratio)
+    if removed and not count_cells(grid, cell):
+        raise SettingError(
+            f"{type(owner).__name__} with ratio={ratio} would remove {removed} of {grid.size} tokens, but no cell of "
+            f"{cell} fits on a grid of {grid.shape}. Give a smaller cell."
+        )
     if removed > most:
         raise SettingError(
             f"{type(owner).__name__} with ratio={ratio} would remove {removed} of {grid.size} tokens; "

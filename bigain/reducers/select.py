@@ -40,10 +40,12 @@ class Selected(Reduction):
     grid: Grid
 
     def reduce(self, tokens: Tensor) -> Tensor:
+        self.check_tokens(tokens, len(self.kept), self.grid.tokens)
         return self.grid.with_body(tokens, take(self.grid.body(tokens), self.kept))
 
     def restore(self, reduced: Tensor) -> Tensor:
         batch, count = self.kept.shape
+        self.check_tokens(reduced, *self.sizes.shape)
         short = Grid((count,), self.grid.prefix, self.grid.suffix)
         tokens = torch.arange(self.grid.size, device=self.kept.device).repeat(batch, 1)
         nearest = torch.searchsorted(_midpoints(self.kept), tokens)

@@ -3,8 +3,9 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+from bigain import registry
 from bigain.errors import SettingError
 from bigain.reducers.base import TokenReducer
 from bigain.scorers.base import TokenScorer
@@ -130,30 +131,55 @@ def checks_of(kind: str) -> tuple[Check | AdapterCheck, ...]:
     return known[kind]
 
 
-def check_scorer(scorer: TokenScorer, cases: Sequence[Case] = CASES) -> None:
+def check_scorer(scorer: TokenScorer | type[TokenScorer] | str, cases: Sequence[Case] = CASES) -> None:
     """Run every check of scorers.
 
     Args:
-        scorer: A scorer; its settings are part of what is checked.
+        scorer: A scorer, whose settings are part of what is checked; of a class, or a
+            registered name, all `examples()`.
         cases: Where; those that it refuses with a `SettingError` are left out.
 
     Raises:
         ContractError: With every check that fails, why it matters, and what was seen.
+        SettingError: It is no scorer.
     """
-    _check(scorer, _SCORERS, cases)
+    for subject in _objects(scorer, "scorers"):
+        _check(subject, _SCORERS, cases)
 
 
-def check_reducer(reducer: TokenReducer, cases: Sequence[Case] = CASES) -> None:
+def check_reducer(reducer: TokenReducer | type[TokenReducer] | str, cases: Sequence[Case] = CASES) -> None:
     """Run every check of reducers.
 
     Args:
-        reducer: A reducer; its settings are part of what is checked.
+        reducer: A reducer, whose settings are part of what is checked; of a class, or a
+            registered name, all `examples()`.
         cases: Where; those that it refuses with a `SettingError` are left out.
 
     Raises:
         ContractError: With every check that fails, why it matters, and what was seen.
+        SettingError: It is no reducer.
     """
-    _check(reducer, _REDUCERS, cases)
+    for subject in _objects(reducer, "reducers"):
+        _check(subject, _REDUCERS, cases)
+
+
+def _objects(given: Any, kind: str) -> list[Any]:
+    """Return the objects to check.
+
+    Raises:
+        SettingError: There is none, or what is given is of another kind.
+    """
+    base: Any = registry.base_of(kind)
+    found = registry.get(kind, given) if isinstance(given, str) else given
+    if isinstance(found, type) and issubclass(found, base):
+        if examples := [*cast("Any", found).examples()]:
+            return examples
+        raise SettingError(f"{found.__name__}.examples() is empty: give an object, or say which are worth checking.")
+    if not isinstance(found, base):
+        raise SettingError(
+            f"This checks {kind}: give an object, a class or a registered name of one; got {type(given).__name__}."
+        )
+    return [found]
 
 
 def _check(subject: Subject, checks: Sequence[Check], cases: Sequence[Case]) -> None:

@@ -67,10 +67,12 @@ def test_the_two_methods_can_change_places():
     assert (other.value, other.low, other.high) == pytest.approx((-one.value, -one.high, -one.low))
 
 
-def test_a_method_that_alone_is_always_right():
-    found = paired_difference(*answers(8, 0, 8))
-    assert found.value == found.high == 1
-    assert 0 < found.low < 1
+@pytest.mark.parametrize("count", [1, 8])
+def test_a_method_that_alone_is_always_right(count):
+    found, other = paired_difference(*answers(count, 0, count)), paired_difference(*answers(0, count, count))
+    assert found.value == found.high == -other.value == -other.low == 1
+    assert -1 < found.low < 1
+    assert other.high == pytest.approx(-found.low)
 
 
 def test_no_images_have_no_difference():

@@ -216,6 +216,26 @@ class ReadsValues(BrokenTokens):
             return super().after(module, args, output) * (1 if output.sum().item() else 0)
 
 
+class TakesAttentionForAnMLP(DiTAdapter):
+    """Shortens and restores whatever the kind of a plan, and looks at no sizes."""
+
+    def parts(self, block):
+        class Everything(AttentionSeam):
+            def install(self, planner, part, proportional):
+                module, work = planner.site.block.attn1, self.Work(planner)
+                return [
+                    module.register_forward_pre_hook(work.before).remove,
+                    module.register_forward_hook(work.after).remove,
+                ]
+
+            class Work(ReducedTokens):
+                def before(self, module, args):
+                    self._plan = self.planner(args[0])
+                    return (self._plan.reduce(args[0]),)
+
+        return {"self": Everything("attn1")}
+
+
 BROKEN = [
     ("check_model_is_found", TakesEverything(), "takes a Linear of torch"),
     ("check_sites_are_modules", OtherPaths(), r"blocks\.2 is not the path of its block"),
@@ -241,6 +261,9 @@ BROKEN = [
     ("check_half_precision", WithSeam(InFloat32), "must have the same dtype"),
     ("check_shared_plans", WithSeam(NeverShares), "4 rows that share plans 2 by 2 are planned for"),
     ("check_worth_is_counted", CoversNothing(), "covers names no work"),
+    ("check_queries_stay_whole", TakesAttentionForAnMLP(), "was restored, though only keys and values were reduced"),
+    ("check_padding_is_left_out", TakesAttentionForAnMLP(), "with places of size 0 behind the merged tokens"),
+    ("check_sizes_weight_keys", TakesAttentionForAnMLP(), r"size of tensor a \(63\) must match"),
     ("check_detaching_restores", WithSeam(LeavesAMark), r"these differ: transformer_blocks\.0\.reduced"),
     (
         "check_attaching_twice_is_refused",

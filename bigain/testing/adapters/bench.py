@@ -1,5 +1,6 @@
 """A tiny model with weights that hide nothing, and what checks do with it."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,17 +35,21 @@ class Specimen:
     """A tiny model to check an adapter on.
 
     Args:
-        make: Makes one. Its weights are replaced.
+        make: Makes one; or a model, of which checks take copies. Its weights are replaced.
         adapter: The adapter, where none knows the model by itself.
         name: What tests call it; left out, the name of `make`.
         other_shape: Tokens along each axis of an input grid that is not the configured
             one, if the model takes another; left out, some are tried.
     """
 
-    make: Callable[[], nn.Module]
+    make: Callable[[], nn.Module] | nn.Module
     adapter: AdapterSpec | None = None
     name: str = ""
     other_shape: tuple[int, ...] | None = None
+
+    def made(self) -> nn.Module:
+        """Make a model."""
+        return copy.deepcopy(self.make) if isinstance(self.make, nn.Module) else self.make()
 
     def __str__(self) -> str:
         made = self.make.func if isinstance(self.make, partial) else self.make
@@ -71,7 +76,7 @@ class Bench:
 
     def __init__(self, specimen: Specimen, dtype: torch.dtype | None = None) -> None:
         self.specimen = specimen
-        made = specimen.make()
+        made = specimen.made()
         expect(isinstance(made, nn.Module), f"{specimen} makes a {type(made).__name__}, which is no torch module")
         network, _, self.adapter = match(made, specimen.adapter)
         self.model = _with_noise(network).eval()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from bigain.adapters.matching import AdapterSpec
-from bigain.testing.adapters import arguments, compiling, finding, grids, passes, traces, training
+from bigain.testing.adapters import arguments, compiling, finding, grids, passes, traces, training, weighting
 from bigain.testing.adapters.bench import Bench, Specimen
 from bigain.testing.failures import ContractError, Failure, NotApplicable, told
 
@@ -81,6 +81,9 @@ CHECKS = tuple(
         passes.check_half_precision,
         passes.check_shared_plans,
         passes.check_worth_is_counted,
+        weighting.check_queries_stay_whole,
+        weighting.check_padding_is_left_out,
+        weighting.check_sizes_weight_keys,
         traces.check_detaching_restores,
         traces.check_attaching_twice_is_refused,
         traces.check_exceptions_leave_nothing,
@@ -99,25 +102,7 @@ def specimen_of(model: nn.Module | Callable[[], nn.Module] | Specimen, adapter: 
     """Make a specimen of a model, of which checks take copies, or of what makes one."""
     if isinstance(model, Specimen):
         return model
-    if isinstance(model, nn.Module):
-        return Specimen(_Copies(model), adapter, type(model).__name__)
     return Specimen(model, adapter)
-
-
-class _Copies:
-    """Makes copies of a model.
-
-    Args:
-        model: The model.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def __call__(self) -> nn.Module:
-        import copy
-
-        return copy.deepcopy(self.model)
 
 
 def check_adapter(model: nn.Module | Callable[[], nn.Module] | Specimen, adapter: AdapterSpec | None = None) -> None:

@@ -89,16 +89,17 @@ def _cut(shape: tuple[int, ...], tile: tuple[int, ...], device: torch.device) ->
     for length, side in zip(shape, tile, strict=True):
         count = -(-length // side)
         width = -(-length // count)
-        borders = torch.arange(count + 1, device=device) * length // count
-        pieces = borders[:-1, None] + torch.arange(width, device=device)
-        inside = pieces < borders[1:, None]
+        number = torch.arange(count, device=device)
+        starts, ends = number * length // count, (number + 1) * length // count
+        pieces = starts[:, None] + torch.arange(width, device=device)
+        inside = pieces < ends[:, None]
         tokens = _cross(tokens[:, None, :, None] * length + pieces.clamp(max=length - 1)[None, :, None, :])
         real = _cross(real[:, None, :, None] & inside[None, :, None, :])
         position = torch.arange(length, device=device)
         # Looked up, not reckoned: reckoned, it becomes a part of index expressions that inductor fails to solve.
-        piece = torch.searchsorted(borders[1:].contiguous(), position, right=True)
+        piece = torch.searchsorted(ends, position, right=True)
         owner = (owner[:, None] * count + piece).flatten()
-        turn = (turn[:, None] * width + position - borders[piece]).flatten()
+        turn = (turn[:, None] * width + position - starts[piece]).flatten()
     return tokens, real, owner * tokens.shape[1] + turn
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from bigain_wavelet import HaarHighBand
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bigain
@@ -50,6 +50,7 @@ def cases(draw):
     return HaarHighBand(levels, draw(st.sampled_from(["l1", "l2"]))), grid, randn(2, grid.tokens, 3)
 
 
+@settings(deadline=None)
 @given(cases())
 def test_equals_the_loop_over_cells_on_any_grid(case):
     scorer, grid, tokens = case

@@ -11,7 +11,7 @@ from typing import get_args
 from bigain.adapters.base import Part
 from bigain.adapters.placement import PRESETS
 from bigain.errors import SettingError
-from bigain.registry import get
+from bigain.registry import get, running_version
 from bigain.shipped import with_shipped
 
 __all__ = ["main"]
@@ -93,6 +93,9 @@ def _run(given: Sequence[str]) -> None:
     name, *options = with_shipped(given)
     if name in ("--help", "-h"):
         print(_help())
+        return
+    if name in ("--version", "-V"):
+        print(f"bigain {running_version()}")
         return
     if name in OWN_COMMANDS:
         from bigain import commands

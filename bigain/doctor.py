@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, requires
+from importlib.metadata import PackageNotFoundError, entry_points, requires
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -221,7 +221,13 @@ def _adapter(kind: type[Adapter]) -> tuple[State, str]:
 
 
 def _plugins() -> Iterator[Finding]:
-    """List what other packages bring, and whatever is broken."""
+    """List what other packages bring, and whatever is broken or misspelt."""
+    known = {f"bigain.{kind}" for kind in registry.KINDS}
+    for group in sorted(group for group in entry_points().groups if group.startswith("bigain.") and group not in known):
+        names = ", ".join(sorted(entry_points(group=group).names))
+        yield Finding(
+            "plugins", group, "broken", f"no such group of entry points ({names}): {', '.join(sorted(known))}"
+        )
     for kind in registry.KINDS:
         for entry in registry.entries(kind):
             if entry.problem:

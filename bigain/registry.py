@@ -99,6 +99,15 @@ def available(kind: str) -> list[str]:
     return list(_declared(kind))
 
 
+def declared(kind: str) -> list[Entry]:
+    """List a kind with package; nothing is imported, so that no problem is known.
+
+    Args:
+        kind: `scorers`, `reducers`, `adapters` or `backbones`.
+    """
+    return [Entry(point.name, point.value, _package(point)) for points in _declared(kind).values() for point in points]
+
+
 def entries(kind: str) -> list[Entry]:
     """List a kind with package and, for what cannot be loaded, the reason.
 
@@ -117,13 +126,24 @@ def entries(kind: str) -> list[Entry]:
 
 def _problem(kind: str, point: EntryPoint) -> str:
     """Say why what is declared cannot be used; nothing if it can."""
-    if told := _misfit(kind, point):
+    if told := _misfit(kind, point) or _shadowed(kind, point):
         return told
     try:
         get(kind, point.name)
     except Exception as error:  # whatever a plugin raises, the listing goes on
         return f"{type(error).__name__}: {error}" if not isinstance(error, SettingError) else str(error)
     return ""
+
+
+def _shadowed(kind: str, point: EntryPoint) -> str:
+    """Say that a name is bigain's own: a package that claims it, too, must not take it away from others."""
+    own = any(_package(other).startswith("bigain ") for other in _declared(kind)[point.name])
+    if not own or _package(point).startswith("bigain "):
+        return ""
+    return (
+        f"The name {point.name!r} among {kind} is bigain's own and goes on to mean that: {_package(point)} has to give "
+        f"{point.value} another."
+    )
 
 
 def get(kind: str, name: str) -> type[Any]:
@@ -140,7 +160,7 @@ def get(kind: str, name: str) -> type[Any]:
     fitting = [point for point, misfit in zip(declared[name], misfits, strict=True) if not misfit]
     if not fitting:
         raise SettingError(" ".join(misfits))
-    first, *rest = fitting
+    first, *rest = [point for point in fitting if not _shadowed(kind, point)]
     if rest:
         claims = "; ".join(f"{_package(point)} as {point.value}" for point in fitting)
         raise SettingError(f"The name {name!r} among {kind} is claimed twice: {claims}. Uninstall one of them.")

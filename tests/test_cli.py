@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -270,3 +271,8 @@ def test_a_pipe_that_broke_elsewhere_is_an_error(monkeypatch, capsys):
     monkeypatch.setattr(cli, "_run", broken)
     with pytest.raises(BrokenPipeError, match="of a worker"):
         main(["list"])
+
+
+def test_the_version_is_told(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"bigain {version('bigain')}\n"

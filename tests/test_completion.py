@@ -5,6 +5,7 @@ import pty
 import select
 import shutil
 import subprocess
+import sys
 import time
 
 import pytest
@@ -25,13 +26,19 @@ printf '%s\\n' "${COMPREPLY[@]}"
 """
 
 
+def script_of(shell):
+    """Make the script in a process of its own: here, classes of other tests would be among the choices."""
+    command = [sys.executable, "-m", "bigain", "completion", shell]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 @pytest.fixture(scope="module")
 def complete(tmp_path_factory):
     """Complete a command line: `complete("describe", "l")`."""
     if shutil.which("bash") is None:
         pytest.skip("no bash here")
     file = tmp_path_factory.mktemp("completion") / "bigain"
-    file.write_text(completion_script("bash"))
+    file.write_text(script_of("bash"))
 
     def complete(*words):
         command = ["bash", "-c", PROBE, "probe", str(file), "bigain", *words]
@@ -84,34 +91,39 @@ def test_without_shtab_it_says_what_to_install(monkeypatch):
 
 def typed(shell, line):
     """Type a line and a tab into a real shell, and return what it then shows."""
-    shell.write(f"{line}\t".encode())
-    shown, end = b"", time.monotonic() + 20
-    while time.monotonic() < end and not (shown.startswith(line.encode()) and shown.endswith(b" ")):
-        if select.select([shell], [], [], 0.2)[0]:
-            shown += os.read(shell.fileno(), 65536)
-    shell.write(b"\x15")  # clears the line
-    while select.select([shell], [], [], 0.5)[0]:
-        os.read(shell.fileno(), 65536)
-    return shown.decode()
+    os.write(shell, f"{line}\t".encode())
+    shown, end = "", time.monotonic() + 60
+    while time.monotonic() < end and not (shown.startswith(line) and shown.endswith(" ")):
+        shown += heard(shell, 0.2)
+    os.write(shell, b"\x15")  # clears the line
+    while heard(shell, 0.5):
+        pass
+    return shown
+
+
+def heard(shell, seconds):
+    return os.read(shell, 65536).decode() if select.select([shell], [], [], seconds)[0] else ""
 
 
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh here")
 def test_zsh_completes_as_bash_does(tmp_path):
-    (tmp_path / "_bigain").write_text(completion_script("zsh"))
-    pid, descriptor = pty.fork()
-    if not pid:
-        os.environ.update(TERM="dumb", PS1="", HOME=str(tmp_path))
-        os.execvp("zsh", ["zsh", "-f", "-i"])
-    with os.fdopen(descriptor, "r+b", buffering=0) as shell:
-        shell.write(f"fpath=({tmp_path} $fpath); autoload -U compinit; compinit -u; echo re''ady\n".encode())
-        shown = b""
-        while b"ready" not in shown:
-            assert select.select([shell], [], [], 60)[0], shown
-            shown += os.read(descriptor, 65536)
-        while select.select([shell], [], [], 1)[0]:
-            os.read(descriptor, 65536)
+    (tmp_path / "_bigain").write_text(script_of("zsh"))
+    shell, inside = pty.openpty()
+    variables = {"TERM": "dumb", "PS1": "", "HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), inside)
+    process = subprocess.Popen(["zsh", "-f", "-i"], env=variables, start_new_session=True, **streams)
+    try:
+        os.write(shell, f"fpath=({tmp_path} $fpath); autoload -U compinit; compinit -u; echo re''ady\n".encode())
+        shown, end = "", time.monotonic() + 60
+        while "ready" not in shown and time.monotonic() < end:
+            shown += heard(shell, 1)
+        while heard(shell, 1):
+            pass
         assert typed(shell, "bigain lat") == "bigain latency "
         assert typed(shell, "bigain describe lgtm_") == "bigain describe lgtm_released "
         assert typed(shell, "bigain latency --reducer iek") == "bigain latency --reducer iekvd "
-        shell.write(b"exit\n")
-    os.waitpid(pid, 0)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(shell)
+        os.close(inside)

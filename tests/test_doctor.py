@@ -171,3 +171,16 @@ def test_nothing_of_cuda_is_initialized_where_there_is_none():
         "assert before == {name for name in ('triton', 'xformers', 'flash_attn') if name in sys.modules}\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_misspelt_group_of_entry_points_is_told(tmp_path, monkeypatch):
+    """Nobody would ever look there: the plugin would be missing without a word."""
+    info = tmp_path / "odd-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: odd\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[bigain.scorer]\nmine = odd:Mine\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = {one.name: one for one in doctor._plugins()}["bigain.scorer"]
+    assert found.state == "broken"
+    assert "no such group of entry points (mine)" in found.told
+    assert "bigain.scorers" in found.told

@@ -90,7 +90,7 @@ def test_there_are_scripts_and_the_readme_lists_them_all():
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_is_short_says_how_to_run_it_and_runs_without_a_network(name):
     text = (FOLDER / name).read_text()
-    assert len(text.splitlines()) < 60
+    assert len(text.splitlines()) < 80
     assert f"\n    python recipes/reuse/{name}\n" in text.split('"""')[1]
     assert "tokens\n" in run(name).text  # of a site, before and after
 
@@ -124,6 +124,53 @@ def test_a_block_of_ones_own_takes_reducers_of_keys_and_values():
     cells = F.avg_pool2d(normed[:, 1:].transpose(1, 2).unflatten(-1, (16, 16)), 2).flatten(2).transpose(1, 2)
     x = script.tokens + torch_attention(block.attention, normed, torch.cat([normed[:, :1], cells], dim=1))
     torch.testing.assert_close(block(script.tokens), x + block.mlp(block.norm2(x)))
+
+
+def rotated(heads, positions):
+    """Rotary positions as multiplication of complex numbers."""
+    half = heads.shape[-1] // 2
+    frequencies = torch.tensor([100 ** (-index / (half // 2 - 1)) for index in range(half // 2)])
+    angle = torch.cat([positions[..., :1] * frequencies, positions[..., 1:] * frequencies], dim=-1)[:, None]
+    turned = torch.complex(*heads.split(half, dim=-1)) * torch.polar(torch.ones_like(angle), angle)
+    return torch.cat([turned.real, turned.imag], dim=-1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["lgtm", "iekvd"])
+def test_attention_with_rotary_positions_and_sizes_is_that_of_groups(name):
+    """Each reduced token has the place of one of its own, and weighs as many as it stands for."""
+    script, settings = run("rotary_attention.py"), {"lgtm": {"ratio": 0.5}, "iekvd": {"factor": 2}}[name]
+    plan = bigain.build_reducer(name, **settings).plan(script.start, script.grid)
+    block, short, positions = script.blocks[0], plan.reduce(script.start), script.positions
+    moved = plan.place_positions(positions)
+    if name == "lgtm":
+        numbered = plan.place_positions(torch.arange(65.0)[None, :, None].expand(2, -1, -1))[..., 0].long()
+        assert torch.equal(plan.places().gather(1, numbered), torch.arange(33).expand(2, -1))
+        moved = torch.stack([row[index] for row, index in zip(positions, numbered, strict=True)])
+    count = torch.stack([torch.bincount(row, minlength=short.shape[1]) for row in plan.places()])
+    queries, where = (short, moved) if name == "lgtm" else (script.start, positions)
+    query, key, value = (
+        part.unflatten(-1, (4, -1)).transpose(1, 2)
+        for part in (block.qkv(queries)[..., :64], block.qkv(short)[..., 64:128], block.qkv(short)[..., 128:])
+    )
+    logits = rotated(query, where) @ rotated(key, moved).transpose(-1, -2) / 4 + count.log()[:, None, None]
+    output = block.out((logits.softmax(dim=-1) @ value).transpose(1, 2).flatten(2))
+    if name == "lgtm":
+        output = torch.stack([row[place] for row, place in zip(output, plan.places(), strict=True)])
+    torch.testing.assert_close(block(script.start, positions, plan), output, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_at_different_timesteps_are_as_if_each_were_alone():
+    script = run("rotary_attention.py")
+    scheduled = bigain.build_reducer("scheduled", rules=script.late, otherwise=script.merge)
+    both = script.run(scheduled)
+    torch.testing.assert_close(both[0], script.whole[0], rtol=1e-4, atol=1e-5)
+    alone = script.run(bigain.build_reducer("lgtm", ratio=0.5), slice(1, 2))
+    torch.testing.assert_close(both[1:], alone, rtol=1e-4, atol=1e-5)
+    assert change(both[1], script.whole[1]) > 0.01
+    found = numbers(r"rows by ([\d.]+)%", script.text), numbers(r"and ([\d.]+)%", script.text)
+    assert found[0][2] == 0
+    assert found[1][2] == pytest.approx(100 * change(both[1], script.whole[1]), abs=0.1)
 
 
 def tome_step(block, x, sizes, removed):

@@ -168,7 +168,7 @@ class Guard(Hooked):
         self._name = name or "The encoder layer"
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Look at the call, in a forward pre-hook of the layer, before anything in it plans."""
+        """Look at the call, in a forward pre-hook that runs before any other."""
         given = dict(zip(("src", "src_mask", "src_key_padding_mask"), args, strict=False)) | kwargs
         source = given.get("src")
         nested = isinstance(source, Tensor) and source.is_nested
@@ -185,4 +185,4 @@ def _guard(planner: Planner) -> Undo:
     if not isinstance(block, nn.TransformerEncoderLayer):
         return []
     guard = Guard(planner.site.name)
-    return [block.register_forward_pre_hook(guard.before, with_kwargs=True).remove]
+    return [block.register_forward_pre_hook(guard.before, with_kwargs=True, prepend=True).remove]

@@ -22,7 +22,7 @@ from bigain.errors import BigainError, SettingError
 from bigain.metrics.frechet import FrechetReference
 from bigain.profiling.cost import Latency, count_flops, measure_latency
 from bigain.reducers.base import TokenReducer
-from bigain.results.provenance import fingerprint
+from bigain.results.provenance import code_of, fingerprint
 from bigain.results.store import ResultFolder, write_json
 from bigain.tasks.classification import ClassificationTask
 from bigain.tasks.evaluation import RESULT_FILE
@@ -207,6 +207,7 @@ def _identity(plan: Comparison) -> dict[str, Any]:
         "kind": "comparison",
         "weights": fingerprint(plan.backbone.network.state_dict()),
         "reducers": {name: repr(reducer) for name, reducer in plan.reducers.items()},
+        "code": {name: code_of(reducer) for name, reducer in plan.reducers.items()},
         "data": fingerprint([images.images, images.labels]),
         "trials": plan.stages.trials,
         "keeps": plan.stages.keeps,

@@ -98,6 +98,7 @@ def _figures(place: Path) -> dict[str, Any]:
         "ms_low": latency["low"],
         "ms_high": latency["high"],
         "rows": latency["rows"],
+        "timings": latency["repeats"],
         "sites": cost["sites"],
     }
 

@@ -11,6 +11,9 @@ __all__ = ["accuracy_verdict", "headline", "speed_verdict"]
 _FEW = 100
 """Below so many images a difference is told with a warning, whatever its interval."""
 
+_FEW_TIMINGS = 10
+"""Of fewer timed passes quartiles say little: methods are timed one after another, and a busy host drifts meanwhile."""
+
 
 def headline(content: Mapping[str, Any]) -> str:
     """Say in one sentence what the figures support, and no more.
@@ -44,11 +47,13 @@ def accuracy_verdict(method: Mapping[str, Any]) -> str:
 
 
 def speed_verdict(method: Mapping[str, Any], baseline: Mapping[str, Any]) -> str:
-    """Judge a method's time: `faster`, `slower`, `same` or `unknown`."""
+    """Judge a method's time: `faster`, `slower`, `same`, `few` or `unknown`."""
     low, high = number(method, "ms_low"), number(method, "ms_high")
     base_low, base_high = number(baseline, "ms_low"), number(baseline, "ms_high")
     if not all(math.isfinite(value) for value in (low, high, base_low, base_high)):
         return "unknown"
+    if number(method, "timings") < _FEW_TIMINGS:  # runs of before that was kept have enough
+        return "few"
     if high < base_low:
         return "faster"
     return "slower" if low > base_high else "same"
@@ -90,6 +95,8 @@ def _speed(baseline: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> 
             f"{_names(found)} {_verb(found, 'is', 'are')} neither faster nor slower than {base} by more "
             "than the timings scatter"
         )
+    if found := groups.get("few"):
+        clauses.append(f"too few passes were timed ({number(found[0], 'timings'):.0f} of each) to tell speeds apart")
     if found := groups.get("unknown"):
         clauses.append(f"the speed of {_names(found)} was not measured")
     return " and ".join(clauses) if len(clauses) == 2 else ", ".join(clauses)

@@ -119,7 +119,7 @@ def _subject(content: Mapping[str, Any]) -> str:
 def _runs(content: Mapping[str, Any], styles: Mapping[str, Style], shipped: Mapping[str, Any] | None) -> list[_Run]:
     runs = [_run(content, "This run", styles, "p0")]
     if shipped and shipped.get("methods"):
-        runs.append(_run(shipped, "Full run", styles, "p1"))
+        runs.append(_run(shipped, "Shipped run", styles, "p1"))
     return runs
 
 

@@ -101,10 +101,10 @@ def _frame(axes: Axes, points: Sequence[Point], label: str) -> None:
 
 
 def _clusters(points: Sequence[Point], spread: float) -> list[list[Point]]:
-    """Gather points whose costs are too close to tell apart."""
+    """Gather points whose costs are so close that the labels of one would lie on the other."""
     groups: list[list[Point]] = []
     for point in sorted(points, key=lambda p: p.cost):
-        if groups and point.cost - groups[-1][-1].cost < 0.05 * spread:
+        if groups and point.cost - groups[-1][-1].cost < 0.2 * spread:
             groups[-1].append(point)
         else:
             groups.append([point])
@@ -113,9 +113,8 @@ def _clusters(points: Sequence[Point], spread: float) -> list[list[Point]]:
 
 def _draw_group(axes: Axes, group: Sequence[Point], styles: Mapping[str, Style], points: Sequence[Point]) -> None:
     """Draw points of like cost side by side, with their labels stacked at one side."""
-    step = 0.055 * _spread(points)
-    middle = sum(point.cost for point in group) / len(group)
-    places = [middle + step * (i - (len(group) - 1) / 2) for i in range(len(group))]
+    places = _apart([point.cost for point in group], 0.055 * _spread(points))
+    middle = sum(places) / len(places)
     for point, place in zip(group, places, strict=True):
         _draw_point(axes, point, place, styles[point.name])
     bottom, top = axes.get_ylim()
@@ -140,11 +139,11 @@ def _draw_point(axes: Axes, point: Point, place: float, style: Style) -> None:
     colour = _METHOD.format(style.colour)
     if math.isfinite(point.low) and math.isfinite(point.high):
         axes.plot([place, place], [point.low, point.high], color=colour, linewidth=1.6, solid_capstyle="round")
-    axes.plot([place], [point.value], marker=style.marker, color=colour, markersize=7)
+    axes.plot([place], [point.value], marker=style.marker, color=colour, markersize=7, zorder=4)  # above labels
 
 
 def _apart(heights: Sequence[float], gap: float) -> list[float]:
-    """Move labels apart until none covers another, keeping their order."""
+    """Move labels, or points, apart until none covers another, keeping their order."""
     order = sorted(range(len(heights)), key=lambda i: heights[i])
     moved = list(heights)
     for before, after in pairwise(order):

@@ -4,7 +4,7 @@ import hashlib
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["fingerprint", "provenance"]
+from bigain import registry
+
+__all__ = ["code_of", "fingerprint", "provenance"]
 
 _PACKAGES = ("bigain", "torch", "lightning", "diffusers", "torchmetrics", "numpy")
 
@@ -26,8 +28,46 @@ def provenance(device: torch.device | str) -> dict[str, Any]:
         "device": device_name(torch.device(device)),
         "git_revision": _revision(),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": {name: _version(name) for name in (*_PACKAGES, *_plugins())},
     }
+
+
+def code_of(given: object) -> dict[str, str]:
+    """Hash the files of classes that are not bigain's own: a changed formula under the same name is another method.
+
+    Args:
+        given: A reducer or a scorer; those among its settings count as well.
+
+    Returns:
+        The first 16 hexadecimal digits of SHA-256 for each class, by its path.
+    """
+    found: dict[str, str] = {}
+    for value in (given, *_within(vars(given) if hasattr(given, "__dict__") else {})):
+        kind = type(value)
+        path = getattr(sys.modules.get(kind.__module__), "__file__", None)
+        if kind.__module__.partition(".")[0] not in ("bigain", "builtins") and path and hasattr(value, "__dict__"):
+            code = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+            found[f"{kind.__module__}.{kind.__qualname__}"] = code
+        if value is not given and hasattr(value, "__dict__"):
+            found |= code_of(value)
+    return found
+
+
+def _within(value: object) -> Iterator[object]:
+    """List what mappings and sequences hold, however deep."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _within(item)
+    else:
+        yield value
+
+
+def _plugins() -> list[str]:
+    """Name the packages, other than bigain, that register something."""
+    packages = {entry.package.partition(" ")[0] for kind in registry.KINDS for entry in registry.declared(kind)}
+    return sorted(packages - {"bigain"})
 
 
 def device_name(device: torch.device) -> str:

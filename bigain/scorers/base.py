@@ -5,6 +5,7 @@ from typing import Literal, Self
 
 from torch import Tensor
 
+from bigain.errors import BigainError
 from bigain.grid import Grid
 
 __all__ = ["TokenScorer"]
@@ -52,8 +53,14 @@ class TokenScorer(ABC):
 
         Raises:
             SettingError: The tokens do not lie on the grid.
+            BigainError: The formula does not give a number for each token.
         """
         value = self.raw(grid.body(tokens), grid)
+        if value.shape != (len(tokens), grid.size):
+            raise BigainError(
+                f"{type(self).__name__}.raw gives {list(value.shape)} for tokens [{len(tokens)}, {grid.size}, "
+                f"{tokens.shape[2]}]; one number for each token is [{len(tokens)}, {grid.size}]."
+            )
         return value if self.detail_is == "high" else -value
 
     def __repr__(self) -> str:

@@ -17,7 +17,7 @@ from bigain.adapters.report import AttachReport
 from bigain.diffusion.backbone import Backbone
 from bigain.errors import SettingError
 from bigain.reducers.base import TokenReducer
-from bigain.results.provenance import fingerprint, provenance
+from bigain.results.provenance import code_of, fingerprint, provenance
 from bigain.results.store import ResultFolder, write_json
 
 __all__ = ["EvaluationTask"]
@@ -152,6 +152,7 @@ class EvaluationTask(LightningModule, ABC):
             "backbone": type(self.backbone).__name__,
             "weights": self._weights,
             "reducer": repr(self.reducer),
+            "code": code_of(self.reducer),
             "placement": str(self.placement),
             "seed": self.seed,
             "precision": str(self.trainer.precision),

@@ -4,7 +4,8 @@
 
 `Block` is all it takes: plan from the tokens that attention is about to see, attend over fewer, put the output back.
 `attach` does the same to a model that was written without a reducer, once it is told which modules attend and how
-the tokens lie. Both give the same output.
+the tokens lie. With methods that look at a token's content alone, as here, both give the same output. Others want a
+`bigain.Context` with the block's index, the timestep and a cache: rotary_attention.py.
 """
 
 import torch
@@ -25,7 +26,7 @@ class Block(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         normed = self.norm1(tokens)
-        reduction = self.reducer.plan(normed, self.grid)  # and a bigain.Context, where there are timesteps
+        reduction = self.reducer.plan(normed, self.grid)
         short = reduction.reduce(normed)
         if reduction.kind == "merge":  # queries, keys and values shrink, and the output is put back
             attended = reduction.restore(self.attention(short, short, short, need_weights=False)[0])

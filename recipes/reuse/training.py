@@ -3,7 +3,8 @@
     python recipes/reuse/training.py
 
 A merged token is the mean of its tokens and passes its gradient on to them; the choice which tokens merge has none.
-What was trained so is then tried on new images, with the reducer and without it.
+What was trained so is then tried on new images, with the reducer and without it: it has learnt to see merged tokens
+and does worse on whole ones, so that a reducer that was there in training belongs to the model.
 """
 
 import torch
@@ -39,7 +40,7 @@ def batch(rows: int) -> tuple[Tensor, Tensor]:
 torch.manual_seed(0)
 model = Classifier()
 optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-where = {"layers": 4, "parts": ["self", "mlp"]}
+where = {"layers": 4, "parts": ["self", "mlp"]}  # all four layers; by default the first 12 of 28, or that share
 report = bigain.attach(model, "lgtm", ratio=0.5, placement=where, shape=(8, 8))
 for step in range(41):
     images, labels = batch(64)

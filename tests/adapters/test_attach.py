@@ -647,3 +647,20 @@ def test_hooks_of_the_models_owner_do_not_see_the_count(dit, batch):
         assert report.worth.saved > 0
         dit(**batch)
     assert seen == ["pass"]
+
+
+def test_a_block_that_was_compiled_is_refused_by_its_path():
+    """Its old code would run on, and the report would name a site where nothing happens."""
+    model = torch.nn.TransformerEncoder(
+        torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2, enable_nested_tensor=False
+    )
+    model.layers[1] = torch.compile(model.layers[1], backend="eager")
+    with pytest.raises(SiteError, match=r"layers\.1 is compiled already.*Attach first, then compile"):
+        bigain.attach(model, "lgtm", ratio=0.5, cell=2, shape=(32,), quiet=True)
+
+
+def test_a_preset_of_another_family_names_the_adapter_that_was_given():
+    model = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    named = {"name": "modules", "shape": [4, 8]}
+    with pytest.raises(SiteError, match="this one has the adapter 'modules'"):
+        bigain.attach(model, "lgtm", ratio=0.5, placement="sd", adapter=named, quiet=True)

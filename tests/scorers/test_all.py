@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bigain
-from bigain.errors import SettingError
+from bigain.errors import BigainError, SettingError
 
 GRIDS = {"8x8_c16": (8, 8), "12x20_c8": (12, 20), "9x13_c8": (9, 13)}
 TABLE_13 = {
@@ -256,3 +256,12 @@ def test_docstrings_tell_the_direction_and_the_source(name):
         assert "Table 13" in found.__doc__
     else:
         assert "control" in found.__doc__
+
+
+def test_a_formula_that_gives_no_number_for_each_token_is_refused():
+    class Averages(bigain.TokenScorer):
+        def raw(self, tokens, grid):
+            return tokens.mean(dim=1)
+
+    with pytest.raises(BigainError, match=r"Averages\.raw gives \[2, 6\] for tokens \[2, 12, 6\]; .* is \[2, 12\]"):
+        Averages()(torch.zeros(2, 12, 6), bigain.Grid((3, 4)))

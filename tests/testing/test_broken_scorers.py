@@ -249,7 +249,7 @@ class Recompiles(Energy):
 
 
 BROKEN = [
-    ("check_scores_have_shape_and_type", ExtraAxis(), r"shape \[3, 36, 1\], expected \[3, 36\]"),
+    ("check_scores_have_shape_and_type", ExtraAxis(), r"raw gives \[3, 36, 1\] for tokens"),
     ("check_scores_have_shape_and_type", Doubles(), "are torch.float64"),
     ("check_large_means_detail", NeitherWay(), "it is 'medium'"),
     ("check_large_means_detail", NotTurned(), "against -1 times raw: 108 of 108 values differ"),
@@ -263,7 +263,7 @@ BROKEN = [
     ("check_tokens_off_the_grid_are_refused", AnyTokens(), r"one token too few, \[3, 35, 8\] on Grid.* are accepted"),
     ("check_repeats_itself", Draws(), "second call against the first"),
     ("check_no_state_between_calls", Counts(), "its attributes changed, to {'keep': 0.5, 'norm': 'l1', 'calls'"),
-    ("check_no_state_between_calls", Lambda(), "pickle"),
+    ("check_no_state_between_calls", Lambda(), "pickle|local object"),
     ("check_no_state_between_calls", RemembersLast(), "again after others against the first time"),
     ("check_pickles", Lambda(), "pickle"),
     ("check_pickles", Forgets(), r"comes back as Energy\("),

@@ -199,3 +199,27 @@ def test_importing_loads_neither_pytest_nor_a_model_library():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ast.literal_eval(done.stdout) == []
+
+
+def test_names_classes_and_objects_are_checked_alike():
+    from bigain.scorers.magnitude import L2Norm
+    from bigain.testing import check_reducer, check_scorer
+
+    for given in ("l2_norm", L2Norm, L2Norm()):
+        check_scorer(given)
+    with pytest.raises(SettingError, match=r"This checks scorers: give an object.*; got ToMe"):
+        check_scorer(bigain.build_reducer("tome", ratio=0.5))
+    with pytest.raises(SettingError, match="There is no reducer named 'l2_norm'"):
+        check_reducer("l2_norm")
+
+
+def test_a_specimen_takes_a_model_as_well_as_what_makes_one():
+    from torch import nn
+
+    from bigain.testing import Specimen
+
+    model = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    specimen = Specimen(model)
+    assert specimen.made() is not model
+    assert isinstance(specimen.made(), nn.TransformerEncoderLayer)
+    assert str(specimen) == "TransformerEncoderLayer"

@@ -17,5 +17,6 @@ class ChannelRange(TokenScorer):
 
     def raw(self, tokens: Tensor, grid: Grid) -> Tensor:
         # [B, N_grid, C] to [B, N_grid]; class and text tokens are gone already. In float32 whatever comes.
+        # Neighbours: tokens.unflatten(1, grid.shape) is the field, of one, two or three axes, all of which must do.
         wide = tokens.float()
         return wide.amax(dim=-1) - wide.amin(dim=-1)

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from bigain.assets import asset
-from bigain.cli import OWN_COMMANDS, main
+from bigain.cli.main import OWN_COMMANDS, main
 from bigain.results.store import read_json
 
 ROOT = Path(__file__).resolve().parents[1]

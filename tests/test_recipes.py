@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bigain.cli import main
+from bigain.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").rglob("*.yaml"))

@@ -170,7 +170,7 @@ def test_an_editable_install_that_is_there_twice_is_one(told, python):
 
 
 def test_the_list_shows_each_with_its_package_and_reason(python):
-    rows = json.loads(run(python, "-m", "bigain.cli", "list", "scorers", "reducers", "--json"))
+    rows = json.loads(run(python, "-m", "bigain.cli.main", "list", "scorers", "reducers", "--json"))
     found = {(row["name"], row["package"]): row for row in rows}
     assert len(found) == len(rows)
     good = found["energy", "bigain-good"]
@@ -188,7 +188,7 @@ def test_the_list_shows_each_with_its_package_and_reason(python):
 
 
 def test_the_terminal_shows_it_all_in_eighty_columns(python):
-    shown = run(python, "-m", "bigain.cli", "list", "scorers")
+    shown = run(python, "-m", "bigain.cli.main", "list", "scorers")
     assert max(map(len, shown.splitlines())) <= 80
     assert "…" not in shown
     words = " ".join(shown.split())
@@ -198,7 +198,7 @@ def test_the_terminal_shows_it_all_in_eighty_columns(python):
 
 def test_doctor_tells_what_is_broken_and_fails(python):
     done = subprocess.run(
-        [python, "-m", "bigain.cli", "doctor", "--compile=false"], capture_output=True, text=True, cwd=Path("/")
+        [python, "-m", "bigain.cli.main", "doctor", "--compile=false"], capture_output=True, text=True, cwd=Path("/")
     )
     assert done.returncode == 1, done.stderr
     assert "6 broken" in done.stdout

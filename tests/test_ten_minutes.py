@@ -9,7 +9,7 @@ import pytest
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
 WALK = README.split("<!-- ten minutes: begin -->")[1].split("<!-- ten minutes: end -->")[0]
-MODULES = {"pip": "pip", "pytest": "pytest", "bigain": "bigain.cli"}
+MODULES = {"pip": "pip", "pytest": "pytest", "bigain": "bigain.cli.main"}
 
 
 @pytest.mark.slow

@@ -11,11 +11,11 @@ from torch import nn
 
 from bigain.adapters.base import Adapter, Part, Site
 from bigain.adapters.counting import Worth, counted_pass, flops_of, network_pass, on_meta
-from bigain.adapters.matching import AdapterSpec, match
-from bigain.adapters.merging import Step
+from bigain.adapters.find import AdapterSpec, match
+from bigain.adapters.pass_state import Attachment, Hooked, Planner
 from bigain.adapters.placement import Placement, placement_of, select_sites
-from bigain.adapters.planning import Attachment, Hooked, Planner
-from bigain.adapters.progressive import check_progressive, install_steps, plan_steps, step_reports
+from bigain.adapters.progressive.merging import Step
+from bigain.adapters.progressive.steps import check_progressive, install_steps, plan_steps, step_reports
 from bigain.adapters.report import AttachReport, SiteReport
 from bigain.errors import BigainError, SettingError, SiteError
 from bigain.grid import checked_shape

@@ -12,7 +12,7 @@ from bigain.grid import Grid
 from bigain.reducers.base import TokenReducer
 
 if TYPE_CHECKING:
-    from bigain.adapters.planning import Planner
+    from bigain.adapters.pass_state import Planner
 
 __all__ = ["Adapter", "Moment", "Part", "PlanFrom", "Seam", "Site", "Undo"]
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bigain.adapters.base import Adapter
-from bigain.adapters.planning import Attachment, Hooked
+from bigain.adapters.pass_state import Attachment, Hooked
 from bigain.errors import BigainError, SettingError
 
 if TYPE_CHECKING:

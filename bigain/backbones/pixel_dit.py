@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bigain.assets import asset
-from bigain.data.labelled import CIFAR10_CLASSES
+from bigain.data.dataset import CIFAR10_CLASSES
 from bigain.diffusion.backbone import Backbone
-from bigain.diffusion.schedule import NoiseSchedule
+from bigain.diffusion.process import NoiseSchedule
 from bigain.errors import DataError, SettingError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from bigain.assets import asset
-from bigain.data.labelled import CIFAR10_CLASSES, LabelledImages, load_images
+from bigain.data.dataset import CIFAR10_CLASSES, LabelledImages, load_images
 from bigain.errors import DataError
 
 __all__ = ["LabelledImageData"]

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from bigain.diffusion.schedule import NoiseSchedule
+from bigain.diffusion.process import NoiseSchedule
 
 __all__ = ["Backbone"]
 

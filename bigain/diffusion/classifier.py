@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bigain.diffusion.noise_set import NoiseSet, Stages
-from bigain.diffusion.schedule import NoiseSchedule
+from bigain.diffusion.process import NoiseSchedule
 from bigain.errors import NumericalError, SettingError
 
 __all__ = ["Classified", "DiffusionClassifier", "Loss"]

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.utils import counters
 
+from bigain.benchmark.cost import quartiles, time_passes
 from bigain.errors import NumericalError, SettingError
-from bigain.profiling.cost import quartiles, time_passes
 
 __all__ = ["Backend", "Compilation", "Passes", "first_pass", "forward_pass", "measure_passes", "timed_passes"]
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bigain.data.labelled import LabelledImages
+from bigain.data.dataset import LabelledImages
 from bigain.errors import DataError
 from bigain.report.pictures import data_uri
 from bigain.report.reading import Sample

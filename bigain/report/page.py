@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from bigain.data.labelled import LabelledImages
+from bigain.data.dataset import LabelledImages
 from bigain.errors import DataError
 from bigain.report.gallery import generated_columns, test_gallery
 from bigain.report.headline import headline

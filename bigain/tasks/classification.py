@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bigain.adapters.placement import Placement
-from bigain.data.labelled import LabelledImages
+from bigain.data.dataset import LabelledImages
 from bigain.data.module import LabelledImageData
 from bigain.diffusion.backbone import Backbone
 from bigain.diffusion.classifier import DiffusionClassifier, Loss

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bigain.adapters.placement import Placement
 from bigain.assets import asset
-from bigain.data.labelled import load_images
+from bigain.data.dataset import load_images
 from bigain.diffusion.backbone import Backbone
 from bigain.diffusion.sampler import DDIMSampler
 from bigain.errors import SettingError

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 import bigain
-from bigain.adapters.dit import DiTAdapter
-from bigain.adapters.planning import Hooked
+from bigain.adapters.families.dit import DiTAdapter
+from bigain.adapters.hooks.seams import AttentionSeam
+from bigain.adapters.pass_state import Hooked
 from bigain.adapters.report import SiteReport
-from bigain.adapters.seams import AttentionSeam
 from bigain.backbones.pixel_dit import PixelDiT
+from bigain.benchmark.flops import FlopCounter
 from bigain.errors import SettingError, SiteError
-from bigain.profiling.flops import FlopCounter
 from bigain.reducers.base import Reduction
 from bigain.reducers.lgtm import LGTM
 

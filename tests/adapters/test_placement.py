@@ -9,8 +9,8 @@ import torch
 
 import bigain
 from bigain.adapters.attach import find_sites
+from bigain.adapters.pass_state import Hooked
 from bigain.adapters.placement import PRESETS, Placement
-from bigain.adapters.planning import Hooked
 from bigain.adapters.report import SiteReport
 from bigain.errors import SettingError, SiteError
 from bigain.reducers.lgtm import LGTM

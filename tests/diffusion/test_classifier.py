@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from bigain.adapters.attach import attach
 from bigain.diffusion.classifier import DiffusionClassifier
 from bigain.diffusion.noise_set import NoiseSet, Stages
-from bigain.diffusion.schedule import NoiseSchedule
+from bigain.diffusion.process import NoiseSchedule
 from bigain.errors import NumericalError, SettingError
 
 SHAPE, CLASSES = (2, 4, 4), 6

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from bigain.diffusion.noise_set import NoiseSet, Stages
-from bigain.diffusion.schedule import NoiseSchedule
+from bigain.diffusion.process import NoiseSchedule
 from bigain.errors import SettingError
 
 

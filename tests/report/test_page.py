@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bigain.data.labelled import LabelledImages
+from bigain.data.dataset import LabelledImages
 from bigain.errors import DataError
 from bigain.report.gallery import test_gallery as gallery_of
 from bigain.report.headline import headline

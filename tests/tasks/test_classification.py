@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from bigain.adapters.placement import Placement
 from bigain.backbones.pixel_dit import PixelDiT
-from bigain.data.labelled import CIFAR10_CLASSES
+from bigain.data.dataset import CIFAR10_CLASSES
 from bigain.data.module import LabelledImageData
 from bigain.diffusion.noise_set import Stages
 from bigain.errors import NumericalError, SettingError, SiteError
@@ -213,7 +213,7 @@ def test_images_of_another_size_are_refused(run, folder):
 def test_two_devices_give_the_figures_of_one(root, run, folder, tiny_weights, tmp_path):
     """Two processes on the CPU; seven images do not divide by two, so one is seen twice and counted once."""
     expected = errors(run("one"))
-    command = [sys.executable, "-m", "bigain.cli", "test", "--config", "recipes/classify/cifar10_lgtm.yaml"]
+    command = [sys.executable, "-m", "bigain.cli.main", "test", "--config", "recipes/classify/cifar10_lgtm.yaml"]
     options = {
         "model.backbone.init_args.weights": tiny_weights,
         "model.stages.trials": "[2,4]",

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from bigain.backbones.pixel_dit import PixelDiT
-from bigain.data.labelled import CIFAR10_CLASSES, load_images
+from bigain.data.dataset import CIFAR10_CLASSES, load_images
 from bigain.data.prompts import ClassPrompts
 from bigain.errors import DataError, SettingError
 from bigain.metrics.features import EmbeddedFeatures
@@ -111,7 +111,7 @@ def test_half_precision_rounds_the_model_and_not_the_features(tiny_weights, tiny
 @pytest.mark.slow
 def test_two_devices_give_the_distance_of_one(root, run, reference, tiny_weights, tiny_features, tmp_path):
     expected = json.loads((run("one") / "result.json").read_text())["summary"]
-    command = [sys.executable, "-m", "bigain.cli", "test", "--config", "recipes/generate/cifar10_lgtm.yaml"]
+    command = [sys.executable, "-m", "bigain.cli.main", "test", "--config", "recipes/generate/cifar10_lgtm.yaml"]
     options = {
         "model.backbone.init_args.weights": tiny_weights,
         "model.features": "bigain.metrics.features.EmbeddedFeatures",

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bigain.adapters.dit import DiTAdapter
+from bigain.adapters.families.dit import DiTAdapter
 from bigain.testing import (
     ContractError,
     NotApplicable,

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from bigain.adapters.dit import DiTAdapter
-from bigain.adapters.hooks import ReducedTokens
-from bigain.adapters.planning import Planner
-from bigain.adapters.seams import AttentionSeam, TokenSeam
+from bigain.adapters.families.dit import DiTAdapter
+from bigain.adapters.hooks.diffusers import ReducedTokens
+from bigain.adapters.hooks.seams import AttentionSeam, TokenSeam
+from bigain.adapters.pass_state import Planner
 from bigain.errors import SiteError
 from bigain.grid import Grid
 from bigain.testing import ContractError, Specimen, checks_of

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bigain.adapters.attach import attach
 from bigain.adapters.base import Part, Site
-from bigain.adapters.matching import AdapterSpec, match
+from bigain.adapters.find import AdapterSpec, match
 from bigain.adapters.placement import Placement
 from bigain.adapters.report import AttachReport
 from bigain.errors import BigainError, SettingError

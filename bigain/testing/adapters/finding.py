@@ -4,7 +4,7 @@ from torch import nn
 
 from bigain import registry
 from bigain.adapters.base import Adapter
-from bigain.adapters.matching import match
+from bigain.adapters.find import match
 from bigain.errors import BigainError
 from bigain.testing.adapters.bench import Bench, hooked
 from bigain.testing.comparing import expect

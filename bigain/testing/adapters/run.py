@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from bigain.adapters.matching import AdapterSpec
+from bigain.adapters.find import AdapterSpec
 from bigain.testing.adapters import arguments, compiling, finding, grids, passes, traces, training, weighting
 from bigain.testing.adapters.bench import Bench, Specimen
 from bigain.testing.failures import ContractError, Failure, NotApplicable, told

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import bigain
-from bigain.adapters.progressive import tome_schedule
+from bigain.adapters.progressive.steps import tome_schedule
 from bigain.errors import SettingError
 from bigain.reducers.tome import ToMe
 from bigain.reducers.tome_vit import ToMeViT

@@ -1,0 +1,181 @@
+"""The seam of modules that the user names: nothing is known of them but their tokens."""
+
+import inspect
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from bigain.adapters.base import Part, Seam, Site, Undo
+from bigain.adapters.hooks._paths import watch_path
+from bigain.adapters.pass_state import Hooked, Planner
+from bigain.errors import BigainError, SettingError, SiteError
+from bigain.reducers.base import Context, NoReduction, Reduction, TokenReducer
+
+__all__ = ["NamedSeam"]
+
+
+@dataclass(frozen=True)
+class NamedSeam(Seam):
+    """A module that maps tokens, `[B, N, C]`, to as many, or to a tuple that begins with them.
+
+    Args:
+        module: Its path in the block.
+        tokens: Name of the argument that holds them; `None` for the first.
+        keys: Paths, in the module, of the projections of keys and values.
+    """
+
+    module: str
+    tokens: str | None = None
+    keys: tuple[str, ...] = ()
+
+    def check(self, site: Site, part: Part, reducer: TokenReducer, proportional: bool) -> None:
+        module, path = site.module(part), site.path(part)
+        names = inspect.signature(type(module).forward).parameters
+        if self.tokens is not None and self.tokens not in names:
+            raise SiteError(
+                f"{path} takes {', '.join(list(names)[1:])}; there is no tokens={self.tokens!r} among them."
+            )
+        if part != "self":
+            return
+        if proportional:
+            raise SiteError(f"Proportional attention does not know what is inside {path}, a {type(module).__name__}.")
+        missing = [name for name in self.keys if name not in dict(module.named_modules())]
+        if missing:
+            inside = ", ".join(name for name, _ in module.named_children())
+            raise SiteError(
+                f"{path} has no {' and no '.join(missing)}, named as keys; it has {inside or 'no modules'}."
+            )
+        kinds = reducer.kinds_at(Context(layer=site.layer, stage=site.stage))
+        if "kv" in kinds and not self.keys:
+            raise SiteError(
+                f"{reducer!r} shrinks keys and values, and nothing says how {path} makes them: name its projections, "
+                'as keys=["to_k", "to_v"] beside attention, or take a merging reducer.'
+            )
+
+    def install(self, planner: Planner, part: Part, proportional: bool) -> Undo:
+        module, path = planner.site.module(part), planner.site.path(part)
+        watch_path(planner, path, module)
+        work = ReducedModule(self, module, planner, part)
+        undo: Undo = [
+            module.register_forward_pre_hook(work.before, with_kwargs=True).remove,
+            module.register_forward_hook(work.after, always_call=True).remove,
+        ]
+        for key in self.keys:
+            watch_path(planner, f"{path}.{key}", module.get_submodule(key))
+            undo.append(module.get_submodule(key).register_forward_pre_hook(work.shorten).remove)
+        return undo
+
+
+class ReducedModule(Hooked):
+    """Lets a module of which nothing is known run on reduced tokens.
+
+    Args:
+        seam: What was said of it.
+        module: The module.
+        planner: Plans for its block.
+        part: Which part of the block it is.
+    """
+
+    def __init__(self, seam: NamedSeam, module: nn.Module, planner: Planner, part: Part) -> None:
+        names = list(inspect.signature(type(module).forward).parameters)[1:]
+        self._name = seam.tokens or next(iter(names), "")
+        self._position = names.index(self._name) if self._name in names else 0
+        self._keys, self._planner, self._part = seam.keys, planner, part
+        self._path = planner.site.path(part)
+        self._plan: Reduction | None = None
+        self._count = self._waiting = 0
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Shorten the tokens of a call, or take down the plan for its keys and values."""
+        tokens = self._turned(self._find(args, kwargs))
+        plan = self._planner(tokens)
+        if plan.padded:
+            raise SettingError(
+                f"At {self._path} the rows of one batch would be reduced to different lengths, which a module of which "
+                "nothing is known cannot mask. Give all rows one timestep: report.at(timestep)."
+            )
+        if plan.kind == "kv" and self._part != "self":
+            return None  # a composite at a block where it leaves queries alone
+        self._plan, self._count = plan, tokens.shape[1]
+        self._waiting = len(self._keys) if plan.kind == "kv" else 0
+        if plan.kind == "kv":
+            return None
+        short = self._turned(plan.reduce(tokens))
+        if len(args) > self._position:
+            return (*args[: self._position], short, *args[self._position + 1 :]), kwargs
+        return args, {**kwargs, self._name: short}
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Restore the output, and forget the plan; after an exception, add what it may come from."""
+        plan, self._plan = self._plan, None
+        if plan is None:
+            return output
+        if output is None:
+            self._explain(plan)
+            return output
+        self._check_keys()
+        return output if plan.kind == "kv" else self._restored(plan, output)
+
+    def shorten(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
+        """Give the projection of keys or values fewer tokens."""
+        if self._plan is None or self._plan.kind != "kv":
+            return None
+        if not args or args[0].ndim != 3 or args[0].shape[1] != self._count:
+            raise SiteError(
+                f"The keys {' and '.join(self._keys)} of {self._path} must each be given its {self._count} tokens, "
+                "[B, N, C], and were not."
+            )
+        self._waiting -= 1
+        return self._plan.reduce(args[0]), *args[1:]
+
+    def _find(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        """Return the tokens of a call."""
+        found = args[self._position] if len(args) > self._position else kwargs.get(self._name)
+        if not isinstance(found, Tensor) or found.ndim != 3:
+            told = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise SiteError(
+                f"{self._path} is reduced by its argument {self._name!r}, tokens [B, N, C], and was given {told}. "
+                "Where another argument holds them, name it: tokens=... beside attention."
+            )
+        return found
+
+    def _restored(self, plan: Reduction, output: Any) -> Any:
+        first = output[0] if isinstance(output, tuple) else output
+        length, axis = plan.sizes.shape[1], 1 if self._planner.site.batch_first else 0
+        if not isinstance(first, Tensor) or first.ndim != 3 or first.shape[axis] != length:
+            told = list(first.shape) if isinstance(first, Tensor) else type(first).__name__
+            raise SiteError(
+                f"{self._path} gave {told} for {length} tokens; what is reduced gives as many, [B, N, C], or a tuple "
+                "that begins with them."
+            )
+        restored = self._turned(plan.restore(self._turned(first)))
+        return (restored, *output[1:]) if isinstance(output, tuple) else restored
+
+    def _turned(self, tokens: Tensor) -> Tensor:
+        """Bring tokens to `[B, N, C]`, or back: an MLP beside `nn.MultiheadAttention` may have rows second."""
+        return tokens if self._planner.site.batch_first else tokens.transpose(0, 1)
+
+    def _check_keys(self) -> None:
+        if self._waiting:
+            raise SiteError(
+                f"{self._path} did not call {' and '.join(self._keys)}, named as keys, so that keys and values were "
+                "not reduced."
+            )
+
+    def _explain(self, plan: Reduction) -> None:
+        """Add a note to the exception that left the module: it may have counted on N tokens."""
+        error = sys.exception()
+        if error is None or isinstance(error, BigainError) or isinstance(plan, NoReduction):
+            return
+        length = plan.sizes.shape[1]
+        if plan.kind == "kv":
+            told = f"{' and '.join(self._keys)}, named as keys, gave {length} keys and values for {self._count} queries"
+        else:
+            told = f"it was given {length} tokens in place of {self._count}"
+        error.add_note(
+            f"A reducer is attached to {self._path}: {told}. Masks, positions and lengths that the module takes from "
+            "elsewhere do not follow."
+        )

@@ -1,0 +1,188 @@
+"""The seams of torch's own transformer modules: `nn.MultiheadAttention`, and the MLP of an encoder layer."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from bigain.adapters.base import Part, Seam, Undo
+from bigain.adapters.hooks._paths import watch_path
+from bigain.adapters.hooks.diffusers import ReducedTokens
+from bigain.adapters.pass_state import Hooked, Planner
+from bigain.errors import SiteError
+from bigain.reducers.base import Reduction
+
+__all__ = ["FeedForwardSeam", "MultiheadSeam"]
+
+_CALL = ("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask", "average_attn_weights", "is_causal")
+"""Order of the arguments of `nn.MultiheadAttention.forward`."""
+
+_MASKS = ("key_padding_mask", "attn_mask")
+
+
+@dataclass(frozen=True)
+class MultiheadSeam(Seam):
+    """`nn.MultiheadAttention` called as self-attention: `attn(x, x, x, need_weights=False)`.
+
+    Tokens are reduced before the call and restored behind it; torch's fused kernel for
+    inference stays in use inside where queries, keys and values are merged alike.
+
+    Args:
+        module: Its path in the block.
+    """
+
+    module: str
+
+    def install(self, planner: Planner, part: Part, proportional: bool) -> Undo:
+        attention = planner.site.module(part)
+        watch_path(planner, planner.site.path(part), attention)
+        work = ReducedMultihead(planner, part, proportional)
+        return [
+            *_guard(planner),
+            attention.register_forward_pre_hook(work.before, with_kwargs=True).remove,
+            attention.register_forward_hook(work.after, always_call=True).remove,
+        ]
+
+
+@dataclass(frozen=True)
+class FeedForwardSeam(Seam):
+    """The MLP of `nn.TransformerEncoderLayer`: from the input of its first projection to the output of its last.
+
+    Args:
+        module: Name of the first projection.
+        last: Name of the last.
+    """
+
+    module: str = "linear1"
+    last: str = "linear2"
+
+    @property
+    def covers(self) -> tuple[str, ...]:
+        return (self.module, self.last)
+
+    def install(self, planner: Planner, part: Part, proportional: bool) -> Undo:
+        block, work = planner.site.block, ReducedFeedForward(planner)
+        for path in planner.site.covered(part):
+            watch_path(planner, path, planner.attachment.model.get_submodule(path))
+        return [
+            *_guard(planner),
+            block.get_submodule(self.module).register_forward_pre_hook(work.before).remove,
+            block.get_submodule(self.last).register_forward_hook(work.after).remove,
+        ]
+
+
+class ReducedMultihead(Hooked):
+    """Lets an `nn.MultiheadAttention` run on reduced tokens.
+
+    Args:
+        planner: Plans for its block.
+        part: Which part of the block it is.
+        proportional: Whether keys are weighted by how many tokens they stand for.
+    """
+
+    def __init__(self, planner: Planner, part: Part, proportional: bool) -> None:
+        self._planner, self._path, self._proportional = planner, planner.site.path(part), proportional
+        self._plan: Reduction | None = None
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Shorten queries, keys and values, or keys and values alone."""
+        given = dict(zip(_CALL, args, strict=False)) | kwargs
+        self._check(given)
+        tokens: Tensor = given["query"]
+        plan = self._planner(self._turned(tokens))
+        short = self._turned(plan.reduce(self._turned(tokens)))
+        given["query"] = short if plan.kind == "merge" else tokens
+        # The same object: by that torch knows self-attention, and may take its fused kernel.
+        given["key"] = given["value"] = short
+        if self._proportional:
+            # A float mask is added to the logits; the log of 0 leaves out places that stand for no token.
+            given["key_padding_mask"] = plan.sizes.log().to(tokens.dtype)
+        elif plan.padded:
+            given["key_padding_mask"] = plan.sizes == 0
+        self._plan = plan
+        return (), given
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Restore the output, and forget the plan, also after an exception."""
+        plan, self._plan = self._plan, None
+        if plan is None or plan.kind == "kv" or output is None:
+            return output
+        mixed, weights = output
+        return self._turned(plan.restore(self._turned(mixed))), weights
+
+    def _turned(self, tokens: Tensor) -> Tensor:
+        """Bring tokens to `[B, N, C]`, or back."""
+        return tokens if self._planner.site.batch_first else tokens.transpose(0, 1)
+
+    def _check(self, given: dict[str, Any]) -> None:
+        query = given["query"]
+        if query is not given["key"] or query is not given["value"]:
+            raise SiteError(
+                f"{self._path} is reduced as self-attention, but its query, key and value are not one tensor. Name "
+                'the modules that are self-attention: adapter={"name": "modules", "attention": "layers.*.self_attn"}.'
+            )
+        masks = [name for name in _MASKS if given.get(name) is not None]
+        if masks or given.get("is_causal", False):
+            raise SiteError(
+                f"{self._path} was called with {' and '.join(masks) or 'is_causal'}, which says nothing of merged "
+                "tokens: a reducer works in attention of all tokens to all tokens. Leave masks out of the call."
+            )
+        if given.get("need_weights", True):
+            raise SiteError(
+                f"{self._path} was asked for attention weights, which between reduced tokens are not those between "
+                "all tokens. Call it with need_weights=False (the default is True)."
+            )
+        if query.is_nested or query.ndim != 3:
+            raise SiteError(f"{self._path} takes batches of equal length, of 3 axes, when a reducer is attached.")
+
+
+class ReducedFeedForward(ReducedTokens):
+    """Lets an encoder layer's MLP run on reduced tokens, whichever axis the rows are.
+
+    Args:
+        planner: Plans for its block.
+    """
+
+    def before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Shorten the input of the first projection."""
+        tokens, *rest = args
+        short, *_ = super().before(module, (self._turned(tokens),))
+        return self._turned(short), *rest
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        """Restore the output of the last projection."""
+        return self._turned(super().after(module, args, self._turned(output)))
+
+    def _turned(self, tokens: Tensor) -> Tensor:
+        return tokens if self.planner.site.batch_first else tokens.transpose(0, 1)
+
+
+class Guard(Hooked):
+    """Refuses calls of an encoder layer whose rows have different lengths.
+
+    Args:
+        name: Path of the layer, for the error.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name or "The encoder layer"
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Look at the call, in a forward pre-hook that runs before any other."""
+        given = dict(zip(("src", "src_mask", "src_key_padding_mask"), args, strict=False)) | kwargs
+        source = given.get("src")
+        nested = isinstance(source, Tensor) and source.is_nested
+        if nested or given.get("src_key_padding_mask") is not None:
+            # The encoder hands on a nested tensor where it was given a mask.
+            raise SiteError(
+                f"{self._name} was given padded rows (src_key_padding_mask, or a nested tensor), and merging would mix "
+                "padding into tokens. Cut batches to equal length, and leave the mask out."
+            )
+
+
+def _guard(planner: Planner) -> Undo:
+    block = planner.site.block
+    if not isinstance(block, nn.TransformerEncoderLayer):
+        return []
+    guard = Guard(planner.site.name)
+    return [block.register_forward_pre_hook(guard.before, with_kwargs=True, prepend=True).remove]

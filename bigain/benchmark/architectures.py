@@ -1,0 +1,145 @@
+"""Networks from configurations alone: shapes on the meta device, or random weights on a real one."""
+
+import difflib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from bigain.adapters.find import match
+from bigain.assets import asset
+from bigain.errors import DataError, SettingError
+
+__all__ = ["architectures", "build_architecture", "build_random"]
+
+_CONFIG = "config.json"
+"""The file name that diffusers' `save_pretrained` and `from_pretrained` use."""
+
+_NETWORKS = ("unet", "transformer")
+"""Where a pipeline's folder keeps its network."""
+
+_EMBEDDED = "cifar10_dit"
+"""The model whose weights ship, too."""
+
+
+def architectures() -> list[str]:
+    """Names of the architectures that ship with bigain."""
+    return sorted(file.stem for file in asset("architectures").glob("*.json"))
+
+
+def build_architecture(source: Path | str) -> nn.Module:
+    """Build a network on the meta device, where tensors have shapes and no values.
+
+    Args:
+        source: The name of a shipped architecture (`architectures()`) or of the embedded
+            model (`cifar10_dit`), or a diffusers model: its `config.json`, its folder, or
+            the folder of a pipeline that holds it.
+
+    Returns:
+        The network, of a family that an adapter knows, in evaluation mode.
+
+    Raises:
+        SettingError: There is no such architecture or file.
+        DataError: The file is no configuration of a diffusers network.
+        SiteError: No adapter knows the network.
+    """
+    file = _file_of(source)
+    with torch.device("meta"):
+        network = _instantiate(_read(file), file)
+    match(network)
+    return network.eval()
+
+
+def build_random(source: Path | str, device: torch.device, dtype: torch.dtype, seed: int = 0) -> nn.Module:
+    """Build a network with random weights where it will run.
+
+    Weights are drawn on `device` and in `dtype`: a network that fits there needs no
+    memory elsewhere, and never more than it keeps.
+
+    Args:
+        source: As for `build_architecture`.
+        device: Where.
+        dtype: Type of its floating-point weights and buffers.
+        seed: Seeds the draw; the global generators are left as they are.
+
+    Returns:
+        The network in evaluation mode.
+
+    Raises:
+        SettingError: There is no such architecture or file.
+        DataError: The file is no configuration of a diffusers network.
+        SiteError: No adapter knows the network.
+    """
+    file = _file_of(source)
+    config = _read(file)
+    with _drawing(device, dtype, seed):
+        network = _instantiate(config, file)
+    match(network)
+    # Computed buffers come in float32, and from numpy on the host. diffusers' own `to` warns of
+    # modules that a checkpoint would keep in float32, though there are none.
+    return nn.Module.to(network, device=device, dtype=dtype).eval()
+
+
+@contextmanager
+def _drawing(device: torch.device, dtype: torch.dtype, seed: int) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.device(device):
+        torch.manual_seed(seed)
+        torch.set_default_dtype(dtype)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
+
+
+def _file_of(source: Path | str) -> Path:
+    known = architectures()
+    if str(source) in known:
+        return asset(f"architectures/{source}.json")
+    if str(source) == _EMBEDDED:
+        return asset(f"{_EMBEDDED}/{_CONFIG}")
+    place = Path(source)
+    if place.is_file():
+        return place
+    inside = [place / _CONFIG, *(place / part / _CONFIG for part in _NETWORKS)]
+    found = next((file for file in inside if file.is_file()), None)
+    if found is None:
+        known = [*known, _EMBEDDED]
+        near = difflib.get_close_matches(str(source), known, n=3, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise SettingError(
+            f"There is no architecture {str(source)!r}.{hint} Give one of {', '.join(known)}, or a folder or file "
+            f"with the {_CONFIG} of a diffusers network."
+        )
+    return found
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} is no JSON: {error}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("_class_name"), str):
+        raise DataError(f"{file} is no diffusers configuration: it has no _class_name.")
+    return config
+
+
+def _instantiate(config: dict[str, Any], file: Path) -> nn.Module:
+    import diffusers
+
+    name = config["_class_name"]
+    kind = getattr(diffusers, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise DataError(f"{file} is of the class {name}, which diffusers {diffusers.__version__} has not as a network.")
+    try:
+        return cast("nn.Module", cast("Any", kind).from_config(config))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a class makes of fields that it cannot build from
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise DataError(f"{name} cannot be built from {file}: {reason[0]}") from error

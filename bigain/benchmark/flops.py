@@ -1,0 +1,157 @@
+"""How many floating-point operations one network evaluation takes, with and without reducers."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigain.adapters.attach import attach_silently, find_sites, part_report
+from bigain.adapters.counting import COUNTED, META, counted_pass, flops_of, network_pass, on_meta
+from bigain.adapters.find import match
+from bigain.adapters.placement import Placement, placement_of
+from bigain.diffusion.backbone import Backbone
+from bigain.errors import SettingError
+from bigain.grid import Grid
+from bigain.reducers.base import TokenReducer
+from bigain.registry import build_reducer
+
+__all__ = ["COUNTED", "FlopCount", "FlopCounter", "PartFlops", "backbone_inputs", "on_meta"]
+
+
+@dataclass(frozen=True)
+class PartFlops:
+    """One part of a block that a placement takes.
+
+    Args:
+        name: Its path in the model.
+        grid: The grid it sees.
+        before: Tokens before reduction.
+        after: Tokens after reduction; where only keys and values shrink, of those.
+        flops: Operations of the part without reduction.
+    """
+
+    name: str
+    grid: Grid
+    before: int
+    after: int
+    flops: float
+
+
+@dataclass(frozen=True)
+class FlopCount:
+    """Operations of one evaluation of one row.
+
+    Args:
+        total: With the reducer; a share of the plan's where several evaluations share it.
+        baseline: Without.
+        parts: The parts taken.
+    """
+
+    total: float
+    baseline: float
+    parts: tuple[PartFlops, ...]
+
+    @property
+    def saved(self) -> float:
+        """Share of the baseline that is saved; below 0 where planning costs more than it spares."""
+        return 1 - self.total / self.baseline
+
+    @property
+    def share(self) -> float:
+        """Share of the baseline that lies in the parts taken: no reducer there can save more."""
+        return sum(part.flops for part in self.parts) / self.baseline
+
+
+class FlopCounter:
+    """Counts evaluations of one model on the meta device, without weights or arithmetic.
+
+    A multiplication and an addition count as two. Matrix products, convolutions and
+    attention count, as in `torch.utils.flop_counter`; sorting and element-wise work do not.
+
+    Args:
+        model: A network of a family that an adapter knows, or a pipeline or backbone
+            that holds one, on any device. It is left alone: its shapes are copied.
+        shape: Tokens along each axis of the network's input grid, for U-Nets the
+            latent's size. Default: as configured. Given, the network alone is counted;
+            else a backbone's whole evaluation.
+
+    Raises:
+        SiteError: No adapter knows the model.
+        SettingError: The network cannot run on such a grid.
+    """
+
+    def __init__(self, model: Any, shape: tuple[int, ...] | None = None) -> None:
+        if isinstance(model, Backbone):
+            model = on_meta(model).eval()
+            self.network, _, self.adapter = match(model)
+        else:
+            network, _, self.adapter = match(model)
+            self.network = on_meta(network).eval()
+        self.shape = self._checked(shape)
+        whole = isinstance(model, Backbone) and shape is None
+        self._evaluate = _of_backbone(model) if whole else network_pass(self.network, self.adapter, self.shape)
+        size = " x ".join(map(str, self.shape))
+        counter = counted_pass(self._evaluate, 1, f"{type(self.network).__name__} cannot run on {size} tokens")
+        self._counter = counter
+        self.baseline = float(counter.get_total_flops())
+
+    def count(
+        self,
+        reducer: TokenReducer | str | Mapping[str, Any],
+        placement: Placement | str | Mapping[str, Any] | None = None,
+        sharing: int = 1,
+    ) -> FlopCount:
+        """Count one evaluation of one row under a reducer.
+
+        Args:
+            reducer: What is attached.
+            placement: Where, as for `bigain.attach`.
+            sharing: So many evaluations share one plan.
+
+        Raises:
+            SiteError: The model has no such places.
+            SettingError: The reducer cannot do on its grids what it is asked to, or
+                asks for values, which the meta device has not.
+        """
+        chosen, place = build_reducer(reducer), placement_of(placement)
+        parts = self._parts(chosen, place)
+        with attach_silently(self.network, chosen, place, self.shape) as report, report.shared(sharing):
+            counter = counted_pass(self._evaluate, sharing, f"{chosen!r} cannot be counted without values")
+        return FlopCount(counter.get_total_flops() / sharing, self.baseline, parts)
+
+    def _parts(self, reducer: TokenReducer, placement: Placement) -> tuple[PartFlops, ...]:
+        network, adapter, placement, sites = find_sites(self.network, placement)
+        found: list[PartFlops] = []
+        for site in sites:
+            for part in placement.parts:
+                if part in site.parts:
+                    row = part_report(adapter, network, self.shape, reducer, site, part)
+                    flops = flops_of(self._counter, self.network, site.covered(part))
+                    found.append(PartFlops(row.name, row.grid, row.before, row.after, flops))
+        return tuple(found)
+
+    def _checked(self, shape: tuple[int, ...] | None) -> tuple[int, ...]:
+        configured = self.adapter.configured_shape(self.network)
+        if shape is None:
+            return configured
+        if len(shape) != len(configured) or min(shape) < 1:
+            raise SettingError(
+                f"shape is the tokens along each of {len(configured)} axes, each at least 1; got {list(shape)}. "
+                f"{type(self.network).__name__} is configured for {list(configured)}."
+            )
+        return tuple(shape)
+
+
+def backbone_inputs(
+    backbone: Backbone, rows: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Make arguments of `predict_noise`, to count or time it."""
+    noisy = torch.randn(rows, *backbone.latent_shape, device=device, dtype=dtype)
+    steps = torch.arange(rows, device=device) * 389 % backbone.schedule.steps
+    return noisy, steps, torch.arange(rows, device=device) % len(backbone.classes)
+
+
+def _of_backbone(backbone: Backbone) -> Callable[[int], Any]:
+    return lambda rows: backbone.predict_noise(*backbone_inputs(backbone, rows, META, torch.float32))

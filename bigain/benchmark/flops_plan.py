@@ -1,0 +1,187 @@
+"""What `bigain flops` counts: networks and reducers, from options or from another command's recipe."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml  # type: ignore[import-untyped] # comes with jsonargparse
+from jsonargparse import ArgumentError, ArgumentParser
+
+from bigain.adapters.placement import Placement
+from bigain.benchmark.architectures import build_architecture
+from bigain.benchmark.flops import FlopCount, FlopCounter
+from bigain.benchmark.methods import methods_of
+from bigain.diffusion.backbone import Backbone
+from bigain.errors import DataError, SettingError
+from bigain.reducers.base import Identity, TokenReducer
+
+__all__ = ["FlopsPlan", "FlopsTable", "MethodFlops", "count_plan"]
+
+
+@dataclass(frozen=True)
+class FlopsPlan:
+    """Count one evaluation of a network under reducers.
+
+    Args:
+        network: A shipped architecture (sd15, sd2, sdxl, dit_xl_2_256, dit_xl_2_512, flux1,
+            cifar10_dit), or a folder or file with the config.json of a diffusers network.
+        recipe: Instead of everything else: a recipe of `bigain test` or `bigain compare`,
+            whose backbone, reducers, placement and sharing are counted.
+        reducer: One reducer. Beside those asked for, no reduction is counted always.
+        reducers: Several: method name to reducer.
+        placement: Which blocks, and which parts of them. Default: those of the published
+            methods.
+        shape: Tokens along each axis of the network's input grid, `[96, 64]`. Default: as
+            configured.
+        sharing: So many evaluations share one plan.
+        timestep: Count what a reducer that switches by timestep does at this one. Default:
+            what it does where rows may be at any.
+
+    Raises:
+        SettingError: No network, or settings that exclude each other.
+    """
+
+    network: str | None = None
+    recipe: Path | None = None
+    reducer: TokenReducer = Identity()
+    reducers: dict[str, TokenReducer] = field(default_factory=dict)
+    placement: Placement = Placement()
+    shape: list[int] | None = None
+    sharing: int = 1
+    timestep: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.network is None) == (self.recipe is None):
+            raise SettingError(
+                "Give --network (a shipped architecture, or a folder with a config.json) or --recipe (of bigain test "
+                f"or bigain compare), one of them; got network={self.network}, recipe={self.recipe}."
+            )
+        if self.recipe is not None and (given := self._beside_recipe()):
+            raise SettingError(f"{self.recipe} says what to count; leave out {', '.join(given)}.")
+        if self.reducers and not isinstance(self.reducer, Identity):
+            raise SettingError("Give reducer or reducers, not both.")
+        if self.sharing < 1:
+            raise SettingError(f"sharing is 1 or more evaluations; got {self.sharing}.")
+
+    def _beside_recipe(self) -> list[str]:
+        """Name what was given that a recipe says, too."""
+        told = {
+            "reducer": not isinstance(self.reducer, Identity),
+            "reducers": bool(self.reducers),
+            "placement": self.placement != Placement(),
+            "shape": self.shape is not None,
+            "sharing": self.sharing != 1,
+        }
+        return [name for name, given in told.items() if given]
+
+
+@dataclass(frozen=True)
+class MethodFlops:
+    """One row.
+
+    Args:
+        name: The method's name.
+        reducer: Its settings.
+        count: What it takes.
+    """
+
+    name: str
+    reducer: str
+    count: FlopCount
+
+
+@dataclass(frozen=True)
+class FlopsTable:
+    """What was counted.
+
+    Args:
+        title: Network, its grid, placement and sharing, in words.
+        methods: One row a method; one without reduction among them.
+    """
+
+    title: str
+    methods: tuple[MethodFlops, ...]
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """What of another command's recipe decides the figures."""
+
+    backbone: Backbone
+    reducer: TokenReducer = Identity()
+    reducers: dict[str, TokenReducer] = field(default_factory=dict)
+    placement: Placement = Placement()
+    share_plans: bool = False
+
+
+def count_plan(plan: FlopsPlan) -> FlopsTable:
+    """Count everything a plan names.
+
+    Raises:
+        BigainError: Something that cannot be built or counted.
+    """
+    model, reducers, placement, sharing = _of_recipe(plan.recipe, plan.timestep) if plan.recipe else _of_options(plan)
+    counter = FlopCounter(model, tuple(plan.shape) if plan.shape is not None else None)
+    methods = [
+        MethodFlops(name, repr(reducer), counter.count(reducer, placement, sharing))
+        for name, reducer in reducers.items()
+    ]
+    told = [
+        plan.network or str(plan.recipe),
+        type(counter.network).__name__,
+        f"{' x '.join(map(str, counter.shape))} tokens at its input",
+        f"placement {placement}",
+        *([f"{sharing} evaluations share a plan"] if sharing > 1 else []),
+        *([f"timestep {plan.timestep:g}"] if plan.timestep is not None else []),
+    ]
+    return FlopsTable(", ".join(told), tuple(methods))
+
+
+def _of_options(plan: FlopsPlan) -> tuple[Any, dict[str, TokenReducer], Placement, int]:
+    assert plan.network is not None
+    return build_architecture(plan.network), _methods(plan, plan.timestep), plan.placement, plan.sharing
+
+
+def _of_recipe(file: Path, timestep: float | None) -> tuple[Backbone, dict[str, TokenReducer], Placement, int]:
+    """Build what decides the figures, the backbone on the meta device: there, it reads no weights."""
+    settings = _settings(file)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(_Recipe)
+    given = {item.name: settings[item.name] for item in fields(_Recipe) if item.name in settings}
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            # Of backbones that read weights all the same.
+            warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter.*")
+            made = parser.instantiate(parser.parse_object(given))
+    except ArgumentError as error:
+        raise DataError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+    sharing = len(made.backbone.classes) if made.share_plans else 1
+    return made.backbone, _methods(made, timestep), made.placement, sharing
+
+
+def _settings(file: Path) -> Mapping[str, Any]:
+    """Find the settings of a task or comparison in a recipe."""
+    try:
+        content = yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise DataError(f"No recipe at {file}: {error.strerror}.") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise DataError(f"{file} is no YAML: {' '.join(str(error).split())}.") from error
+    held = content if isinstance(content, Mapping) else {}
+    task = held.get("model")
+    found = held.get("comparison") or (task.get("init_args") if isinstance(task, Mapping) else None)
+    if not isinstance(found, Mapping) or "backbone" not in found:
+        raise DataError(
+            f"{file} is no recipe of bigain test or bigain compare: it has no backbone under model.init_args or "
+            "comparison."
+        )
+    return found
+
+
+def _methods(given: Any, timestep: float | None) -> dict[str, TokenReducer]:
+    """Name what is counted, no reduction first."""
+    baseline, methods = methods_of(given.reducer, given.reducers, timestep)
+    return {baseline: Identity(), **methods}

@@ -1,0 +1,111 @@
+"""Write a plugin package to start from: one scorer, one reducer, and their tests."""
+
+import importlib.util
+import keyword
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path, PurePosixPath
+
+from bigain.cli.folders import new_folder
+from bigain.errors import SettingError
+
+__all__ = ["new_plugin", "next_steps", "plugin_files"]
+
+_PACKAGE = "package"
+"""Folder of the templates that becomes the package, under its own name."""
+
+
+def new_plugin(name: str, folder: Path | None = None) -> Path:
+    """Write a plugin package.
+
+    The folder appears whole or not at all.
+
+    Args:
+        name: Name of the distribution, such as `bigain-texture`; with underscores it is the module's.
+        folder: Folder to make; by default one of the distribution's name, here.
+
+    Returns:
+        The folder.
+
+    Raises:
+        SettingError: The name cannot be a distribution's and a module's, or is taken; the
+            folder exists, or cannot be made.
+    """
+    content = plugin_files(name)
+    _refuse_taken(name)
+    folder = Path(name) if folder is None else Path(folder)
+    with new_folder(folder, "--folder") as written:
+        for path, text in content.items():
+            target = written / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text, encoding="utf-8")
+    return folder
+
+
+def next_steps(folder: Path) -> str:
+    """Return the three commands that come after `new_plugin`, one a line.
+
+    Args:
+        folder: What `new_plugin` returned.
+    """
+    return f"pip install -e {shlex.quote(f'{folder}[test]')}\npytest {shlex.quote(str(folder))}\nbigain list"
+
+
+def plugin_files(name: str) -> Mapping[PurePosixPath, str]:
+    """Fill in the templates.
+
+    Args:
+        name: Name of the distribution.
+
+    Returns:
+        Text of each file, by its path in the plugin's folder.
+
+    Raises:
+        SettingError: The name cannot be a distribution's and a module's.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    module = _module_of(name)
+    names = {"name": name, "module": module, "stem": module.removeprefix("bigain_")}
+    engine = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    content = {}
+    for path, text in sorted(_templates(files("bigain") / "templates" / "plugin", PurePosixPath())):
+        parts = [module if part == _PACKAGE else part for part in path.parts]
+        if path.suffix == ".j2":
+            text = engine.from_string(text).render(names)
+        content[PurePosixPath(*parts[:-1], parts[-1].removesuffix(".j2"))] = text
+    return content
+
+
+def _templates(folder: Traversable, path: PurePosixPath) -> Iterator[tuple[PurePosixPath, str]]:
+    """List the files below a folder of the package, which may lie in an archive."""
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _templates(entry, path / entry.name)
+        else:
+            yield path / entry.name, entry.read_text(encoding="utf-8")
+
+
+def _module_of(name: str) -> str:
+    """Return the module's name for a distribution's, refusing what cannot be both."""
+    module = re.sub(r"[-.]+", "_", name).lower()
+    # ASCII letters alone, as in package indexes; "tests" is the folder beside the module.
+    possible = re.fullmatch(r"[A-Za-z]([A-Za-z0-9._-]*[A-Za-z0-9])?", name)
+    if not possible or keyword.iskeyword(module) or module == "tests":
+        raise SettingError(
+            "A plugin's name has letters, digits, '-', '_' and '.', begins with a letter, ends with a letter or a "
+            f"digit, and is no word of Python and not 'tests', such as bigain-texture; got {name!r}."
+        )
+    return module
+
+
+def _refuse_taken(name: str) -> None:
+    """Refuse the name of a module that can be imported here: one of the two would hide the other."""
+    module = _module_of(name)
+    found = importlib.util.find_spec(module)
+    # A namespace, any folder on the path, has no origin and hides nothing.
+    if found is not None and found.origin is not None:
+        raise SettingError(f"{name!r} would be the module {module}, which exists already: {found.origin}.")

@@ -1,0 +1,158 @@
+"""The recipes that ship with bigain: listed, copied, and found where there is no checkout."""
+
+import difflib
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bigain.cli.folders import new_folder
+from bigain.errors import SettingError
+from bigain.registry import running_version
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+__all__ = ["Recipe", "copy_recipes", "recipes", "terminal_table", "with_shipped"]
+
+_TOP = "recipes"
+"""Folder of the recipes: in a checkout, in the package, and in what users type."""
+
+_SUFFIXES = (".yaml", ".py", ".md")
+"""What is copied. The training images, 15 MB, are in the repository alone."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe that ships.
+
+    Args:
+        name: As users type it, `recipes/benchmark/cifar10_demo.yaml`.
+        summary: First sentence of its comment.
+        command: How to run it, as its comment says.
+    """
+
+    name: str
+    summary: str
+    command: str
+
+
+def recipes() -> list[Recipe]:
+    """List the recipes that ship, by name."""
+    return [_read(path) for path in _shipped() if path.suffix == ".yaml"]
+
+
+def copy_recipes(folder: Path) -> int:
+    """Copy recipes and examples, to be edited. The folder appears whole or not at all.
+
+    Args:
+        folder: Folder to make.
+
+    Returns:
+        How many files were written.
+
+    Raises:
+        SettingError: The folder exists, or cannot be made.
+    """
+    shipped = _shipped()
+    with new_folder(folder, "--output") as written:
+        for path in shipped:
+            target = written / path.relative_to(_root())
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+    return len(shipped)
+
+
+def terminal_table(rows: Sequence[Recipe]) -> "RenderableType":
+    """Lay recipes out for a terminal, folder by folder."""
+    from rich.console import Group
+    from rich.markup import escape
+    from rich.padding import Padding
+    from rich.table import Table
+
+    laid_out: list[RenderableType] = []
+    width = max(len(Path(row.name).name) for row in rows)
+    for folder in dict.fromkeys(str(Path(row.name).parent) for row in rows):
+        of_it = [row for row in rows if str(Path(row.name).parent) == folder]
+        verb = " ".join(of_it[0].command.split()[:2])
+        table = Table(box=None, show_header=False, pad_edge=False)
+        table.add_column(no_wrap=True, min_width=width)
+        table.add_column()
+        for row in of_it:
+            table.add_row(Path(row.name).name, escape(row.summary))
+        laid_out += [f"[bold]{folder}[/bold], for {verb}", Padding(table, (0, 0, 1, 2))]
+    return Group(*laid_out)
+
+
+def with_shipped(arguments: Sequence[str]) -> list[str]:
+    """Let `--config recipes/...` mean the recipe that ships where the current folder has none of that name.
+
+    Args:
+        arguments: What follows `bigain` on the command line.
+
+    Raises:
+        SettingError: There is no such file, here or in the package.
+    """
+    found: list[str] = []
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if found and _takes_recipe(found[-1]) and not argument.startswith("-"):
+            found.append(_found(found[-1], argument))
+        elif equals and _takes_recipe(option):
+            found.append(f"{option}={_found(option, value)}")
+        elif argument.startswith("-c") and argument != "-c" and argument[2] != "=":
+            found.append(f"-c{_found('-c', argument[2:])}")
+        else:
+            found.append(argument)
+    return found
+
+
+def _takes_recipe(option: str) -> bool:
+    """Tell whether an option takes a recipe; long ones may be cut short."""
+    return option == "-c" or (len(option) > 4 and "--config".startswith(option)) or option == "--recipe"
+
+
+def _found(option: str, given: str) -> str:
+    # A config may also be text: jsonargparse reads it, or says what is wrong with it.
+    if given in ("", "null") or given[0] in "{[" or ":" in given or "\n" in given:
+        return given
+    path = Path(given).expanduser()
+    try:
+        if path.exists():
+            return given
+    except OSError:
+        return given  # whoever reads it says why it cannot be read
+    shipped = _root().parent / path
+    if path.parts[0] == _TOP and ".." not in path.parts and shipped.is_file():
+        print(f"bigain: there is no {given} here; reading the one of bigain {running_version()}.", file=sys.stderr)
+        return str(shipped)
+    raise SettingError(f"{option}: there is no file {given}.{_hint(path)} See bigain recipes.")
+
+
+def _hint(path: Path) -> str:
+    """Name the recipe, or the two, that may have been meant."""
+    names = [recipe.name for recipe in recipes()]
+    near = difflib.get_close_matches(path.as_posix(), names, n=2, cutoff=0.75)
+    near = near or [name for name in names if Path(name).stem == path.stem][:2]
+    return f" bigain has {' and '.join(near)}." if near else ""
+
+
+def _root() -> Path:
+    return Path(str(files("bigain"))) / _TOP
+
+
+def _shipped() -> list[Path]:
+    found = sorted(path for path in _root().rglob("*") if path.suffix in _SUFFIXES and path.is_file())
+    if not found:
+        raise SettingError(f"This installation of bigain has no recipes: {_root()} is missing.")
+    return found
+
+
+def _read(path: Path) -> Recipe:
+    told = [line.removeprefix("#").strip() for line in path.read_text(encoding="utf-8").splitlines()[:8]]
+    command = next((line for line in told if line.startswith("bigain ")), "")
+    sentence = " ".join(told[: told.index(command)] if command in told else told[:1])
+    return Recipe((Path(_TOP) / path.relative_to(_root())).as_posix(), sentence, command)

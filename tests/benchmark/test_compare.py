@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from bigain.compare import run as module
+from bigain.benchmark import compare as module
 from rich.console import Console
 
 from bigain.backbones.pixel_dit import PixelDiT

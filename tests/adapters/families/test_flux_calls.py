@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import bigain
-from bigain.adapters import positions
+from bigain.adapters.families import _positions as positions
 from bigain.errors import SettingError, SiteError
 from bigain.testing import Specimen, parametrize_with_checks
 

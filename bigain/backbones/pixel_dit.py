@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,9 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bigain.assets import asset
-from bigain.data.dataset import CIFAR10_CLASSES
+from bigain.backbones.cards import card, check_weights
 from bigain.diffusion.backbone import Backbone
-from bigain.diffusion.process import NoiseSchedule
+from bigain.diffusion.condition import Condition
 from bigain.errors import DataError, SettingError
 
 if TYPE_CHECKING:
@@ -29,15 +30,19 @@ WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 """The file name that diffusers' `save_pretrained` and `from_pretrained` use."""
 
 
+SCHEDULER_NAME = "scheduler_config.json"
+"""The file name that diffusers' schedulers save their configuration under."""
+
+
 class PixelDiT(Backbone):
-    """A DiT on pixels: one token per patch, adaLN-Zero blocks, noise prediction.
+    """A DiT on pixels: one token per patch, adaLN-Zero blocks, conditioned on labels.
 
     Args:
         weights: `"embedded"` for the CIFAR-10 model that ships with bigain, or a
             folder that `DiTTransformer2DModel.save_pretrained` wrote. `None`
             starts from random weights of the shape below. Under `torch.device("meta")`
             only the shapes are read.
-        width: Channels of a token. This and what follows, up to `image_size`, describe a
+        width: Channels of a token. This and what follows, up to `label_count`, describe a
             model of random weights; one that is loaded brings its own shape.
         depth: Number of blocks.
         heads: Attention heads.
@@ -46,17 +51,21 @@ class PixelDiT(Backbone):
             the pixel alone, 5 its 5 x 5 surroundings (an overlapping patch
             embedding). Odd.
         image_size: Side of the images in pixels.
-        classes: Class names in label order.
-        schedule: The noise schedule.
+        label_count: Number of classes.
+        scheduler: A scheduler configuration, which decides on the process. Default:
+            `scheduler_config.json` of the folder or, where it has none, that of the
+            embedded model.
 
     Raises:
-        DataError: The weights are missing, unreadable, or of another shape.
+        DataError: The weights are missing, unreadable, of another shape, or not those of the card.
 
     References:
         Scalable Diffusion Models with Transformers (Peebles and Xie, 2023).
     """
 
+    conditioned_on = "labels"
     network: "DiTTransformer2DModel"
+    label_count: int
 
     def __init__(
         self,
@@ -67,20 +76,21 @@ class PixelDiT(Backbone):
         patch_size: int = 1,
         overlap: int = 1,
         image_size: int = 32,
-        classes: tuple[str, ...] = CIFAR10_CLASSES,
-        schedule: NoiseSchedule = NoiseSchedule(),
+        label_count: int = 10,
+        scheduler: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        folder = asset("cifar10_dit") if weights is None or str(weights) == EMBEDDED else Path(weights)
         if weights is None:
-            shape = _shape(width, depth, heads, patch_size, overlap, image_size, len(classes))
-            self.network = _build(shape)
+            self.network = _build(_shape(width, depth, heads, patch_size, overlap, image_size, label_count))
             initialize_adaln_zero(self.network)
         else:
-            self.network = _load(asset("cifar10_dit") if str(weights) == EMBEDDED else Path(weights), len(classes))
+            self.network = _load(folder, embedded=str(weights) == EMBEDDED)
         config = cast("Any", self.network.config)
-        size, self.overlap = config.sample_size, math.isqrt(config.in_channels // 3)
-        self.schedule, self.classes, self.image_size = schedule, tuple(classes), int(size)
-        self.latent_shape = (3, self.image_size, self.image_size)
+        self.overlap, self.image_size = math.isqrt(config.in_channels // 3), int(config.sample_size)
+        self.latent_shape, self.label_count = (3, self.image_size, self.image_size), int(config.num_embeds_ada_norm)
+        self.scheduler = dict(scheduler) if scheduler is not None else _scheduler(folder)
+        _ = self.process  # an impossible configuration is refused now
 
     def encode(self, images: Tensor) -> Tensor:
         return images.float() / 127.5 - 1
@@ -88,12 +98,25 @@ class PixelDiT(Backbone):
     def decode(self, latents: Tensor) -> Tensor:
         return ((latents.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
-    def predict_noise(self, noisy: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
+    def embed(self, conditions: Sequence[int] | Sequence[str] | Tensor) -> Condition:
+        labels = torch.as_tensor(_labels(conditions), dtype=torch.int64, device="cpu")
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.label_count:
+            raise SettingError(
+                f"Labels are from 0 to {self.label_count - 1} in this model; got {int(labels.min())} to "
+                f"{int(labels.max())}."
+            )
+        return Condition(labels=labels)
+
+    def null(self, condition: Condition) -> Condition:
+        assert condition.labels is not None
+        return Condition(labels=torch.full_like(condition.labels, self.label_count))
+
+    def predict(self, noisy: Tensor, t: Tensor, condition: Condition) -> Tensor:
         dtype = self.network.pos_embed.proj.weight.dtype
-        (noise,) = self.network(
-            self._windows(noisy.to(dtype)), timestep=timesteps, class_labels=labels, return_dict=False
+        (found,) = self.network(
+            self._windows(noisy.to(dtype)), timestep=t, class_labels=condition.labels, return_dict=False
         )
-        predicted: Tensor = noise.float()
+        predicted: Tensor = found.float()
         return predicted
 
     def _windows(self, noisy: Tensor) -> Tensor:
@@ -104,7 +127,16 @@ class PixelDiT(Backbone):
         return windows.reshape(len(noisy), -1, *noisy.shape[-2:])
 
 
-def _shape(width: int, depth: int, heads: int, patch: int, overlap: int, size: int, classes: int) -> dict[str, Any]:
+def _labels(conditions: Sequence[int] | Sequence[str] | Tensor) -> Sequence[int] | Tensor:
+    if isinstance(conditions, Tensor):
+        return conditions
+    words = [value for value in conditions if isinstance(value, str)]
+    if words:
+        raise SettingError(f"This model is conditioned on labels (whole numbers); got the prompt {words[0]!r}.")
+    return cast("Sequence[int]", conditions)
+
+
+def _shape(width: int, depth: int, heads: int, patch: int, overlap: int, size: int, labels: int) -> dict[str, Any]:
     if width % heads or width % 4 or size % patch or overlap % 2 == 0:
         raise SettingError(
             f"PixelDiT got width={width}, heads={heads}, image_size={size}, patch_size={patch}, "
@@ -119,7 +151,7 @@ def _shape(width: int, depth: int, heads: int, patch: int, overlap: int, size: i
         "num_layers": depth,
         "sample_size": size,
         "patch_size": patch,
-        "num_embeds_ada_norm": classes,
+        "num_embeds_ada_norm": labels,
         "attention_bias": True,
         "activation_fn": "gelu-approximate",
         "norm_type": "ada_norm_zero",
@@ -139,7 +171,7 @@ def _build(shape: dict[str, Any]) -> "DiTTransformer2DModel":
     return network
 
 
-def _load(folder: Path, classes: int) -> "DiTTransformer2DModel":
+def _load(folder: Path, embedded: bool) -> "DiTTransformer2DModel":
     config_file, weights_file = folder / "config.json", folder / WEIGHTS_NAME
     shapes_only = torch.get_default_device().type == "meta"  # as `bigain flops` builds it
     for file in [config_file] if shapes_only else [config_file, weights_file]:
@@ -152,8 +184,12 @@ def _load(folder: Path, classes: int) -> "DiTTransformer2DModel":
         settings = json.loads(config_file.read_text())
         network = _build({key: value for key, value in settings.items() if not key.startswith("_")})
         if not shapes_only:
+            if embedded:
+                check_weights(card(EMBEDDED), weights_file)
             state = load_file(weights_file)
             network.load_state_dict({key: value.float() for key, value in state.items()})
+    except DataError:
+        raise
     except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(f"The model in {folder} cannot be loaded: {reason}") from error
@@ -164,9 +200,21 @@ def _load(folder: Path, classes: int) -> "DiTTransformer2DModel":
             f"The model in {folder} takes {channels} channels and gives {settings['out_channels']}: no model of RGB "
             "pixels, which takes 3, 27, 75, .. (an odd window squared) and gives 3."
         )
-    if settings["num_embeds_ada_norm"] != classes:
-        raise DataError(f"The model in {folder} knows {settings['num_embeds_ada_norm']} classes, {classes} were named.")
     return network
+
+
+def _scheduler(folder: Path) -> dict[str, Any]:
+    """Read a folder's scheduler configuration; the embedded model's where it has none."""
+    file = folder / SCHEDULER_NAME
+    if not file.is_file():
+        file = asset("cifar10_dit") / SCHEDULER_NAME
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
+    if not isinstance(config, Mapping):
+        raise DataError(f"{file} holds no scheduler configuration: a mapping is expected.")
+    return dict(config)
 
 
 def initialize_adaln_zero(network: nn.Module) -> None:

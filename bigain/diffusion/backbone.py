@@ -1,30 +1,54 @@
 """What evaluation and training need to know of a generative model."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, ClassVar, Literal, final
 
 from torch import Tensor, nn
 
-from bigain.diffusion.process import NoiseSchedule
+from bigain.diffusion.condition import Condition
+from bigain.diffusion.process import Process
+from bigain.errors import SettingError
 
 __all__ = ["Backbone"]
 
 
 class Backbone(nn.Module, ABC):
-    """A class-conditional diffusion model.
+    """A conditional diffusion model.
+
+    It has no class names: they belong to the images.
 
     Attributes:
         network: The transformer or U-Net that reducers are attached to.
-        schedule: The noise schedule it was trained with.
+        scheduler: The checkpoint's own scheduler configuration, as diffusers'
+            `scheduler_config.json` has it. Classifier and sampler both follow it.
         image_size: Side of the images it sees, in pixels.
         latent_shape: Shape of one latent, `(C, h, w)`.
-        classes: Class names in label order.
+        conditioned_on: Whether `embed` takes labels or prompts.
+        label_count: Number of classes of a model that takes labels.
+
+    Raises:
+        SettingError: A subclass was written for the interface of bigain 0.1.
     """
 
     network: nn.Module
-    schedule: NoiseSchedule
+    scheduler: Mapping[str, Any]
     image_size: int
     latent_shape: tuple[int, int, int]
-    classes: tuple[str, ...]
+    conditioned_on: ClassVar[Literal["labels", "prompts"]] = "labels"
+    label_count: int | None = None
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        old = [name for name in ("predict_noise", "schedule", "null_label") if _defines(cls, name)]
+        if old and cls.predict is Backbone.predict:
+            raise SettingError(
+                f"{cls.__qualname__} defines {', '.join(old)}, as a backbone of bigain 0.1 does. Since 0.2 a backbone "
+                "defines predict(noisy, t, condition), embed(labels or prompts) and null(condition), and sets "
+                "scheduler, a diffusers scheduler configuration, from which the noise schedule and predict_noise "
+                "follow; class names belong to the data."
+            )
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
@@ -35,19 +59,51 @@ class Backbone(nn.Module, ABC):
         """Map latents `[B, C, h, w]` to uint8 images `[B, 3, H, W]`."""
 
     @abstractmethod
-    def predict_noise(self, noisy: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
-        """Predict the noise in each row.
+    def embed(self, conditions: Sequence[int] | Sequence[str] | Tensor) -> Condition:
+        """Embed labels or prompts, a row for each, on the host.
+
+        Raises:
+            SettingError: They are of the other kind, or a label is out of range.
+        """
+
+    @abstractmethod
+    def null(self, condition: Condition) -> Condition | None:
+        """Return the unconditional counterpart of each row; `None` for a model that has none."""
+
+    @abstractmethod
+    def predict(self, noisy: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """Run the network on rows.
 
         Args:
             noisy: `[B, C, h, w]`.
-            timesteps: int64, `[B]`; rows may differ.
-            labels: int64, `[B]`; `len(classes)` means unconditional.
+            t: Timesteps, `[B]`; rows may differ, and a sampler's may be fractional.
+            condition: B rows, on the device of `noisy`.
 
         Returns:
+            What the network predicts (`process.prediction`), without a learned sigma:
             `[B, C, h, w]`, float32.
         """
 
+    @final
+    def predict_noise(self, noisy: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """Predict the noise in each row, whatever the network itself predicts. See `predict`."""
+        return self.process.to_noise(self.predict(noisy, t, condition), noisy, t)
+
+    @cached_property
+    def process(self) -> Process:
+        """The forward process of `scheduler`."""
+        return Process.of(self.scheduler)
+
     @property
-    def null_label(self) -> int:
-        """The label that stands for no condition."""
-        return len(self.classes)
+    def image_tokens(self) -> int:
+        """Image tokens that the network sees; schedulers that shift by resolution depend on it."""
+        patch = int(getattr(getattr(self.network, "config", None), "patch_size", None) or 1)
+        return self.latent_shape[1] // patch * (self.latent_shape[2] // patch)
+
+    def sampling_sigmas(self, steps: int) -> list[float] | None:
+        """Return the sigmas that this family's pipeline hands to its scheduler; `None` where it hands none."""
+        return None
+
+
+def _defines(cls: type, name: str) -> bool:
+    return name in vars(cls) or name in vars(cls).get("__annotations__", {})

@@ -1,55 +1,180 @@
-"""The forward process: how much signal and how much noise there is at each timestep."""
+"""The forward process: how much signal and noise there is at each timestep, and what the network predicts."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
+from bigain.diffusion.schedulers import PROCESS_SETTINGS, from_configuration
 from bigain.errors import SettingError
 
-__all__ = ["NoiseSchedule"]
+__all__ = ["Prediction", "Process"]
+
+Prediction = Literal["noise", "velocity", "clean", "flow"]
+"""What a network predicts: e, `alpha e - sigma x_0`, x_0, or `e - x_0`."""
+
+_PREDICTIONS: Mapping[str, Prediction] = {
+    "epsilon": "noise",
+    "v_prediction": "velocity",
+    "sample": "clean",
+    "original_sample": "clean",
+    "flow_prediction": "flow",
+}
+
+_NAMED = {"num_train_timesteps", "prediction_type"}
+"""Settings that are fields of the process."""
+
+_NEARLY_ZERO_SNR = 2.0**-12
+"""Some schedulers stop this short of no signal (2^-24 in alphas_cumprod); others reach it."""
 
 
-@dataclass(frozen=True)
-class NoiseSchedule:
-    """A variance-preserving schedule with linear betas.
+@dataclass(frozen=True, eq=False)
+class Process:
+    """`x_t = alpha(t) x_0 + sigma(t) e`, as the network was trained on it.
 
-    `x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) e`, where `a_t` is the running product of
-    `1 - beta`.
+    `Process.of` makes it from a diffusers scheduler, whose own alphas it reads. A flow is
+    unshifted: `sigma = t / steps`, `alpha = 1 - sigma`. The table is float32 and no buffer
+    of a module, so that half precision does not touch it.
 
     Args:
+        prediction: What the network predicts.
         steps: Number of training timesteps.
-        beta_start: First beta.
-        beta_end: Last beta.
+        table: alpha and sigma at each timestep, float32, `[2, steps]`; `None` for a flow.
+        settings: The scheduler's settings that decide the process.
 
     References:
-        Denoising Diffusion Probabilistic Models (Ho et al., 2020), section 4.
+        Denoising Diffusion Probabilistic Models (Ho et al., 2020), equation 4; Progressive
+        Distillation (Salimans and Ho, 2022), appendix D, for the velocity; Flow Matching
+        for Generative Modeling (Lipman et al., 2023), section 4.1.
     """
 
-    steps: int = 1000
-    beta_start: float = 1e-4
-    beta_end: float = 0.02
+    prediction: Prediction
+    steps: int
+    table: Tensor | None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    _copies: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
 
-    def __post_init__(self) -> None:
-        if self.steps < 1 or not 0 < self.beta_start <= self.beta_end < 1:
-            raise SettingError(
-                f"NoiseSchedule got steps={self.steps}, beta_start={self.beta_start}, "
-                f"beta_end={self.beta_end}; accepted are steps >= 1 and 0 < beta_start <= beta_end < 1."
-            )
-
-    def alphas_cumprod(self, device: torch.device | None = None) -> Tensor:
-        """Return `a_t` for every timestep, float32, `[steps]`; computed in float64."""
-        betas = torch.linspace(self.beta_start, self.beta_end, self.steps, dtype=torch.float64)
-        return (1 - betas).cumprod(0).to(device=device, dtype=torch.float32)
-
-    def add_noise(self, clean: Tensor, noise: Tensor, timesteps: Tensor, alphas: Tensor) -> Tensor:
-        """Diffuse `clean` to `timesteps`, each row to its own.
+    @classmethod
+    def of(cls, scheduler: Any) -> "Process":
+        """Read the process from a diffusers scheduler.
 
         Args:
-            clean: `[B, ...]`.
-            noise: The same shape.
-            timesteps: int64, `[B]`.
-            alphas: What `alphas_cumprod` returned, on the device of `clean`.
+            scheduler: A scheduler, or its configuration: a mapping with `_class_name`.
+
+        Raises:
+            SettingError: It is no scheduler of diffusers, or its process is neither
+                variance preserving nor a flow.
         """
-        signal = alphas[timesteps].reshape(-1, *[1] * (clean.ndim - 1))
-        return signal.sqrt() * clean + (1 - signal).sqrt() * noise
+        if isinstance(scheduler, Mapping):
+            scheduler = from_configuration(scheduler)
+        name, config = type(scheduler).__name__, scheduler.config
+        steps, settings = int(config["num_train_timesteps"]), _settings(config)
+        if name.startswith("FlowMatch"):
+            return cls("flow", steps, None, settings)
+        prediction = _PREDICTIONS.get(str(config.get("prediction_type")))
+        flow = bool(config.get("use_flow_sigmas"))
+        if prediction is None or flow != (prediction == "flow"):
+            raise SettingError(
+                f"{name} has prediction_type={config.get('prediction_type')!r} and use_flow_sigmas={flow}; accepted "
+                "are epsilon, v_prediction and sample without flow sigmas, and flow_prediction with them."
+            )
+        return cls(prediction, steps, None if flow else _table(scheduler), settings)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Return the share of signal at timesteps `[B]`, which may be fractional: float32, `[B]`."""
+        return self._levels(t)[0]
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Return the share of noise at timesteps `[B]`, which may be fractional: float32, `[B]`."""
+        return self._levels(t)[1]
+
+    def add_noise(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Diffuse `clean` `[B, ...]` with `noise` of the same shape, each row to its own timestep of `t` `[B]`."""
+        alpha, sigma = (_column(level, clean) for level in self._levels(t))
+        return alpha * clean + sigma * noise
+
+    def to_noise(self, predicted: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
+        """Convert what the network predicts to noise.
+
+        Args:
+            predicted: `[B, ...]`.
+            noisy: What the network saw, of the same shape.
+            t: Timesteps, `[B]`.
+        """
+        if self.prediction == "noise":
+            return predicted
+        alpha, sigma = (_column(level, noisy) for level in self._levels(t))
+        if self.prediction == "velocity":
+            return alpha * predicted + sigma * noisy
+        if self.prediction == "flow":
+            return noisy + alpha * predicted
+        return (noisy - alpha * predicted) / sigma
+
+    def to(self, device: torch.device | str) -> "Process":
+        """Keep a copy of the table on a device, so that no call has to move it; returns the process itself."""
+        self._table_on(torch.device(device))
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the process, as JSON has it."""
+        return {"prediction": self.prediction, "steps": self.steps, **self.settings}
+
+    def differs(self, other: "Process") -> str:
+        """Say in what another process differs; nothing if in nothing."""
+        if self.prediction != other.prediction:
+            return f"one predicts {self.prediction}, the other {other.prediction}"
+        if self.steps != other.steps:
+            return f"one has {self.steps} timesteps, the other {other.steps}"
+        t = torch.arange(self.steps, device="cpu")
+        gap = float((self.alpha(t) - other.alpha(t)).abs().max())
+        return f"their alphas differ by up to {gap:.2g}" if gap > 2 * _NEARLY_ZERO_SNR else ""
+
+    def _levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        table = self._table_on(t.device)
+        if table is None:
+            sigma = t.to(torch.float32) / self.steps
+            return 1 - sigma, sigma
+        if not t.is_floating_point():
+            alpha, sigma = table[:, t.clamp(0, self.steps - 1)].unbind()
+            return alpha, sigma
+        low = t.floor().long().clamp(0, self.steps - 1)
+        part = (t - low).clamp(0, 1).to(torch.float32)
+        near, far = table[:, low], table[:, (low + 1).clamp(max=self.steps - 1)]
+        # Between two timesteps sigma / alpha is linear, as in diffusers' Euler schedulers.
+        ratio = torch.lerp(_ratio(near), _ratio(far), part)
+        alpha = (1 + ratio.square()).rsqrt()
+        return torch.where(part == 0, near[0], alpha), torch.where(part == 0, near[1], ratio * alpha)
+
+    def _table_on(self, device: torch.device) -> Tensor | None:
+        if self.table is None:
+            return None
+        if device not in self._copies:
+            self._copies[device] = self.table.to(device)
+        return self._copies[device]
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Pick the settings that decide the process and are not at what every scheduler takes for granted."""
+    found = {name: config[name] for name in sorted(PROCESS_SETTINGS - _NAMED) if config.get(name) not in (None, False)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+
+
+def _table(scheduler: Any) -> Tensor:
+    name, cumulative = type(scheduler).__name__, getattr(scheduler, "alphas_cumprod", None)
+    if cumulative is None or scheduler.config.get("timestep_type") == "continuous":
+        raise SettingError(
+            f"{name} has no alphas at whole timesteps; accepted are variance-preserving schedulers, such as "
+            "DDIMScheduler and EulerDiscreteScheduler, and those of flow matching."
+        )
+    cumulative = cast("Tensor", cumulative).detach().to("cpu", torch.float32)
+    return torch.stack([cumulative.sqrt(), (1 - cumulative).sqrt()])
+
+
+def _ratio(levels: Tensor) -> Tensor:
+    return levels[1] / levels[0].clamp(min=_NEARLY_ZERO_SNR)
+
+
+def _column(level: Tensor, like: Tensor) -> Tensor:
+    return level.reshape(-1, *[1] * (like.ndim - 1))

@@ -1,169 +1,184 @@
-"""A set of labelled images held in memory, and where it may come from."""
+"""Labelled images, read one at a time."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, Literal
 
-import pyarrow.parquet as pq
 import torch
-from pyarrow import ArrowException
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bigain.data.decode import decode_all
-from bigain.errors import DataError
+from bigain.data.decode import decode_image, read_image, reason_of
+from bigain.data.sources.base import ImageSource
+from bigain.data.sources.folder import FolderSource
+from bigain.data.sources.parquet import ParquetSource
+from bigain.errors import DataError, SettingError
 
-__all__ = ["CIFAR10_CLASSES", "LabelledImages", "load_images"]
+__all__ = ["ImageDataset", "Subset"]
 
-CIFAR10_CLASSES = (
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
-)
-"""Class names in label order."""
+Subset = Literal["first", "balanced"]
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
+_SHOWN = 5
+"""Broken images that an error names."""
+
+_WINDOW = 256
+"""Images whose bytes are in memory at once while all are checked."""
 
 
-@dataclass(frozen=True)
-class LabelledImages(Dataset[dict[str, Tensor]]):
-    """Decoded images with labels and names.
+class ImageDataset(Dataset[dict[str, Any]]):
+    """Images of a source, decoded when they are asked for.
 
     Args:
-        images: uint8, `[N, 3, H, W]`.
-        labels: int64, `[N]`.
-        names: N names, unique within the set, as they appear in results.
-        classes: Class names in label order.
-        source: Where the images came from, for results and errors.
+        source: Where encoded images, names and labels come from.
+        size: Side of the square images, in pixels.
+        rows: Which images of the source, in order; all of them by default.
     """
 
-    images: Tensor
-    labels: Tensor
-    names: tuple[str, ...]
-    classes: tuple[str, ...]
-    source: str
+    def __init__(self, source: ImageSource, size: int, rows: Sequence[int] | None = None) -> None:
+        self._source = source
+        self._rows = tuple(range(len(source.names))) if rows is None else tuple(rows)
+        self._fingerprint = ""
+        self.size = size
+        self.source, self.classes = source.source, source.classes
+        self.names = tuple(source.names[row] for row in self._rows)
+        self.labels = tuple(source.labels[row] for row in self._rows)
+
+    @classmethod
+    def open(cls, path: Path, size: int, classes: Sequence[str] | None = None) -> "ImageDataset":
+        """Open a parquet file (`image`, `label`, optionally `file`) or a folder of class folders.
+
+        Args:
+            path: A `.parquet` file, or a folder with one sub-folder of images per class.
+            size: Side of the square images, in pixels.
+            classes: Class names in label order. A folder's sub-folders must be among
+                them; without it, the sorted sub-folder names are the classes.
+
+        Raises:
+            DataError: Nothing there, no classes, a label out of range.
+        """
+        path = Path(path)
+        if path.is_dir():
+            return cls(FolderSource(path, classes), size)
+        if path.is_file():
+            return cls(ParquetSource(path, classes), size)
+        raise DataError(
+            f"No images at {path}: give a parquet file with the columns image and label, "
+            "or a folder with one sub-folder of images per class."
+        )
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self._rows)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"image": self.images[index], "label": self.labels[index], "index": torch.tensor(index)}
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Decode one image: its index, the image (uint8, `[3, size, size]`) and its labels."""
+        try:
+            image = decode_image(self._source.read(self._rows[index]), self.size)
+        except Exception as error:  # each of Pillow's decoders has errors of its own
+            raise DataError(f"{self.source}: {self.names[index]} cannot be read ({reason_of(error)}).") from error
+        return {"index": index, "image": image, "labels": self.labels[index]}
 
-    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Fetch a whole batch in three indexing operations (a DataLoader calls this)."""
-        rows = torch.as_tensor(indices)
-        return {"image": self.images[rows], "label": self.labels[rows], "index": rows}
+    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Decode several images.
 
-    def first(self, count: int | None) -> "LabelledImages":
-        """Keep the first `count` images; all of them for `None`."""
+        Returns:
+            `index` int64 `[B]`, `image` uint8 `[B, 3, size, size]` and `labels` int64 `[B, L]`, where L is
+            the largest number of labels in the data set and an image with fewer has -1 for the rest.
+        """
+        most = max(1, *(len(labels) for labels in self.labels))
+        padded = [[*self.labels[index], *[-1] * (most - len(self.labels[index]))] for index in indices]
+        return {
+            "index": torch.tensor(indices, dtype=torch.int64),
+            "image": torch.stack([self[index]["image"] for index in indices]),
+            "labels": torch.tensor(padded, dtype=torch.int64),
+        }
+
+    def subset(self, count: int | None, how: Subset = "first", seed: int = 0) -> "ImageDataset":
+        """Choose at most `count` images; all of them for `None`.
+
+        `balanced` takes equal numbers of each class as far as they go. It depends on the
+        names, the labels and the seed alone, so that it is the same on every machine, and
+        a smaller choice lies within a larger one. An image with several labels counts for its first.
+        The chosen images stay in the order of the data set.
+
+        Raises:
+            DataError: A count below 1.
+            SettingError: Another way of choosing.
+        """
+        if how not in ("first", "balanced"):
+            raise SettingError(f"subset is first or balanced; got {how!r}.")
+        if count is not None and count < 1:
+            raise DataError(f"limit is the number of images to read, 1 or more; got {count}.")
         if count is None or count >= len(self):
             return self
-        if count < 1:
-            raise DataError(f"{self.source}: cannot keep {count} images; give 1 or more.")
-        return LabelledImages(self.images[:count], self.labels[:count], self.names[:count], self.classes, self.source)
+        chosen = range(count) if how == "first" else _balanced(self.names, self.labels, count, seed)
+        return ImageDataset(self._source, self.size, [self._rows[index] for index in chosen])
 
+    def resized(self, size: int) -> "ImageDataset":
+        """Return the same images at another size."""
+        images = ImageDataset(self._source, size, self._rows)
+        images._fingerprint = self._fingerprint  # noqa: SLF001 the encoded images are the same
+        return images
 
-def load_images(
-    path: Path, size: int, classes: Sequence[str] | None = None, limit: int | None = None
-) -> LabelledImages:
-    """Load a parquet file (`image`, `label`, optionally `file`) or a folder of class folders.
+    @property
+    def fingerprint(self) -> str:
+        """The first 16 hexadecimal digits of SHA-256 over encoded images, names and labels."""
+        return self._fingerprint or self.check()
 
-    Args:
-        path: A `.parquet` file, or a folder with one sub-folder of images per class.
-        size: Side of the square images, in pixels.
-        classes: Class names in label order. A folder's sub-folders must be among
-            them; without it, the sorted sub-folder names are the classes.
-        limit: Read only the first so many images.
+    def check(self) -> str:
+        """Decode every image once, and return the fingerprint.
 
-    Raises:
-        DataError: Nothing there, no classes, a label out of range, an unreadable image.
-    """
-    path = Path(path)
-    if limit is not None and limit < 1:
-        raise DataError(f"limit is the number of images to read, 1 or more; got {limit}.")
-    if path.is_dir():
-        return _from_folder(path, size, classes, limit)
-    if path.is_file():
-        return _from_parquet(path, size, classes, limit)
-    raise DataError(
-        f"No images at {path}: give a parquet file with the columns image and label, "
-        "or a folder with one sub-folder of images per class."
-    )
-
-
-def _from_parquet(path: Path, size: int, classes: Sequence[str] | None, limit: int | None) -> LabelledImages:
-    try:
-        table = pq.read_table(path)
-    except (ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a readable parquet file: {str(error).splitlines()[0]}") from error
-    missing = {"image", "label"} - set(table.column_names)
-    if missing:
-        raise DataError(
-            f"{path} has the columns {', '.join(table.column_names)}; "
-            f"missing: {', '.join(sorted(missing))}. image holds encoded bytes, label an integer."
-        )
-    table = table if limit is None else table.slice(0, limit)
-    labels = table["label"].to_pylist()
-    rows = table["image"].to_pylist()
-    cells = [row["bytes"] if isinstance(row, dict) else row for row in rows]
-    files = table["file"].to_pylist() if "file" in table.column_names else [None] * len(cells)
-    names = tuple(str(name) if name else f"row {i}" for i, name in enumerate(files))
-    names = names if len(set(names)) == len(names) else tuple(f"{n} (row {i})" for i, n in enumerate(names))
-    empty = [names[i] for i, cell in enumerate(cells) if not isinstance(cell, bytes)]
-    if empty:
-        raise DataError(f"{path}: {len(empty)} rows hold no image bytes, the first is {empty[0]}.")
-    known = tuple(classes) if classes else tuple(f"class {k}" for k in range(1 + max(_whole(labels, path))))
-    _check_labels(labels, names, known, path)
-    images = decode_all(zip(names, cells, strict=True), size, str(path))
-    return LabelledImages(images, torch.tensor(labels), names, known, str(path))
-
-
-def _whole(labels: Sequence[object], path: Path) -> list[int]:
-    if not labels:
-        raise DataError(f"{path}: no images found.")
-    return [label if isinstance(label, int) else -1 for label in labels]
-
-
-def _check_labels(labels: Sequence[object], names: Sequence[str], classes: Sequence[str], path: Path) -> None:
-    for label, name in zip(labels, names, strict=True):
-        if not isinstance(label, int) or not 0 <= label < len(classes):
+        Raises:
+            DataError: Any image is unreadable or truncated; it names them.
+        """
+        digest = hashlib.sha256()
+        broken: list[str] = []
+        for index, (content, reason) in enumerate(self._inspected()):
+            digest.update(content)
+            digest.update(f"{self.names[index]}\0{self.labels[index]}\n".encode())
+            if reason:
+                broken.append(f"{self.names[index]} ({reason})")
+        if broken:
+            more = f" and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
             raise DataError(
-                f"{path}: image {name} has label {label}; accepted are whole numbers "
-                f"0 to {len(classes) - 1} ({classes[0]} .. {classes[-1]})."
+                f"{self.source}: {len(broken)} of {len(self)} images cannot be read: "
+                + "; ".join(broken[:_SHOWN])
+                + more
+                + ". Nothing was run. Replace or remove them."
             )
+        self._fingerprint = digest.hexdigest()[:16]
+        return self._fingerprint
+
+    def _inspected(self) -> Iterator[tuple[bytes, str]]:
+        """Yield each image's digest, and why it cannot be read where it cannot."""
+        with ThreadPoolExecutor() as threads:
+            for first in range(0, len(self), _WINDOW):
+                yield from threads.map(self._inspect, self._rows[first : first + _WINDOW])
+
+    def _inspect(self, row: int) -> tuple[bytes, str]:
+        try:
+            encoded = self._source.read(row)
+            read_image(encoded)
+        except Exception as error:  # each of Pillow's decoders has errors of its own
+            return b"", reason_of(error)
+        return hashlib.sha256(encoded).digest(), ""
 
 
-def _from_folder(path: Path, size: int, classes: Sequence[str] | None, limit: int | None) -> LabelledImages:
-    folders = sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
-    if not folders:
-        raise DataError(
-            f"{path} has no class folders: give a folder with one sub-folder of images per class, "
-            "such as cat/ and dog/."
-        )
-    known = tuple(classes) if classes else tuple(folder.name for folder in folders)
-    strangers = [folder.name for folder in folders if folder.name not in known]
-    if strangers:
-        raise DataError(
-            f"{path}: the folders {', '.join(strangers[:5])} are no classes of this model; "
-            f"accepted are {', '.join(known)}."
-        )
-    files = [
-        (file, known.index(folder.name))
-        for folder in folders
-        for file in sorted(folder.rglob("*"))
-        if file.suffix.lower() in _SUFFIXES
+def _balanced(names: Sequence[str], labels: Sequence[tuple[int, ...]], count: int, seed: int) -> list[int]:
+    """Choose images in rounds, one of each class a round, in an order that a hash decides."""
+
+    def drawn(text: str) -> bytes:
+        return hashlib.sha256(f"{seed}\0{text}".encode()).digest()
+
+    of_class: dict[int, list[int]] = {}
+    for index, own in enumerate(labels):
+        if own:
+            of_class.setdefault(own[0], []).append(index)
+    # In a last round that cannot serve every class, chance decides which it serves.
+    turns = [
+        (number, drawn(f"class {label}"), index)
+        for label, members in of_class.items()
+        for number, index in enumerate(sorted(members, key=lambda index: drawn(names[index])))
     ]
-    if not files:
-        raise DataError(f"{path}: the class folders hold no images ({', '.join(sorted(_SUFFIXES))}).")
-    files = files[:limit]
-    names = tuple(file.relative_to(path).as_posix() for file, _ in files)
-    pairs = ((name, file) for name, (file, _) in zip(names, files, strict=True))
-    labels = torch.tensor([label for _, label in files])
-    return LabelledImages(decode_all(pairs, size, str(path)), labels, names, known, str(path))
+    return sorted(index for _, _, index in sorted(turns)[:count])

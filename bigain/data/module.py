@@ -1,23 +1,25 @@
 """The LightningDataModule of labelled images: embedded, parquet or class folders."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from bigain.assets import asset
-from bigain.data.dataset import CIFAR10_CLASSES, LabelledImages, load_images
-from bigain.errors import DataError
+from bigain.data.chunks import Chunk, chunk_loader, finished_chunks
+from bigain.data.classes import CIFAR10_CLASSES
+from bigain.data.dataset import ImageDataset, Subset
+from bigain.data.prompts import PROMPT, fill_prompt
+from bigain.errors import DataError, SettingError
 
-__all__ = ["LabelledImageData"]
-
-Batch = dict[str, Tensor]
+__all__ = ["ImageData"]
 
 
-class LabelledImageData(LightningDataModule):
+class ImageData(LightningDataModule):
     """Labelled images for training and evaluation.
 
     Args:
@@ -26,10 +28,12 @@ class LabelledImageData(LightningDataModule):
             test images of CIFAR-10 (JPEG).
         image_size: Side of the square images, in pixels.
         classes: Class names in label order.
-        batch_size: Images a batch and device.
-        limit: Use only the first so many test images.
-        num_workers: Worker processes. Images are decoded once and held in
-            memory, so 0 is usually the fastest.
+        limit: Use at most so many test images.
+        subset: Which: the `first`, or `balanced`, equal numbers of each class as far as they go.
+        subset_seed: Seeds the choice of `balanced`.
+        chunk: Images a chunk, the unit of work and of resuming; in training, images a batch.
+        num_workers: Processes that read and decode images.
+        prompt: The prompt of a class, for models that take prompts; `{class}` is its name.
     """
 
     def __init__(
@@ -38,55 +42,86 @@ class LabelledImageData(LightningDataModule):
         test: Path | None = None,
         image_size: int = 32,
         classes: tuple[str, ...] = CIFAR10_CLASSES,
-        batch_size: int = 128,
         limit: int | None = None,
+        subset: Subset = "first",
+        subset_seed: int = 0,
+        chunk: int = 128,
         num_workers: int = 0,
+        prompt: str = PROMPT,
     ) -> None:
         super().__init__()
+        if chunk < 1:
+            raise SettingError(f"chunk is the number of images a chunk, 1 or more; got {chunk}.")
+        if limit is not None and limit < 1:
+            raise DataError(f"limit is the number of images to read, 1 or more; got {limit}.")
         self.train, self.test = train, test
-        self.image_size, self.classes = image_size, classes
-        self.batch_size, self.limit, self.num_workers = batch_size, limit, num_workers
-        self._train_set: LabelledImages | None = None
-        self._test_set: LabelledImages | None = None
+        self.image_size, self.classes = image_size, tuple(classes)
+        self.limit, self.subset, self.subset_seed = limit, subset, subset_seed
+        self.chunk, self.num_workers = chunk, num_workers
+        self.prompt, self.class_prompts = prompt, fill_prompt(prompt, classes)
+        self._train_set: _Decoded | None = None
+        self._test_set: ImageDataset | None = None
 
     def setup(self, stage: str) -> None:
         if stage == "fit" and self._train_set is None:
             if self.train is None:
                 raise DataError("fit needs images to train on: give --data.train, a parquet file or class folders.")
-            self._train_set = load_images(self.train, self.image_size, self.classes)
-        if self._test_set is None:
-            path = self.test or asset("cifar10_test/test.parquet")
-            self._test_set = load_images(path, self.image_size, self.classes, self.limit)
+            self._train_set = _Decoded(ImageDataset.open(self.train, self.image_size, self.classes))
+        _ = self.test_set
 
     @property
-    def test_set(self) -> LabelledImages:
-        """The images that `validate` and `test` see."""
+    def test_set(self) -> ImageDataset:
+        """The images that `validate` and `test` see, each of which can be read."""
         if self._test_set is None:
-            self.setup("test")
-        assert self._test_set is not None
+            path = self.test or asset("cifar10_test/test.parquet")
+            images = ImageDataset.open(path, self.image_size, self.classes)
+            images = images.subset(self.limit, self.subset, self.subset_seed)
+            images.check()
+            self._test_set = images
         return self._test_set
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         assert self._train_set is not None
-        return self._loader(self._train_set, shuffle=True)
+        return self._training_loader(self._train_set, shuffle=True)
 
-    def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.test_set)
+    def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        return self._training_loader(_Decoded(self.test_set), shuffle=False)
 
-    def test_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.test_set)
+    def test_dataloader(self) -> DataLoader[Chunk]:
+        return chunk_loader(self.test_set, self.chunk, finished_chunks(self), self.num_workers)
 
-    def _loader(self, images: LabelledImages, shuffle: bool = False) -> DataLoader[Batch]:
+    def _training_loader(self, images: "_Decoded", shuffle: bool) -> DataLoader[dict[str, Tensor]]:
         return DataLoader(
             images,
-            batch_size=self.batch_size,
+            batch_size=self.chunk,
             shuffle=shuffle,
             drop_last=shuffle,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             collate_fn=_already_batched,
         )
+
+
+class _Decoded(Dataset[dict[str, Tensor]]):
+    """A small data set in memory, for training: decoded once, with one label an image."""
+
+    def __init__(self, images: ImageDataset) -> None:
+        several = [name for name, labels in zip(images.names, images.labels, strict=True) if len(labels) != 1]
+        if several:
+            raise DataError(f"{images.source}: training takes images with one label each; {several[0]} has another.")
+        images.check()
+        whole = images.batch(range(len(images)))
+        self._images, self._labels = whole["image"], whole["labels"][:, 0]
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"image": self._images[index], "label": self._labels[index], "index": torch.tensor(index)}
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Fetch a whole batch in three indexing operations (a DataLoader calls this)."""
+        rows = torch.as_tensor(indices)
+        return {"image": self._images[rows], "label": self._labels[rows], "index": rows}
 
 
 def _already_batched(batch: Any) -> Any:

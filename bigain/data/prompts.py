@@ -1,53 +1,70 @@
-"""What to generate: classes and seeds."""
+"""What to generate: classes, prompts and seeds."""
+
+from collections.abc import Sequence
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
+from bigain.data.chunks import Chunk, chunk_loader, finished_chunks
+from bigain.data.classes import CIFAR10_CLASSES
 from bigain.errors import SettingError
 
-__all__ = ["ClassPrompts"]
+__all__ = ["ClassPrompts", "fill_prompt"]
 
-Batch = dict[str, Tensor]
-
-
-class _Seeded(Dataset[Batch]):
-    def __init__(self, count: int, classes: int, first_seed: int) -> None:
-        self._count, self._classes, self._first = count, classes, first_seed
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> Batch:
-        return {
-            "index": torch.tensor(index),
-            "label": torch.tensor(index % self._classes),
-            "seed": torch.tensor(self._first + index),
-        }
+PROMPT = "a photo of a {class}"
+"""The prompt of a class, where none is given."""
 
 
 class ClassPrompts(LightningDataModule):
-    """Labels in turn, each with a seed of its own.
+    """Classes in turn, each image with a seed of its own.
 
-    Image i has class `i % classes` and seed `first_seed + i`, whatever the batch.
+    Image i has class `i % len(classes)` and seed `first_seed + i`, whatever the chunk.
 
     Args:
         count: Images to generate.
-        classes: Number of classes.
+        classes: Class names in label order.
+        prompt: The prompt of a class, for models that take prompts; `{class}` is its name.
         first_seed: Seed of the first image.
-        batch_size: Images a batch and device.
+        chunk: Images a chunk, the unit of work and of resuming.
     """
 
-    def __init__(self, count: int = 5000, classes: int = 10, first_seed: int = 0, batch_size: int = 64) -> None:
+    def __init__(
+        self,
+        count: int = 5000,
+        classes: tuple[str, ...] = CIFAR10_CLASSES,
+        prompt: str = PROMPT,
+        first_seed: int = 0,
+        chunk: int = 64,
+    ) -> None:
         super().__init__()
-        if count < 2 or classes < 1 or batch_size < 1:
+        if count < 2 or not classes or chunk < 1:
             raise SettingError(
-                f"ClassPrompts got count={count}, classes={classes}, batch_size={batch_size}; accepted are "
-                "count >= 2 (a distance needs two images), classes >= 1, batch_size >= 1."
+                f"ClassPrompts got count={count}, {len(classes)} classes, chunk={chunk}; accepted are "
+                "count >= 2 (a distance needs two images), one class or more, chunk >= 1."
             )
-        self.count, self.classes, self.first_seed, self.batch_size = count, classes, first_seed, batch_size
+        self.count, self.classes, self.first_seed, self.chunk = count, tuple(classes), first_seed, chunk
+        self.prompt, self.class_prompts = prompt, fill_prompt(prompt, classes)
 
-    def test_dataloader(self) -> DataLoader[Batch]:
-        images = _Seeded(self.count, self.classes, self.first_seed)
-        return DataLoader(images, batch_size=self.batch_size)
+    def __len__(self) -> int:
+        return self.count
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Return `index`, `label` and `seed` of images, int64 `[B]` each."""
+        index = torch.tensor(indices, dtype=torch.int64)
+        return {"index": index, "label": index % len(self.classes), "seed": self.first_seed + index}
+
+    def test_dataloader(self) -> DataLoader[Chunk]:
+        return chunk_loader(self, self.chunk, finished_chunks(self))
+
+
+def fill_prompt(prompt: str, classes: Sequence[str]) -> tuple[str, ...]:
+    """Return the prompt of each class, in label order.
+
+    Raises:
+        SettingError: `{class}` is missing from the prompt, so that all classes would have the same.
+    """
+    if "{class}" not in prompt:
+        raise SettingError(f"A prompt names the class as {{class}}, such as {PROMPT!r}; got {prompt!r}.")
+    return tuple(prompt.replace("{class}", name) for name in classes)

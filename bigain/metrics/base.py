@@ -1,10 +1,51 @@
-"""What a feature network is."""
+"""What a metric is.
+
+A metric is one file: a class with a `score` that returns a `Score`. Tables, pages and
+stores take the scores that they are given, and know no metric by name.
+"""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-__all__ = ["FeatureNetwork"]
+from bigain.results.predictions import Predictions
+from bigain.results.scores import Score
+
+__all__ = ["ClassificationMetric", "FeatureNetwork", "GenerationMetric"]
+
+
+class ClassificationMetric(ABC):
+    """A figure of one method's predictions."""
+
+    @abstractmethod
+    def score(self, predictions: Predictions) -> Score:
+        """Score one method."""
+
+    def compare(self, first: Predictions, second: Predictions) -> Score | None:
+        """Score the difference of two methods on the same images, first minus second; `None` if there is none."""
+        return None
+
+
+class GenerationMetric(ABC):
+    """A figure of one method's generated images."""
+
+    @abstractmethod
+    def score(self, chunks: Iterable[Tensor]) -> Score:
+        """Score generated images, uint8 `[B, 3, H, W]` a chunk."""
+
+    @abstractmethod
+    def identity(self) -> Mapping[str, Any]:
+        """Name what decides the figure beside the generated images, so that equal names mean equal figures.
+
+        Asked for before any work: what the metric needs is read and refused here.
+        """
+
+    def to(self, device: torch.device | str) -> "GenerationMetric":
+        """Move what computes the figure to a device."""
+        return self
 
 
 class FeatureNetwork(nn.Module, ABC):

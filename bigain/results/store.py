@@ -2,35 +2,61 @@
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor, distributed
 
 from bigain.errors import DataError, SettingError
+from bigain.results.files import FORMAT, read_json, read_result, write_json, write_result, write_whole
+from bigain.results.lock import FolderLock
 
-__all__ = ["ResultFolder", "partial_path", "read_json", "write_json"]
+__all__ = [
+    "FORMAT",
+    "ResultFolder",
+    "partial_path",
+    "read_json",
+    "read_result",
+    "write_json",
+    "write_result",
+]
 
-RUN_FILE = "run.json"
-_PARTS = "parts"
+_RUN, _LOCK, _CHUNKS, _RESULT = "run.json", "lock", "chunks", "result"
 
 
 def partial_path(output: Path) -> Path:
-    """Where the work towards `output` is kept until it is whole."""
-    return output.with_name(output.name + ".partial")
+    """Return where the work towards `output` lies until it is whole.
+
+    Raises:
+        SettingError: `output` is the folder one is in, or another that cannot be renamed to.
+    """
+    place = output.resolve()
+    if place == Path.cwd() or place in Path.cwd().parents or os.path.ismount(place):
+        raise SettingError(
+            f"--output is a new folder, which appears when the result is whole; got {output}, which is "
+            f"{'the folder you are in' if place == Path.cwd() else place}. Give one such as {Path('results') / 'mine'}."
+        )
+    return (
+        output.with_name(output.name + ".partial") if output.name != ".." else place.with_name(place.name + ".partial")
+    )
 
 
 class ResultFolder:
-    """A folder that gathers finished items batch by batch and is published at the end.
+    """A folder that gathers finished chunks and is published at the end.
 
     Until then everything lies in `OUTPUT.partial`; `OUTPUT` itself appears by one
-    rename. A batch is written to a temporary file and renamed, so that a kill at
-    any moment leaves whole batches only.
+    rename. A chunk is written to a temporary file and renamed, so that a kill at
+    any moment leaves whole chunks only. What the result will hold lies in a folder of
+    its own, `folder`, so that no name in it can clash with the store's own files.
+
+    One process at a time works on a result: the first has a lock, which goes with it.
+    The processes of one distributed run share it, and the first of them has the lock.
 
     Args:
         output: The folder of the finished result.
@@ -38,116 +64,168 @@ class ResultFolder:
             change figures, and none that only change speed.
         resume: Continue what `OUTPUT.partial` holds.
 
+    Attributes:
+        partial: Where unfinished work lies.
+        folder: What becomes `output`; files that belong to the result may be written there at any time.
+        done: Numbers of the finished chunks.
+
     Raises:
         SettingError: There is a result or unfinished work at `output` already and
-            `resume` is off, or the unfinished work was made with other settings.
+            `resume` is off, the unfinished work was made with other settings, another
+            process is at work on it, or `output` cannot be a result.
+        DataError: A chunk is damaged, or the folder cannot be written.
     """
 
     def __init__(self, output: Path, identity: Mapping[str, Any], resume: bool = False) -> None:
         self.output, self.partial = Path(output), partial_path(Path(output))
-        self._identity: dict[str, Any] = json.loads(json.dumps(identity))
-        self._check(resume)
-        self.done: set[int] = set(self._gather(("index",)).get("index", torch.zeros(0)).tolist())
+        self.folder = self.partial / _RESULT
+        self.done: set[int] = set()
+        self._identity: dict[str, Any] = {"format": FORMAT, **json.loads(json.dumps(identity, default=str))}
+        self._lock: FolderLock | None = None
+        self._refuse_existing()
+        self._acquire()
+        try:
+            self._check(resume)
+            with self._in_words():
+                for folder in (self.folder, self.partial / _CHUNKS):
+                    folder.mkdir(parents=True, exist_ok=True)
+                write_json(self.partial / _RUN, self._identity)
+            self.done = set(self._numbers())
+        except BaseException:
+            self.discard_if_empty()
+            raise
 
-    def _check(self, resume: bool) -> None:
+    def _refuse_existing(self) -> None:
         if self.output.exists():
             raise SettingError(
                 f"{self.output} exists already: choose another --output, or remove it. Nothing was overwritten."
             )
-        if not self.partial.exists() or not any(self.partial.iterdir()):
+
+    def _acquire(self) -> None:
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_rank() > 0:
+            return
+        with self._in_words():
+            self.partial.mkdir(parents=True, exist_ok=True)
+            self._lock = FolderLock(self.partial / _LOCK, self.output)
+        # A process that published the result may have ended since the first look.
+        try:
+            self._refuse_existing()
+        except SettingError:
+            self.discard_if_empty()
+            raise
+
+    def _check(self, resume: bool) -> None:
+        if not self._has_work():
             return
         if not resume:
             raise SettingError(
                 f"{self.partial} holds unfinished work: add --resume to finish it, or remove it. "
                 "Nothing was overwritten."
             )
-        before = read_json(self.partial / RUN_FILE)
+        before = read_json(self.partial / _RUN)
+        if before.get("format") != FORMAT:
+            raise SettingError(
+                f"{self.partial} was begun by another version of bigain (format {before.get('format', 1)} then, "
+                f"{FORMAT} now) and cannot be resumed: finish it with that version, or remove it."
+            )
         keys = sorted(set(before) | set(self._identity))
         changed = [key for key in keys if before.get(key) != self._identity.get(key)]
         if changed:
-            told = "; ".join(f"{key}: {before.get(key)} then, {self._identity.get(key)} now" for key in changed)
-            raise SettingError(f"{self.partial} was begun with other settings and cannot be resumed ({told}).")
+            both = "; ".join(f"{key}: {before.get(key)} then, {self._identity.get(key)} now" for key in changed)
+            raise SettingError(f"{self.partial} was begun with other settings and cannot be resumed ({both}).")
 
-    def begin(self) -> None:
-        """Create the folder of unfinished work, with the settings it belongs to."""
-        if not (self.partial / RUN_FILE).exists():
-            self.partial.mkdir(parents=True, exist_ok=True)
-            write_json(self.partial / RUN_FILE, self._identity)
+    def _has_work(self) -> bool:
+        own = {self.partial / _RUN, self.partial / _LOCK}
+        return any(path.is_file() and path not in own and path.suffix != ".tmp" for path in self.partial.rglob("*"))
+
+    def _numbers(self) -> list[int]:
+        """Return the numbers of the chunks that are whole."""
+        numbers = []
+        for path in sorted((self.partial / _CHUNKS).iterdir()):
+            if re.fullmatch(r"\d+\.safetensors", path.name):
+                with _named_if_damaged(path), safe_open(path, "pt"):
+                    numbers.append(int(path.stem))
+        return numbers
 
     def discard_if_empty(self) -> None:
-        """Remove the folder of unfinished work if nothing in it is finished."""
-        kept = [path for path in self.partial.rglob("*") if path.is_file() and path.name != RUN_FILE]
-        if not kept:
+        """Give the lock back, and remove the folder of unfinished work if nothing in it is finished."""
+        if self._lock is None:
+            return
+        if not self._has_work():
             shutil.rmtree(self.partial, ignore_errors=True)
+        self._lock.release()
+        self._lock = None
 
-    def add(self, index: Tensor, values: Mapping[str, Tensor]) -> None:
-        """Keep a finished batch.
+    def add(self, chunk: int, tensors: Mapping[str, Tensor]) -> None:
+        """Store a finished chunk.
 
         Args:
-            index: int64, `[B]`, which items these are.
-            values: Tensors with B rows each.
+            chunk: Its number.
+            tensors: Whatever belongs to it.
+
+        Raises:
+            DataError: It cannot be written; what was finished before stays.
         """
-        self.begin()
-        parts = self.partial / _PARTS
-        parts.mkdir(exist_ok=True)
-        first, process = int(index[0]), os.getpid()
-        temporary = parts / f".{first:08d}-{process}.tmp"
-        tensors = {"index": index, **values}
-        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary)
-        temporary.replace(parts / f"{first:08d}-{process}-{len(self.done):08d}.safetensors")
-        self.done.update(index.tolist())
+        content = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
+        with self._in_words(), write_whole(self._path(chunk)) as temporary:
+            temporary.write_bytes(content)
+        self.done.add(chunk)
 
-    def gather(self) -> dict[str, Tensor]:
-        """Return everything kept so far, in the order of the index, each item once."""
-        found = self._gather(None)
-        if not found:
-            return {}
-        # Devices may share an item when the count does not divide; either copy will do.
-        order = {item: row for row, item in enumerate(found["index"].tolist())}
-        rows = torch.tensor([order[item] for item in sorted(order)], dtype=torch.int64)
-        return {key: value[rows] for key, value in found.items()}
+    def chunks(self) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """Read the finished chunks one by one, in order.
 
-    def _gather(self, keys: tuple[str, ...] | None) -> dict[str, Tensor]:
-        pieces: dict[str, list[Tensor]] = {}
-        for part in sorted((self.partial / _PARTS).glob("[0-9]*.safetensors")):
-            try:
-                held = load_file(part)
-            except (SafetensorError, OSError) as error:
-                raise DataError(f"{part} is damaged ({error}): remove this one file and resume.") from error
-            for key in keys or held:
-                pieces.setdefault(key, []).append(held[key])
-        return {key: torch.cat(values) for key, values in pieces.items()}
+        Raises:
+            DataError: One is damaged; it is named.
+        """
+        for number in self._numbers():
+            with _named_if_damaged(self._path(number)):
+                tensors = load_file(self._path(number))
+            yield number, tensors
 
     def publish(self, write: Callable[[Path], None]) -> None:
         """Write the final files and let the folder appear.
 
         Args:
             write: Writes the result's files into the folder it is given.
+
+        Raises:
+            DataError: They cannot be written; all finished work stays.
         """
-        self.begin()
-        write(self.partial)
+        with self._in_words():
+            write(self.folder)
+            for path in self.folder.rglob(".*.tmp"):
+                path.unlink()
+            self._refuse_existing()
+            self.folder.replace(self.output)
         # Tidied up after the rename: stopped in between, the result is whole all the same.
-        self.partial.replace(self.output)
-        shutil.rmtree(self.output / _PARTS, ignore_errors=True)
-        (self.output / RUN_FILE).unlink(missing_ok=True)
+        shutil.rmtree(self.partial, ignore_errors=True)
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _path(self, chunk: int) -> Path:
+        return self.partial / _CHUNKS / f"{chunk:08d}.safetensors"
+
+    @contextmanager
+    def _in_words(self) -> Iterator[None]:
+        """Say in one sentence that something cannot be written."""
+        try:
+            yield
+        except OSError as error:
+            where = error.filename or self.partial
+            reason = error.strerror or str(error)
+            rest = (
+                f"{len(self.done)} finished chunks are in {self.partial}; once it can be written, "
+                "the same command with --resume goes on."
+                if self.done
+                else "Nothing was run. Give another --output, or make room there."
+            )
+            raise DataError(f"{where} cannot be written: {reason}. {rest}") from error
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON so that the file is whole or absent."""
-    # Several processes of one run may write the same content at once.
-    temporary = path.with_name(f".{path.name}-{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=2, default=str) + "\n")
-    temporary.replace(path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        DataError: The file is missing or not JSON.
-    """
+@contextmanager
+def _named_if_damaged(path: Path) -> Iterator[None]:
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    return content
+        yield
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path} is damaged ({error}): remove this one file and resume.") from error

@@ -1,0 +1,32 @@
+"""What a source of images is."""
+
+from abc import ABC, abstractmethod
+
+__all__ = ["ImageSource"]
+
+
+class ImageSource(ABC):
+    """Encoded images with names and labels, read one at a time.
+
+    A source finds its names and labels when it is opened, and refuses what is wrong
+    with them; the images themselves are read later, in threads and in worker processes.
+
+    Attributes:
+        source: Where the images come from, for results and errors.
+        classes: Class names in label order.
+        names: A name for each image, unique within the source.
+        labels: The labels of each image: none, one or several.
+    """
+
+    source: str
+    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    labels: tuple[tuple[int, ...], ...]
+
+    @abstractmethod
+    def read(self, row: int) -> bytes:
+        """Read the encoded bytes of one image.
+
+        Raises:
+            OSError: They cannot be read.
+        """

@@ -1,0 +1,150 @@
+"""Images in a parquet file."""
+
+import threading
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bigain.data.sources.base import ImageSource
+from bigain.errors import DataError
+
+__all__ = ["ParquetSource"]
+
+
+class ParquetSource(ImageSource):
+    """A parquet file with the columns `image`, `label` and optionally `file`.
+
+    `image` holds encoded bytes, or a struct with `bytes` as Hugging Face data sets
+    have it; where its `bytes` are empty, its `path` is read, relative to the file.
+    Row groups are read one at a time, and the last one stays in memory.
+
+    Args:
+        path: The file.
+        classes: Class names in label order; without it, `class 0`, `class 1`, ..
+
+    Raises:
+        DataError: No parquet file, other columns, a label out of range, a row without an image.
+    """
+
+    def __init__(self, path: Path, classes: Sequence[str] | None = None) -> None:
+        self.source, self.path = str(path), path
+        file = self._open()
+        columns = set(file.schema_arrow.names)
+        self._image_columns = _image_columns(path, file.schema_arrow)
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        self._ends = list(accumulate(sizes))
+        table = file.read(columns=["label", *({"file"} & columns)])
+        labels = table["label"].to_pylist()
+        self.names = _unique_names(table["file"].to_pylist() if "file" in columns else [None] * len(labels))
+        self.classes = tuple(classes) if classes else _numbered(labels, path)
+        _check_labels(labels, self.names, self.classes, path)
+        self.labels = tuple((label,) for label in labels)
+        self._forget()
+        self._check_images(file)
+
+    def read(self, row: int) -> bytes:
+        group = bisect_right(self._ends, row)
+        with self._lock:
+            if group != self._group:
+                self._file = self._file or self._open()
+                self._rows = _cells(self._file.read_row_group(group, columns=self._image_columns))
+                self._group = group
+            rows = self._rows
+        cell = rows[row - (self._ends[group - 1] if group else 0)].as_py()
+        encoded, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
+        return bytes(encoded) if encoded else (self.path.parent / str(path)).read_bytes()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker process opens the file for itself.
+        return {key: value for key, value in vars(self).items() if key not in ("_file", "_rows", "_group", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._file: pq.ParquetFile | None = None
+        self._rows: Any = None
+        self._group = -1
+        self._lock = threading.Lock()
+
+    def _open(self) -> pq.ParquetFile:
+        try:
+            return pq.ParquetFile(self.path)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{self.path} is not a readable parquet file: {_first_line(error)}") from error
+
+    def _check_images(self, file: pq.ParquetFile) -> None:
+        """Refuse rows without an image, by their null counts alone: no image is copied."""
+        empty: list[int] = []
+        for group in range(file.num_row_groups):
+            try:
+                rows = _cells(file.read_row_group(group, columns=self._image_columns))
+            except (pa.ArrowException, OSError) as error:
+                raise DataError(f"{self.path} is not a readable parquet file: {_first_line(error)}") from error
+            first = self._ends[group - 1] if group else 0
+            empty += [first + row for row in range(len(rows)) if not _has_image(rows[row])]
+        if empty:
+            raise DataError(f"{self.path}: {len(empty)} rows hold no image bytes, the first is {self.names[empty[0]]}.")
+
+
+def _image_columns(path: Path, schema: pa.Schema) -> list[str]:
+    """Name what to read of the image column: its bytes, and its path where there is one."""
+    missing = {"image", "label"} - set(schema.names)
+    if missing:
+        raise DataError(
+            f"{path} has the columns {', '.join(schema.names)}; "
+            f"missing: {', '.join(sorted(missing))}. image holds encoded bytes, label an integer."
+        )
+    kind = schema.field("image").type
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return ["image"]
+    fields = [field.name for field in kind] if pa.types.is_struct(kind) else []
+    if not {"bytes", "path"} & set(fields):
+        raise DataError(
+            f"{path}: the column image is {kind}; accepted are encoded bytes, "
+            "or a struct with the encoded bytes as bytes or the file's path as path."
+        )
+    return [f"image.{field}" for field in ("bytes", "path") if field in fields]
+
+
+def _cells(table: pa.Table) -> Any:
+    return table.column("image").combine_chunks()
+
+
+def _has_image(cell: Any) -> bool:
+    if not cell.is_valid:
+        return False
+    if not isinstance(cell, pa.StructScalar):
+        return True
+    return any(name in cell and cell[name].is_valid for name in ("bytes", "path"))
+
+
+def _unique_names(files: Sequence[object]) -> tuple[str, ...]:
+    names = tuple(str(name) if name else f"row {row}" for row, name in enumerate(files))
+    return names if len(set(names)) == len(names) else tuple(f"{name} (row {row})" for row, name in enumerate(names))
+
+
+def _numbered(labels: Sequence[object], path: Path) -> tuple[str, ...]:
+    """Name the classes of a file that is given none."""
+    if not labels:
+        raise DataError(f"{path}: no images found.")
+    return tuple(f"class {k}" for k in range(1 + max(label if isinstance(label, int) else -1 for label in labels)))
+
+
+def _check_labels(labels: Sequence[object], names: Sequence[str], classes: Sequence[str], path: Path) -> None:
+    if not labels:
+        raise DataError(f"{path}: no images found.")
+    for label, name in zip(labels, names, strict=True):
+        if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < len(classes):
+            accepted = f"0 to {len(classes) - 1} ({classes[0]} .. {classes[-1]})" if classes else "from 0"
+            raise DataError(f"{path}: image {name} has label {label}; accepted are whole numbers {accepted}.")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,42 @@
+"""Top-1 accuracy."""
+
+import torch
+from torch import Tensor
+
+from bigain.errors import SettingError
+from bigain.metrics.base import ClassificationMetric
+from bigain.metrics.intervals import paired_difference, share
+from bigain.results.predictions import Predictions
+from bigain.results.scores import Score
+
+__all__ = ["Top1"]
+
+
+class Top1(ClassificationMetric):
+    """The share of images whose predicted class is among their labels.
+
+    With one label an image it is the accuracy, with several the top-1 precision.
+    Its interval is Wilson's; that of the difference of two methods is Tango's for pairs.
+    """
+
+    def score(self, predictions: Predictions) -> Score:
+        right = _right(predictions)
+        found = share(int(right.sum()), len(right))
+        return Score("top1", found.value, found.low, found.high, "top-1", "share", "higher")
+
+    def compare(self, first: Predictions, second: Predictions) -> Score:
+        if first.names != second.names:
+            raise SettingError(
+                f"Methods are compared on the same images in the same order; one has {len(first)} images "
+                f"({first.names[0] if first.names else 'none'}, ..), the other {len(second)} "
+                f"({second.names[0] if second.names else 'none'}, ..)."
+            )
+        found = paired_difference(_right(first), _right(second))
+        note = "Difference on the same images with the same noise."
+        return Score("top1_difference", found.value, found.low, found.high, "paired", "points", "higher", note)
+
+
+def _right(predictions: Predictions) -> Tensor:
+    """Return bool `[N]`: which images got one of their labels."""
+    pairs = zip(predictions.predicted.tolist(), predictions.labels, strict=True)
+    return torch.tensor([predicted in labels for predicted, labels in pairs], dtype=torch.bool)

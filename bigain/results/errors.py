@@ -1,0 +1,140 @@
+"""The errors of a diffusion classifier, stored sparsely."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bigain.errors import DataError
+
+__all__ = ["Errors"]
+
+_TYPES = {"image": torch.int32, "label": torch.int32, "step": torch.int16, "error": torch.float32}
+
+
+@dataclass(frozen=True)
+class Errors:
+    """The error of each (image, class, timestep) that was evaluated, and no other.
+
+    Staged pruning evaluates a small share of them: of 2,000 images, 1,000 classes and
+    100 timesteps a dense tensor would take 800 MB, nearly all of it empty.
+
+    Args:
+        image: int32, `[E]`, index of the image.
+        label: int32, `[E]`, which class was tried.
+        step: int16, `[E]`, index into `timesteps`.
+        error: float32, `[E]`.
+        timesteps: `[M]`, the timestep of each noise.
+    """
+
+    image: Tensor
+    label: Tensor
+    step: Tensor
+    error: Tensor
+    timesteps: Tensor
+
+    @classmethod
+    def of(cls, dense: Tensor, index: Tensor, timesteps: Tensor | None = None) -> "Errors":
+        """Take the evaluated errors of some images.
+
+        Args:
+            dense: `[B, K, M]`, NaN where nothing was evaluated.
+            index: int64, `[B]`, which images these are.
+            timesteps: `[M]`; by default they are numbered.
+        """
+        dense, index = dense.detach().cpu(), index.cpu()
+        row, label, step = (~dense.isnan()).nonzero(as_tuple=True)
+        steps = torch.arange(dense.shape[2]) if timesteps is None else timesteps.cpu()
+        return cls(
+            index[row].to(_TYPES["image"]),
+            label.to(_TYPES["label"]),
+            step.to(_TYPES["step"]),
+            dense[row, label, step].to(_TYPES["error"]),
+            steps,
+        )
+
+    @classmethod
+    def concat(cls, parts: Iterable["Errors"]) -> "Errors":
+        """Join the errors of several chunks, which have the same timesteps.
+
+        Raises:
+            DataError: There are none, or their timesteps differ.
+        """
+        whole = list(parts)
+        if not whole:
+            raise DataError("There are no errors to join.")
+        if any(not torch.equal(part.timesteps, whole[0].timesteps) for part in whole):
+            raise DataError("Errors of different timesteps cannot be joined.")
+        joined = {key: torch.cat([getattr(part, key) for part in whole]) for key in _TYPES}
+        return cls(**joined, timesteps=whole[0].timesteps)
+
+    def __len__(self) -> int:
+        return len(self.error)
+
+    def dense(self, images: int, classes: int) -> Tensor:
+        """Return float32 `[images, classes, M]`, NaN where nothing was evaluated."""
+        dense = torch.full((images, classes, len(self.timesteps)), torch.nan)
+        dense[self.image.long(), self.label.long(), self.step.long()] = self.error
+        return dense
+
+    def mean(self, images: int | None = None, classes: int | None = None) -> Tensor:
+        """Return the mean error of each image and class over its timesteps.
+
+        Args:
+            images: Number of images; by default the largest index and one.
+            classes: Number of classes; by default the largest label and one.
+
+        Returns:
+            float32 `[images, classes]`, NaN where nothing was evaluated.
+        """
+        rows = _count(self.image) if images is None else images
+        columns = _count(self.label) if classes is None else classes
+        place = self.image.long() * columns + self.label.long()
+        total = torch.zeros(rows * columns, dtype=torch.float64).index_add(0, place, self.error.double())
+        number = torch.bincount(place, minlength=rows * columns)
+        return (total / number).float().reshape(rows, columns)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors by name, as `from_tensors` reads them."""
+        return {**{key: getattr(self, key) for key in _TYPES}, "timesteps": self.timesteps}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Errors":
+        """Read what `tensors` returned; other entries are left alone.
+
+        Raises:
+            DataError: One is missing, or has another type or length.
+        """
+        missing = [key for key in (*_TYPES, "timesteps") if key not in tensors]
+        if missing:
+            raise DataError(f"Errors are stored as {', '.join(_TYPES)} and timesteps; missing: {', '.join(missing)}.")
+        wrong = [key for key, kind in _TYPES.items() if tensors[key].dtype != kind or tensors[key].ndim != 1]
+        if wrong or len({len(tensors[key]) for key in _TYPES}) != 1:
+            accepted = ", ".join(f"{key} ({kind})" for key, kind in _TYPES.items())
+            given = ", ".join(f"{key} {list(tensors[key].shape)} ({tensors[key].dtype})" for key in _TYPES)
+            raise DataError(f"Stored errors are one row each of {accepted}; got {given}.")
+        return cls(**{key: tensors[key] for key in (*_TYPES, "timesteps")})
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file."""
+        save_file({key: value.contiguous() for key, value in self.tensors().items()}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Errors":
+        """Read a file that `save` wrote.
+
+        Raises:
+            DataError: It is missing, damaged or holds something else.
+        """
+        try:
+            return cls.from_tensors(load_file(path))
+        except (SafetensorError, OSError, DataError) as error:
+            raise DataError(f"{path} cannot be read: {error}") from error
+
+
+def _count(indices: Tensor) -> int:
+    return int(indices.max()) + 1 if len(indices) else 0

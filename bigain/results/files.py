@@ -1,0 +1,82 @@
+"""Files that appear whole or not at all, and that say what is wrong with them."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bigain.errors import DataError
+
+__all__ = ["FORMAT", "read_json", "read_result", "write_json", "write_result", "write_whole"]
+
+FORMAT = 2
+"""Number of the format of results; it rises when a reader of the old one would misread the new."""
+
+
+@contextmanager
+def write_whole(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write to, and rename it to `path` at the end."""
+    # Several processes of one run may write the same content at once.
+    temporary = path.with_name(f".{path.name}-{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON so that the file is whole or absent."""
+    with write_whole(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, default=str) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        DataError: The file is missing, not JSON, or JSON of another kind.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds a JSON {_kind(content)}; accepted is an object: {{..}}.")
+    return content
+
+
+def write_result(path: Path, content: Mapping[str, Any]) -> None:
+    """Write the JSON of a result, with the number of its format."""
+    write_json(path, {"format": FORMAT, **content})
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Read the JSON of a result.
+
+    Args:
+        path: The file, or the folder of a result with `result.json` in it.
+
+    Raises:
+        DataError: It cannot be read, or has another format than this version reads.
+    """
+    path = path / "result.json" if path.is_dir() else path
+    content = read_json(path)
+    number = content.get("format")
+    if number is None:
+        raise DataError(
+            f"{path} has no format number: it is no result of bigain, or one from before version 0.2. "
+            f"This version reads format {FORMAT}."
+        )
+    if number != FORMAT or isinstance(number, bool):
+        newer = isinstance(number, int) and number > FORMAT
+        way = "use a newer bigain" if newer else "run it again"
+        raise DataError(f"{path} has format {number!r}; this version reads format {FORMAT}: {way}.")
+    return content
+
+
+def _kind(content: object) -> str:
+    return {list: "list", str: "string", type(None): "null", bool: "truth value"}.get(type(content), "number")

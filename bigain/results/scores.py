@@ -1,0 +1,63 @@
+"""A figure with its interval."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from bigain.errors import DataError
+
+__all__ = ["Score", "Unit"]
+
+Unit = Literal["share", "points", "number", "GFLOPs", "ms", "ratio", "count"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One figure of a result: what a table, the page and the store are given.
+
+    Args:
+        name: Its key in results, such as `top1`.
+        value: The figure; NaN where there is none.
+        low: Lower end of its 95 % interval, if it has one.
+        high: Upper end.
+        label: What a reader sees, such as `top-1`.
+        unit: `share` lies between 0 and 1 and is shown in per cent; `points` is the
+            difference of two shares, between -1 and 1, shown in percentage points.
+        better: Which direction is better; empty where neither is.
+        note: One sentence on how to read it.
+    """
+
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    label: str = ""
+    unit: Unit = "number"
+    better: Literal["higher", "lower", ""] = ""
+    note: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a mapping that JSON can hold: no NaN, nothing that is empty."""
+        content = {key: value for key, value in asdict(self).items() if value not in (None, "")}
+        return {key: None if _is_nan(value) else value for key, value in content.items()}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Score":
+        """Read what `to_json` returned.
+
+        Raises:
+            DataError: A key is unknown or missing.
+        """
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(content) - known)
+        missing = sorted({"name", "value"} - set(content))
+        if unknown or missing:
+            given = f"unknown: {', '.join(unknown)}" if unknown else f"missing: {', '.join(missing)}"
+            raise DataError(f"A score has the keys {', '.join(sorted(known))}; {given}.")
+        value = content["value"]
+        return cls(**{**content, "value": math.nan if value is None else float(value)})
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)

@@ -1,19 +1,16 @@
 """What one network evaluation costs: operations and time."""
 
-import statistics
-import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from bigain.adapters.placement import Placement
 from bigain.benchmark.flops import FlopCounter, backbone_inputs
 from bigain.diffusion.backbone import Backbone
+from bigain.profiling.latency import quartiles, time_passes
 from bigain.reducers.base import TokenReducer
 
-__all__ = ["Latency", "count_flops", "measure_latency", "quartiles", "time_passes"]
+__all__ = ["Latency", "count_flops", "measure_latency"]
 
 
 @dataclass(frozen=True)
@@ -71,36 +68,3 @@ def measure_latency(backbone: Backbone, rows: int, repeats: int = 20, warmup: in
         times = time_passes(lambda: backbone.predict_noise(noisy, step, label), weight.device, repeats, warmup)
     low, median, high = quartiles([elapsed / rows for elapsed in times])
     return Latency(median, low, high, rows, repeats)
-
-
-def time_passes(evaluate: Callable[[], Any], device: torch.device, repeats: int, warmup: int = 1) -> list[float]:
-    """Time forward passes one by one, each from an idle device to an idle device.
-
-    Args:
-        evaluate: One pass.
-        device: Where it runs.
-        repeats: Timed passes.
-        warmup: Passes before, not timed.
-
-    Returns:
-        Milliseconds of each timed pass.
-    """
-    return [1000 * _timed(evaluate, device) for _ in range(warmup + repeats)][warmup:]
-
-
-def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return first quartile, median and third quartile; of one value, three times itself."""
-    if len(values) == 1:
-        return values[0], values[0], values[0]
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, median, high
-
-
-def _timed(action: Callable[[], Any], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    action()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start

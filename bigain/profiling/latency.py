@@ -1,7 +1,9 @@
 """How long forward passes take on the device at hand, and how much memory they need."""
 
+import math
+import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,10 +12,22 @@ from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.utils import counters
 
-from bigain.benchmark.cost import quartiles, time_passes
 from bigain.errors import NumericalError, SettingError
 
-__all__ = ["Backend", "Compilation", "Passes", "first_pass", "forward_pass", "measure_passes", "timed_passes"]
+__all__ = [
+    "Backend",
+    "Compilation",
+    "Passes",
+    "Ratio",
+    "first_pass",
+    "forward_pass",
+    "interleaved",
+    "measure_passes",
+    "quartiles",
+    "ratio",
+    "time_passes",
+    "timed_passes",
+]
 
 Backend = Literal["inductor", "aot_eager", "eager"]
 """Backends of `torch.compile`; the last two make a graph and no kernels."""
@@ -53,6 +67,114 @@ class Passes:
     def quartiles(self) -> tuple[float, float, float]:
         """First quartile, median and third quartile of the times."""
         return quartiles(self.times)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How long one method takes, as a share of another's time.
+
+    Args:
+        median: Median of the pairs' ratios.
+        low: Lower end of its 95 % interval; `None` where there are too few pairs for one.
+        high: Upper end, likewise.
+        pairs: Passes that were compared.
+    """
+
+    median: float
+    low: float | None
+    high: float | None
+    pairs: int
+
+
+def interleaved(
+    passes: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1, device: torch.device | str = "cpu"
+) -> dict[str, list[float]]:
+    """Time several methods in turn, so that a machine that slows down slows all of them.
+
+    Args:
+        passes: One pass of each method, by name; they run in this order, once in every round.
+        repeats: Timed rounds.
+        warmup: Rounds before, not timed.
+        device: Where they run. On a GPU each pass starts and ends with an idle device.
+
+    Returns:
+        Seconds of each timed pass, by method; those at equal places are of one round.
+    """
+    where = torch.device(device)
+    seconds: dict[str, list[float]] = {name: [] for name in passes}
+    for turn in range(warmup + repeats):
+        for name, evaluate in passes.items():
+            elapsed = _timed(evaluate, where)
+            if turn >= warmup:
+                seconds[name].append(elapsed)
+    return seconds
+
+
+def ratio(times: Sequence[float], baseline: Sequence[float]) -> Ratio:
+    """Compare two methods that were timed in turn.
+
+    The interval has no distribution behind it: for the median of n values, the k-th from either
+    end bound it with a probability of 1 - 2 P(X < k), X being binomial (n, 1/2). With fewer than
+    six values no k gives 95 %.
+
+    Args:
+        times: Times of a method, in any unit.
+        baseline: Of what it is compared with, as many, each from the same round.
+
+    Raises:
+        ValueError: No times, or not as many of one as of the other.
+
+    References:
+        Practical Nonparametric Statistics (Conover, 1999), section 3.2.
+    """
+    if not times:
+        raise ValueError("A ratio of times takes one pair or more; got none.")
+    ratios = sorted(one / other for one, other in zip(times, baseline, strict=True))
+    count = len(ratios)
+    rank = _interval_rank(count)
+    low, high = (ratios[rank - 1], ratios[count - rank]) if rank else (None, None)
+    return Ratio(statistics.median(ratios), low, high, count)
+
+
+def _interval_rank(count: int, level: float = 0.95) -> int:
+    """Return which order statistic from either end bounds the median; 0 where none does."""
+    rank, below = 0, 0.0
+    while 2 * (below := below + math.comb(count, rank) / 2**count) <= 1 - level:
+        rank += 1
+    return rank
+
+
+def time_passes(evaluate: Callable[[], object], device: torch.device, repeats: int, warmup: int = 1) -> list[float]:
+    """Time forward passes one by one, each from an idle device to an idle device.
+
+    Args:
+        evaluate: One pass.
+        device: Where it runs.
+        repeats: Timed passes.
+        warmup: Passes before, not timed.
+
+    Returns:
+        Milliseconds of each timed pass.
+    """
+    return [1000 * seconds for seconds in interleaved({"": evaluate}, repeats, warmup, device)[""]]
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return first quartile, median and third quartile; of one value, three times itself."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, median, high
+
+
+def _timed(action: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    action()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
 
 
 def measure_passes(

@@ -10,7 +10,6 @@ from torch import nn
 
 from bigain.adapters.placement import Placement
 from bigain.benchmark.architectures import build_architecture, build_random
-from bigain.benchmark.cost import quartiles, time_passes
 from bigain.benchmark.flops import FlopCounter
 from bigain.benchmark.latency_plan import LatencyPlan, measure_plan
 from bigain.benchmark.latency_table import as_json
@@ -189,19 +188,6 @@ def test_random_weights_are_drawn_in_the_type_asked_for_and_nothing_else_changes
     assert not network.training
     shapes = {name: value.shape for name, value in build_architecture(tiny).state_dict().items()}
     assert {name: value.shape for name, value in network.state_dict().items()} == shapes
-
-
-def test_passes_are_timed_after_the_warm_up():
-    calls = []
-    times = time_passes(lambda: calls.append(time.sleep(0.4 if len(calls) < 2 else 0.01)), CPU, repeats=3, warmup=2)
-    assert len(calls) == 5
-    assert len(times) == 3
-    assert all(10 <= elapsed < 400 for elapsed in times)
-
-
-def test_quartiles_of_known_values():
-    assert quartiles([5, 1, 4, 2, 3]) == (2, 3, 4)
-    assert quartiles([7]) == (7, 7, 7)
 
 
 def test_the_table_says_what_was_timed_and_fits_eighty_columns(narrow, capsys, monkeypatch):

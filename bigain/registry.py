@@ -5,7 +5,7 @@ groups `bigain.scorers`, `bigain.reducers`, `bigain.adapters` and `bigain.backbo
 Nothing is imported until it is asked for by name.
 
 A package says in its metadata which versions of bigain it was made for, as it does to pip:
-`bigain>=0.1,<1` among its dependencies. Names of one that was made for others are refused
+`bigain>=0.2.0.dev0,<0.3` among its dependencies. Names of one that was made for others are refused
 without being imported.
 """
 
@@ -16,15 +16,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import Distribution, EntryPoint, PackageNotFoundError, entry_points, version
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from packaging.requirements import InvalidRequirement, Requirement
 
 from bigain.errors import SettingError
-
-if TYPE_CHECKING:
-    from bigain.reducers.base import TokenReducer
-    from bigain.scorers.base import TokenScorer
 
 __all__ = [
     "KINDS",
@@ -32,8 +28,6 @@ __all__ = [
     "available",
     "base_of",
     "build",
-    "build_reducer",
-    "build_scorer",
     "entries",
     "get",
     "refresh",
@@ -126,8 +120,8 @@ def entries(kind: str) -> list[Entry]:
 
 def _problem(kind: str, point: EntryPoint) -> str:
     """Say why what is declared cannot be used; nothing if it can."""
-    if told := _misfit(kind, point) or _shadowed(kind, point):
-        return told
+    if reason := _misfit(kind, point) or _shadowed(kind, point):
+        return reason
     try:
         get(kind, point.name)
     except Exception as error:  # whatever a plugin raises, the listing goes on
@@ -183,8 +177,8 @@ def _misfit(kind: str, point: EntryPoint) -> str:
     asked = _made_for(point.dist) if point.dist else ""
     if not asked:
         return ""
-    told = f"{_singular(kind)} {point.name!r} of {_package(point)} is made for {asked}"
-    return f"{told}; this is bigain {running_version()}."
+    subject = f"{_singular(kind)} {point.name!r} of {_package(point)}"
+    return f"{subject} is made for {asked}; this is bigain {running_version()}."
 
 
 @cache
@@ -262,16 +256,6 @@ def _by_path(kind: str, path: str) -> type[Any]:
     if not (isinstance(found, type) and issubclass(found, base)):
         raise SettingError(f"{path} is no subclass of {base.__module__}.{base.__qualname__}.")
     return found
-
-
-def build_scorer(spec: "TokenScorer | str | Mapping[str, Any]", /, **settings: Any) -> "TokenScorer":
-    """Build a scorer: `build_scorer("laplacian_l1")`. See `build`."""
-    return cast("TokenScorer", build("scorers", spec, **settings))
-
-
-def build_reducer(spec: "TokenReducer | str | Mapping[str, Any]", /, **settings: Any) -> "TokenReducer":
-    """Build a reducer: `build_reducer("lgtm", ratio=0.5)`. See `build`."""
-    return cast("TokenReducer", build("reducers", spec, **settings))
 
 
 def base_of(kind: str) -> type[Any]:

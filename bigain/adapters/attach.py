@@ -20,7 +20,7 @@ from bigain.adapters.report import AttachReport, SiteReport
 from bigain.errors import BigainError, SettingError, SiteError
 from bigain.grid import checked_shape
 from bigain.reducers.base import Context, TokenReducer
-from bigain.registry import build_reducer
+from bigain.reducers.build import build_reducer
 
 _HOOKS = (
     "_forward_pre_hooks",

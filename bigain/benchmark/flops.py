@@ -15,7 +15,7 @@ from bigain.diffusion.backbone import Backbone
 from bigain.errors import SettingError
 from bigain.grid import Grid
 from bigain.reducers.base import TokenReducer
-from bigain.registry import build_reducer
+from bigain.reducers.build import build_reducer
 
 __all__ = ["COUNTED", "FlopCount", "FlopCounter", "PartFlops", "backbone_inputs", "on_meta"]
 

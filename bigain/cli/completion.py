@@ -1,28 +1,39 @@
-"""Scripts that complete bigain's commands and options in a shell."""
+"""`bigain completion`: a script that completes commands, options and names in a shell."""
 
 import re
+from collections.abc import Sequence
 from importlib.util import find_spec
 
-from jsonargparse import ArgumentParser
-
 from bigain import registry
-from bigain.cli.libraries import class_paths
-from bigain.cli.listing import KINDS, rows_of
-from bigain.cli.main import OWN_COMMANDS, VERBS
-from bigain.cli.parsers import PARSERS
-from bigain.cli.schema import COMMANDS
-from bigain.cli.verbs import verb_parsers
+from bigain.cli.classes import class_paths
+from bigain.cli.commands import COMMANDS, load
+from bigain.cli.list_ import KINDS, rows_of
+from bigain.cli.parser import Parser
+from bigain.cli.schema import RECIPE_COMMANDS
 from bigain.errors import SettingError
 
-__all__ = ["SHELLS", "completion_script"]
+__all__ = ["SHELLS", "completion_script", "make_parser", "run"]
 
 SHELLS = ("bash", "zsh")
+
+
+def make_parser() -> Parser:
+    """Make the command's parser."""
+    parser = Parser(prog="bigain completion", description="Print a script that completes bigain's options in a shell.")
+    parser.add_argument("shell", help="bash or zsh.")
+    return parser
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Print the script."""
+    given = make_parser().parse_args([*arguments])
+    print(completion_script(given.shell))
 
 
 def completion_script(shell: str) -> str:
     """Make a script that completes commands, options, and the names of what is registered.
 
-    It holds what is installed when it is made: after installing a plugin, make it anew.
+    It knows what is installed when it is made: after installing a plugin, make it anew.
 
     Args:
         shell: One of `SHELLS`.
@@ -34,37 +45,35 @@ def completion_script(shell: str) -> str:
         raise SettingError(f"Completion is made for {' and '.join(SHELLS)}; got {shell!r}.")
     if find_spec("shtab") is None:
         raise SettingError("Completion scripts are written by the package shtab: pip install shtab.")
-    script = _whole().get_completion_script(f"shtab-{shell}")
+    script = _all_commands().get_completion_script(f"shtab-{shell}")
     for path, name in _names().items():
         # The command line takes names, and they are shorter; recipes take class paths.
         script = re.sub(rf"(?<![\w.]){re.escape(path)}(?![\w.])", name, script)
     return script
 
 
-def _whole() -> ArgumentParser:
+def _all_commands() -> Parser:
     """Make one parser of all commands."""
-    whole = ArgumentParser(prog="bigain", description="Token reduction for diffusion and vision transformers.")
+    whole = Parser(prog="bigain", description="Token reduction for diffusion and vision transformers.")
     commands = whole.add_subcommands()
-    for verb, parser in verb_parsers().items():
-        commands.add_subcommand(verb, parser, help=VERBS[verb])
-    for name, make in PARSERS.items():
-        command = make()
+    for name, summary in COMMANDS.items():
+        command = load(name).make_parser()
         for action, choices in _choices(name).items():
             # As choices of the parser itself, they would keep it from suggesting the nearest.
             next(one for one in command._actions if one.dest == action).choices = choices  # noqa: SLF001
-        commands.add_subcommand(name, command, help=OWN_COMMANDS[name])
+        commands.add_subcommand(name, command, help=summary)
     return whole
 
 
 def _choices(command: str) -> dict[str, list[str]]:
     """Say what the arguments of a command may be."""
-    found = {
+    known = {
         "completion": {"shell": [*SHELLS]},
         "list": {"kinds": [*KINDS]},
-        "schema": {"command": [*COMMANDS]},
+        "schema": {"command": [*RECIPE_COMMANDS]},
         "describe": {"name": list(dict.fromkeys(row.name for row in rows_of()))} if command == "describe" else {},
     }
-    return found.get(command, {})
+    return known.get(command, {})
 
 
 def _names() -> dict[str, str]:

@@ -1,16 +1,16 @@
-"""Say what something registered is, takes and comes from, and where it works."""
+"""`bigain describe`: what something registered is, takes and comes from, and where it works."""
 
-import difflib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from bigain import registry
 from bigain.adapters.base import Adapter, Part
-from bigain.cli.docstrings import Parameter, Words, parameters_of, type_text, words_of
-from bigain.cli.libraries import installed_version
-from bigain.cli.listing import KINDS, Row, rows_of, tasks
+from bigain.cli.classes import Parameter, Words, installed_version, parameters_of, type_text, words_of
+from bigain.cli.list_ import KINDS, Row, rows_of
+from bigain.cli.parser import Parser
+from bigain.cli.terminal import did_you_mean, make_console
 from bigain.errors import SettingError
 from bigain.reducers.base import TokenReducer
 from bigain.scorers.base import TokenScorer
@@ -18,7 +18,7 @@ from bigain.scorers.base import TokenScorer
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["Description", "describe", "terminal_text"]
+__all__ = ["Description", "describe", "make_parser", "run"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,21 @@ class Description:
     facts: tuple[tuple[str, str], ...]
 
 
+def make_parser() -> Parser:
+    """Make the command's parser."""
+    parser = Parser(prog="bigain describe", description="Show settings, source and use of what `bigain list` lists.")
+    parser.add_argument("name", help="As `bigain list` shows it, lgtm or reducers/lgtm, or a class path.")
+    return parser
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Print a description."""
+    given = make_parser().parse_args([*arguments])
+    console = make_console()
+    for part in _terminal_text(describe(given.name)):
+        console.print(part, highlight=False)
+
+
 def describe(name: str) -> Description:
     """Describe what `bigain list` lists, or any other class of these kinds.
 
@@ -61,54 +76,58 @@ def describe(name: str) -> Description:
         several = " or ".join(f"{kind}/{rows[0].name}" for kind in kinds)
         raise SettingError(f"{name!r} is the name of several things; say {several}.")
     row = rows[0]
-    if row.problem:
-        raise SettingError(row.problem)
-    if row.kind == "tasks":
-        found = next(task for task in tasks() if task.__name__ == row.name)
-    else:
+    if row.kind != "tasks":
         found = registry.get(row.kind, row.name)
+    else:
+        _, found = _by_path(row.target)
     return _described(f"{row.kind}/{row.name}", row.kind, found, row.package)
 
 
-def terminal_text(told: Description) -> Iterator["RenderableType"]:
+def _terminal_text(description: Description) -> Iterator["RenderableType"]:
     """Lay a description out for a terminal; nothing is cut."""
     from rich import box
     from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
-    yield Text.assemble((told.name, "bold"), f"  {told.package}" if told.package else "")
-    yield Padding(Text(told.words.text or "(no docstring)"), (1, 0))
-    if told.parameters:
+    yield Text.assemble((description.name, "bold"), f"  {description.package}" if description.package else "")
+    yield Padding(Text(description.words.text or "(no docstring)"), (1, 0))
+    if description.parameters:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for column in ("setting", "type", "default", "meaning"):
             table.add_column(column, overflow="fold")
-        for item in told.parameters:
+        for item in description.parameters:
             cells = (item.name, type_text(item.annotation), item.default_text, item.meaning)
             table.add_row(*(Text(cell) for cell in cells))
         yield table
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
-    raises = [("raises", f"{kind}: {when}") for kind, when in told.words.raises]
-    source = [("source", told.words.references)] if told.words.references else []
-    for heading, text in (*told.facts, *raises, *source, ("class path", told.target)):
+    raises = [("raises", f"{kind}: {when}") for kind, when in description.words.raises]
+    source = [("source", description.words.references)] if description.words.references else []
+    for heading, text in (*description.facts, *raises, *source, ("class path", description.target)):
         grid.add_row(heading, Text(text))
     yield grid
 
 
 def _rows_named(name: str) -> list[Row]:
+    """Find what has a name; nothing that is registered is imported."""
     kind, slash, bare = name.rpartition("/")
     if slash and kind not in KINDS:
         raise SettingError(f"{name!r}: before the slash stands one of {', '.join(KINDS)}; got {kind!r}.")
-    rows = rows_of([kind] if slash else ())
+    rows = [row for one in ([kind] if slash else KINDS) for row in _rows(one)]
     found = [row for row in rows if row.name == bare]
     if not found:
         names = sorted({row.name for row in rows})
-        near = difflib.get_close_matches(bare, names, n=3, cutoff=0.5)
-        hint = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join(names)}."
+        hint = did_you_mean(bare, names, count=3) or f"There are {', '.join(names)}."
         raise SettingError(f"Nothing is named {name!r}{f' among {kind}' if slash else ''}. {hint}")
     return found
+
+
+def _rows(kind: str) -> list[Row]:
+    if kind == "tasks":
+        return rows_of([kind])
+    return [Row(kind, entry.name, entry.target, entry.package, "", "") for entry in registry.declared(kind)]
 
 
 def _by_path(path: str) -> tuple[str, type[Any]]:
@@ -142,9 +161,10 @@ def _described(name: str, kind: str, found: type[Any], package: str) -> Descript
 def _of_scorer(name: str, kind: type[TokenScorer]) -> Iterator[tuple[str, str]]:
     yield "detail is", f"where the formula is {kind.detail_is}; calling the scorer gives large values for detail"
     taking = [
-        row.name
-        for row in registry.entries("reducers")
-        if not row.problem and any(_takes_scorer(item) for item in parameters_of(registry.get("reducers", row.name)))
+        entry.name
+        for entry in registry.entries("reducers")
+        if not entry.problem
+        and any(_takes_scorer(item) for item in parameters_of(registry.get("reducers", entry.name)))
     ]
     yield "taken by", f"{', '.join(taking)}: scorer={name!r}, or --model.reducer.scorer {name}"
 
@@ -166,15 +186,14 @@ def _of_reducer(name: str, kind: type[TokenReducer]) -> Iterator[tuple[str, str]
     yield "parts", where + (", as far as the reducers it is made of go" if composite else "")
     if kind.kind == "merge" and not composite:
         yield "progressive", "in vision transformers (adapters timm_vit, transformers_vit), cell as one number"
-    families = [row.name for row in registry.entries("adapters") if not row.problem]
-    yield "models", f"all that have an adapter: {', '.join(families)}"
+    yield "models", f"all that have an adapter: {', '.join(registry.available('adapters'))}"
     needed = "".join(f", {item.name}=..." for item in parameters_of(kind) if item.required)
     yield "use", f"bigain.attach(model, {name!r}{needed}), or --model.reducer {name}"
 
 
 def _of_adapter(name: str, kind: type[Adapter]) -> Iterator[tuple[str, str]]:
     yield "family", kind.family
-    yield "classes", ", ".join(kind.classes) or "told apart otherwise"
+    yield "classes", ", ".join(kind.classes) or "recognised otherwise"
     version = installed_version(kind.library)
     here = f"{version} is installed" if version else "not installed"
     yield "library", f"{kind.library}, tested with {kind.tested or 'no version stated'}; {here}"

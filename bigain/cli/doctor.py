@@ -1,4 +1,4 @@
-"""What works on this machine: versions, devices, attention, compiling, adapters, plugins."""
+"""`bigain doctor`: what works on this machine: versions, devices, attention, compiling, adapters, plugins."""
 
 import importlib
 import os
@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, entry_points, requires
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,12 +22,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bigain import registry
 from bigain.adapters.base import Adapter
-from bigain.cli.libraries import installed_version
+from bigain.cli.classes import installed_version
+from bigain.cli.parser import Parser
+from bigain.cli.terminal import make_console
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["Finding", "examine", "terminal_line"]
+__all__ = ["Finding", "examine", "make_parser", "run"]
 
 State = Literal["ok", "absent", "note", "broken"]
 
@@ -68,13 +70,36 @@ class Finding:
         name: What was looked at.
         state: `ok`; `absent`: not there, and not needed; `note`: works, perhaps not as tested;
             `broken`: does not work, and should.
-        told: In words.
+        text: What was found, in words.
     """
 
     group: str
     name: str
     state: State
-    told: str
+    text: str
+
+
+def make_parser() -> Parser:
+    """Make the command's parser."""
+    description = "Show versions, devices, and what works on this machine; exit status 1 if something is broken."
+    parser = Parser(prog="bigain doctor", description=description)
+    parser.add_argument("--compile", type=bool, default=True, help="Compile something small; takes some seconds.")
+    return parser
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Print every finding; exit status 1 if something is broken."""
+    given = make_parser().parse_args([*arguments])
+    console, broken, group = make_console(), 0, ""
+    for finding in examine(given.compile):
+        if finding.group != group:
+            group = finding.group
+            console.print(f"\n[bold]{group}[/bold]")
+        console.print(_terminal_line(finding), highlight=False)
+        broken += finding.state == "broken"
+    console.print(f"\n{broken or 'Nothing'} broken.", highlight=False)
+    if broken:
+        sys.exit(1)
 
 
 def examine(compiling: bool = True) -> Iterator[Finding]:
@@ -85,7 +110,7 @@ def examine(compiling: bool = True) -> Iterator[Finding]:
     """
     yield from _versions()
     devices = _devices()
-    yield from (Finding("devices", str(device), "ok", told) for device, told in devices.items())
+    yield from (Finding("devices", str(device), "ok", text) for device, text in devices.items())
     for device in devices:
         for name, backend in _BACKENDS.items():
             yield _attention(device, name, backend)
@@ -94,7 +119,7 @@ def examine(compiling: bool = True) -> Iterator[Finding]:
     yield from _plugins()
 
 
-def terminal_line(finding: Finding) -> "RenderableType":
+def _terminal_line(finding: Finding) -> "RenderableType":
     """Write a finding as a line, or as several where it is long."""
     from rich.table import Table
     from rich.text import Text
@@ -105,7 +130,7 @@ def terminal_line(finding: Finding) -> "RenderableType":
     line = Table.grid(padding=(0, 1))
     for width in (1, 24, None):
         line.add_column(width=width, overflow="fold")
-    line.add_row(Text(mark, style), Text(finding.name), Text(finding.told, style if mark == "x" else ""))
+    line.add_row(Text(mark, style), Text(finding.name), Text(finding.text, style if mark == "x" else ""))
     return line
 
 
@@ -122,8 +147,8 @@ def _versions() -> Iterator[Finding]:
     for item in needed:
         version = installed_version(item.name)
         fits = bool(version) and item.specifier.contains(version, prereleases=True)
-        told = version if fits else f"{version or 'not installed'}; bigain needs {item.name}{item.specifier}"
-        yield Finding("versions", item.name, "ok" if fits else "broken", told)
+        text = version if fits else f"{version or 'not installed'}; bigain needs {item.name}{item.specifier}"
+        yield Finding("versions", item.name, "ok" if fits else "broken", text)
     for name in _OPTIONAL:
         version = installed_version(name)
         yield Finding("versions", name, "ok" if version else "absent", version or "not installed; optional")
@@ -146,17 +171,17 @@ def _attention(device: torch.device, name: str, backend: SDPBackend) -> Finding:
     """Run attention with one backend alone; where it does not run, PyTorch's warnings say why."""
     group = f"attention on {device}"
     dtype = torch.float32 if device.type == "cpu" else torch.float16
-    with warnings.catch_warnings(record=True) as heard:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             query = torch.zeros(_SHAPE, device=device, dtype=dtype)
             with sdpa_kernel(backend):
                 F.scaled_dot_product_attention(query, query, query).sum().item()
         except RuntimeError as error:
-            reasons = [re.sub(r"\s*\(Triggered internally.*", "", str(item.message)) for item in heard]
-            told = " ".join(dict.fromkeys(reasons)) or f"none in PyTorch for {device.type}: {str(error).split('. ')[0]}"
+            reasons = [re.sub(r"\s*\(Triggered internally.*", "", str(item.message)) for item in caught]
+            text = " ".join(dict.fromkeys(reasons)) or f"none in PyTorch for {device.type}: {str(error).split('. ')[0]}"
             # Any machine can do it step by step.
-            return Finding(group, name, "broken" if name == "math" else "absent", told)
+            return Finding(group, name, "broken" if name == "math" else "absent", text)
     return Finding(group, name, "ok", f"runs in {str(dtype).removeprefix('torch.')}")
 
 
@@ -164,8 +189,8 @@ def _compilers(devices: Iterable[torch.device], compiling: bool) -> Iterator[Fin
     # Those that torch.compile looks for.
     usual = {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
     compiler = shutil.which(os.environ.get("CXX") or usual)
-    told = compiler or "none on the path, so that torch.compile cannot make kernels for the CPU"
-    yield Finding("compiling", "C++ compiler", "ok" if compiler else "note", told)
+    text = compiler or "none on the path, so that torch.compile cannot make kernels for the CPU"
+    yield Finding("compiling", "C++ compiler", "ok" if compiler else "note", text)
     for device in devices if compiling else ():
         yield _compiled(device, bool(compiler))
 
@@ -185,8 +210,8 @@ def _compiled(device: torch.device, compiler: bool, limit: float = 120) -> Findi
         process.communicate()
         return Finding("compiling", name, "note", f"was not done after {limit:g} s")
     if process.returncode:
-        said = [line for line in written.splitlines() if re.match(r"[\w.]*(Error|Exception)\b", line)]
-        reason = said[-1] if said else f"its process ended with {process.returncode}"
+        errors = [line for line in written.splitlines() if re.match(r"[\w.]*(Error|Exception)\b", line)]
+        reason = errors[-1] if errors else f"its process ended with {process.returncode}"
         return Finding("compiling", name, "broken" if compiler else "note", f"does not work here: {reason}")
     return Finding("compiling", name, "ok", f"works; {time.perf_counter() - start:.0f} s, starting Python included")
 
@@ -195,7 +220,7 @@ def _adapters() -> Iterator[Finding]:
     """Say which adapters could serve models here: the library is there, and has the classes."""
     for entry in registry.entries("adapters"):
         if entry.problem:
-            continue  # told among the plugins
+            continue  # listed among the plugins
         kind: type[Adapter] = registry.get("adapters", entry.name)
         yield Finding("adapters", entry.name, *_adapter(kind))
 

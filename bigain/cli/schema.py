@@ -1,4 +1,4 @@
-"""A JSON schema of recipes, so that an editor completes keys and marks those that do not exist.
+"""`bigain schema`: a JSON schema of recipes, so that an editor completes keys and marks those that do not exist.
 
 It is made from signatures and docstrings: what registered classes take, third-party ones
 included, is known; of classes from other packages, any settings are accepted.
@@ -6,52 +6,67 @@ included, is known; of classes from other packages, any settings are accepted.
 
 import importlib
 import inspect
+import json
 import pkgutil
 import re
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from bigain import registry
-from bigain.cli.docstrings import Parameter, parameters_of, summary_of
-from bigain.cli.libraries import class_paths
+from bigain.cli.classes import Parameter, class_paths, parameters_of, summary_of
+from bigain.cli.parser import Parser
 from bigain.errors import SettingError
 
-__all__ = ["COMMANDS", "recipe_schema"]
+__all__ = ["RECIPE_COMMANDS", "make_parser", "recipe_schema", "run"]
 
-COMMANDS = ("fit", "test", "compare", "flops", "latency")
+RECIPE_COMMANDS = ("fit", "test", "compare", "flops", "latency")
 """Commands that take recipes."""
 
 Schema = dict[str, Any]
 
 _PLAIN: Mapping[Any, str] = {bool: "boolean", int: "integer", float: "number", str: "string", Path: "string"}
 
-_OUR_MODULES = ("bigain.tasks", "bigain.data", "bigain.metrics")
+_OUR_MODULES = ("bigain.tasks", "bigain.training", "bigain.data", "bigain.metrics")
 """Where classes are that recipes name and that need no registry."""
+
+
+def make_parser() -> Parser:
+    """Make the command's parser."""
+    parser = Parser(prog="bigain schema", description="Print a JSON schema of a command's recipes, for editors.")
+    known = ", ".join(RECIPE_COMMANDS)
+    parser.add_argument("command", nargs="?", default="test", help=f"One of {known}; default: test.")
+    return parser
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Print the schema."""
+    given = make_parser().parse_args([*arguments])
+    print(json.dumps(recipe_schema(given.command), indent=2))
 
 
 def recipe_schema(command: str) -> Schema:
     """Make the schema of a command's recipes (JSON Schema, draft 2020-12).
 
     Args:
-        command: One of `COMMANDS`.
+        command: One of `RECIPE_COMMANDS`.
 
     Raises:
         SettingError: The command takes no recipes.
     """
-    if command not in COMMANDS:
-        raise SettingError(f"Recipes are for {', '.join(COMMANDS)}; got {command!r}.")
+    if command not in RECIPE_COMMANDS:
+        raise SettingError(f"Recipes are for {', '.join(RECIPE_COMMANDS)}; got {command!r}.")
     for name in _OUR_MODULES:
         for found in pkgutil.iter_modules(importlib.import_module(name).__path__):
             importlib.import_module(f"{name}.{found.name}")
     maker = _Maker()
     top = maker.verb(command) if command in ("fit", "test") else maker.own(command)
-    told = f"Recipe of bigain {command}, bigain {registry.running_version()}"
+    title = f"Recipe of bigain {command}, bigain {registry.running_version()}"
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": told,
+        "title": title,
         **top,
         "$defs": dict(sorted(maker.definitions.items())),
     }
@@ -67,10 +82,10 @@ class _Maker:
         """Make the schema of a recipe for one of Lightning's verbs."""
         from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
-        from bigain.cli.verbs import verb_parsers
+        from bigain.cli.lightning_cli import verb_parser
 
         # Every key that the verb knows, however it came to be there; then what is known of some.
-        keys = verb_parsers()[verb].get_defaults(skip_validation=True).as_dict()
+        keys = verb_parser(verb).get_defaults(skip_validation=True).as_dict()
         properties: Schema = {key: {} for key in keys if key != "config"}
         properties |= {"output": {"type": ["string", "null"]}, "resume": {"type": "boolean"}}
         properties["trainer"] = self.settings(parameters_of(Trainer), partial=True)
@@ -182,8 +197,8 @@ class _Maker:
     def _with_settings(self, key: str, values: list[str], kind: type[Any]) -> Schema:
         made = self._refer(f"settings of {_path(kind)}", lambda: self.settings(parameters_of(kind)))
         needed = ["init_args"] if any(item.required for item in parameters_of(kind)) else []
-        told = {"description": summary_of(kind)}
-        return {**_object({key: {"enum": values}, "init_args": made}), "required": [key, *needed], **told}
+        summary = {"description": summary_of(kind)}
+        return {**_object({key: {"enum": values}, "init_args": made}), "required": [key, *needed], **summary}
 
     def _by_name(self, kind: str) -> Schema:
         """Make the schema of what `registry.build` takes besides: a name, or a mapping with a name and settings."""

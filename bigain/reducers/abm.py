@@ -15,8 +15,8 @@ from bigain.functional.matching import take
 from bigain.grid import Grid
 from bigain.reducers.base import Context, NoReduction, Reduction, TokenReducer
 from bigain.reducers.cells import checked_cell, checked_ratio, checked_removal, count_cells, sides_on
-from bigain.registry import build_scorer
 from bigain.scorers.base import TokenScorer
+from bigain.scorers.build import build_scorer
 
 __all__ = ["ABM", "Aggregation", "BlockMerge"]
 

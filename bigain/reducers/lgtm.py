@@ -9,8 +9,8 @@ from bigain.functional.matching import MergeMode
 from bigain.grid import Grid
 from bigain.reducers.base import Context
 from bigain.reducers.bipartite import BipartiteReducer
-from bigain.registry import build_scorer
 from bigain.scorers.base import TokenScorer
+from bigain.scorers.build import build_scorer
 
 __all__ = ["LGTM"]
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from bigain.errors import SettingError
 from bigain.grid import Grid
 from bigain.reducers.base import Context, Identity, Kind, NoReduction, Reduction, TokenReducer
+from bigain.reducers.build import build_reducer
 from bigain.reducers.rowwise import Rowwise
-from bigain.registry import build_reducer
 
 __all__ = ["Rule", "Scheduled"]
 

@@ -14,8 +14,8 @@ from bigain.functional.cells import hashed_picks
 from bigain.functional.matching import take
 from bigain.grid import Grid
 from bigain.reducers.base import Context, Kind, NoReduction, Reduction, TokenReducer
-from bigain.registry import build_scorer
 from bigain.scorers.base import TokenScorer
+from bigain.scorers.build import build_scorer
 
 __all__ = ["Select", "Selected", "Which"]
 

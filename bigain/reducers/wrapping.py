@@ -6,7 +6,7 @@ from typing import Any, Literal
 from bigain.errors import SettingError
 from bigain.grid import Grid
 from bigain.reducers.base import Context, TokenReducer
-from bigain.registry import build_reducer
+from bigain.reducers.build import build_reducer
 
 __all__ = ["Wrapping"]
 

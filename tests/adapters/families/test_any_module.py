@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import bigain
+from bigain import build_reducer
 from bigain.errors import SettingError, SiteError
 from bigain.reducers.base import Context
-from bigain.registry import build_reducer
 
 LGTM = {"name": "lgtm", "ratio": 0.5, "cell": 2}
 ABM = {"name": "abm", "ratio": 0.4, "cell": 2}

@@ -9,9 +9,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import bigain
+from bigain import build_reducer
 from bigain.errors import SettingError, SiteError
 from bigain.reducers.base import Context
-from bigain.registry import build_reducer
 
 LGTM = {"name": "lgtm", "ratio": 0.5, "cell": 2}
 CACHED = {"name": "cached", "reducer": LGTM}

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 import bigain
+from bigain import build_reducer
 from bigain.adapters.families.dit import DiTAdapter
 from bigain.reducers.base import Context, Reduction, TokenReducer
-from bigain.registry import build_reducer
 
 
 class EverySecond(TokenReducer):

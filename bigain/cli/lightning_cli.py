@@ -1,28 +1,36 @@
-"""Lightning's verbs, with recipes: `bigain fit` and `bigain test`."""
+"""Lightning's command line for recipes, as `bigain fit` and `bigain test` run it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from bigain.cli.main import VERBS
-from bigain.cli.parsers import OneLineErrors
+from bigain.cli.parser import Parser
 from bigain.errors import DataError, SettingError
 
-__all__ = ["run_verb", "verb_parsers"]
+__all__ = ["VerbParser", "run_verb", "verb_parser"]
+
+_VERBS = ("fit", "test")
+"""Lightning's verbs that bigain's tasks have."""
 
 _CHECKPOINT_WORDS = ("best", "last", "hpc", "registry")
 """What Lightning takes for `--ckpt_path` beside a path."""
 
 
-class _Parser(OneLineErrors, LightningArgumentParser):
+class VerbParser(Parser, LightningArgumentParser):
     """Lightning's parser with bigain's errors."""
 
 
 class BigainCLI(LightningCLI):
     """Lightning's command line with the result folder's two options within reach."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Name the verbs, and the arguments of the trainer's method that no option sets."""
+        return {verb: set(known) for verb, known in LightningCLI.subcommands().items() if verb in _VERBS}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--output", type=str, default=None, help="Folder of the result.")
@@ -35,30 +43,27 @@ class BigainCLI(LightningCLI):
         _refuse_missing_checkpoint(config.get("ckpt_path"))
         for name in ("output", "resume"):
             if config.get(name):
-                _hand_over(config, name)
+                _set_in_task(config, name)
 
     def before_test(self) -> None:
-        # A result holds the recipe that made it.
+        # A result has the recipe that made it.
         config = self.config[self.subcommand]
         self.model.recipe = self._parser(self.subcommand).dump(config)
+
+
+class _MadeParsers(BaseException):
+    """Leaves Lightning's constructor before anything is parsed."""
+
+    def __init__(self, parsers: dict[str, VerbParser]) -> None:
+        super().__init__()
+        self.parsers = parsers
 
 
 class _ParsersAlone(BigainCLI):
     """Makes the parsers, and parses nothing."""
 
-    def __init__(self) -> None:
-        super().__init__(**_SETTINGS)
-
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        raise _MadeParsers({verb: self._parser(verb) for verb in VERBS})
-
-
-class _MadeParsers(Exception):  # noqa: N818 it is no error
-    """Leaves Lightning's constructor before anything runs."""
-
-    def __init__(self, parsers: Mapping[str, LightningArgumentParser]) -> None:
-        super().__init__()
-        self.parsers = parsers
+        raise _MadeParsers({verb: self._parser(verb) for verb in _VERBS})
 
 
 _SETTINGS: dict[str, Any] = {
@@ -68,26 +73,32 @@ _SETTINGS: dict[str, Any] = {
     "subclass_mode_data": True,
     "seed_everything_default": 0,
     "save_config_callback": None,
-    "parser_class": _Parser,
+    "parser_class": VerbParser,
     "parser_kwargs": {"prog": "bigain"},
 }
 
 
-def run_verb(arguments: Sequence[str]) -> None:
+def run_verb(verb: str, arguments: Sequence[str]) -> None:
     """Parse and run one of Lightning's verbs."""
-    BigainCLI(**_SETTINGS, args=[*arguments])
+    BigainCLI(**_SETTINGS, args=[verb, *arguments])
 
 
-def verb_parsers() -> Mapping[str, LightningArgumentParser]:
-    """Make the parsers of Lightning's verbs that bigain's tasks have."""
+def verb_parser(verb: str) -> VerbParser:
+    """Return the parser of one of Lightning's verbs."""
+    return _verb_parsers()[verb]
+
+
+@cache
+def _verb_parsers() -> dict[str, VerbParser]:
     try:
-        _ParsersAlone()
+        _ParsersAlone(**_SETTINGS)
     except _MadeParsers as made:
         return made.parsers
     raise AssertionError("Lightning parses without parse_arguments")
 
 
-def _hand_over(config: Any, name: str) -> None:
+def _set_in_task(config: Any, name: str) -> None:
+    """Set `--output` or `--resume` where the task has it."""
     settings = config.model.init_args
     if name not in settings:
         raise SettingError(f"--{name} belongs to evaluation tasks; {config.model.class_path} has no such setting.")

@@ -1,6 +1,5 @@
-"""The recipes that ship with bigain: listed, copied, and found where there is no checkout."""
+"""`bigain recipes`: the recipes that ship with bigain, listed, copied, and found where there is no checkout."""
 
-import difflib
 import shutil
 import sys
 from collections.abc import Sequence
@@ -10,13 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bigain.cli.folders import new_folder
+from bigain.cli.terminal import did_you_mean, make_console
 from bigain.errors import SettingError
 from bigain.registry import running_version
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["Recipe", "copy_recipes", "recipes", "terminal_table", "with_shipped"]
+    from bigain.cli.parser import Parser
+
+__all__ = ["Recipe", "copy_recipes", "make_parser", "recipes", "run", "with_shipped"]
 
 _TOP = "recipes"
 """Folder of the recipes: in a checkout, in the package, and in what users type."""
@@ -38,6 +40,25 @@ class Recipe:
     name: str
     summary: str
     command: str
+
+
+def make_parser() -> "Parser":
+    """Make the command's parser."""
+    from bigain.cli.parser import Parser  # jsonargparse, which `with_shipped` needs not
+
+    parser = Parser(prog="bigain recipes", description="List the recipes that ship with bigain, or copy them.")
+    parser.add_argument("--output", type=Path, default=None, help="Folder to make, with a copy of each.")
+    return parser
+
+
+def run(arguments: Sequence[str]) -> None:
+    """List the recipes, or copy them."""
+    given = make_parser().parse_args([*arguments])
+    if given.output is not None:
+        print(f"Wrote {given.output}: {copy_recipes(given.output)} files.")
+        return
+    make_console().print(_table(recipes()), highlight=False)
+    print("The first lines of each say how it is run. To edit them: bigain recipes --output recipes")
 
 
 def recipes() -> list[Recipe]:
@@ -66,7 +87,7 @@ def copy_recipes(folder: Path) -> int:
     return len(shipped)
 
 
-def terminal_table(rows: Sequence[Recipe]) -> "RenderableType":
+def _table(rows: Sequence[Recipe]) -> "RenderableType":
     """Lay recipes out for a terminal, folder by folder."""
     from rich.console import Group
     from rich.markup import escape
@@ -135,9 +156,9 @@ def _found(option: str, given: str) -> str:
 def _hint(path: Path) -> str:
     """Name the recipe, or the two, that may have been meant."""
     names = [recipe.name for recipe in recipes()]
-    near = difflib.get_close_matches(path.as_posix(), names, n=2, cutoff=0.75)
-    near = near or [name for name in names if Path(name).stem == path.stem][:2]
-    return f" bigain has {' and '.join(near)}." if near else ""
+    near = did_you_mean(path.as_posix(), names, cutoff=0.75)
+    same = [name for name in names if Path(name).stem == path.stem][:2]
+    return f" {near}" if near else f" bigain has {' and '.join(same)}." if same else ""
 
 
 def _root() -> Path:
@@ -152,7 +173,7 @@ def _shipped() -> list[Path]:
 
 
 def _read(path: Path) -> Recipe:
-    told = [line.removeprefix("#").strip() for line in path.read_text(encoding="utf-8").splitlines()[:8]]
-    command = next((line for line in told if line.startswith("bigain ")), "")
-    sentence = " ".join(told[: told.index(command)] if command in told else told[:1])
+    lines = [line.removeprefix("#").strip() for line in path.read_text(encoding="utf-8").splitlines()[:8]]
+    command = next((line for line in lines if line.startswith("bigain ")), "")
+    sentence = " ".join(lines[: lines.index(command)] if command in lines else lines[:1])
     return Recipe((Path(_TOP) / path.relative_to(_root())).as_posix(), sentence, command)

@@ -1,18 +1,30 @@
-"""Read what classes say of themselves: one sentence, their parameters, what they raise, their sources."""
+"""What classes say of themselves, by docstring and signature, and where they come from."""
 
 import inspect
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from importlib.util import find_spec
 from reprlib import Repr
 from typing import Any, Literal, Union, get_args, get_origin
 
-from docstring_parser import Docstring
 from docstring_parser.google import DEFAULT_SECTIONS, GoogleParser, Section, SectionType
 
-__all__ = ["Parameter", "Words", "parameters_of", "summary_of", "type_text", "words_of"]
+__all__ = [
+    "Parameter",
+    "Words",
+    "class_paths",
+    "installed_version",
+    "parameters_of",
+    "summary_of",
+    "type_text",
+    "words_of",
+]
 
 _PARSER = GoogleParser([*DEFAULT_SECTIONS, Section("References", "references", SectionType.SINGULAR)])
 
@@ -74,7 +86,7 @@ class Words:
 
 def words_of(kind: Any) -> Words:
     """Take apart the docstring of a class; a class without one has none, whatever its base says."""
-    parsed = _parsed(kind)
+    parsed = _PARSER.parse(_docstring(kind))
     # Only a paragraph is a thought: the first line may break off in the middle of a sentence.
     first = "\n" + (parsed.long_description or "") if not parsed.blank_after_short_description else ""
     rest = parsed.long_description if parsed.blank_after_short_description else ""
@@ -87,7 +99,7 @@ def words_of(kind: Any) -> Words:
 
 
 def summary_of(kind: Any) -> str:
-    """Return the first sentence of a class's docstring."""
+    """Return the first sentence of a class's docstring, or of the docstring itself."""
     return words_of(kind).summary
 
 
@@ -125,8 +137,35 @@ def type_text(annotation: Any) -> str:
     return getattr(annotation, "__name__", str(annotation))
 
 
-def _parsed(kind: Any) -> Docstring:
-    return _PARSER.parse(vars(kind).get("__doc__") or "" if isinstance(kind, type) else kind.__doc__ or "")
+@cache
+def installed_version(module: str) -> str:
+    """Return the version of the distribution that brings a module; empty if there is none. Nothing is imported.
+
+    Args:
+        module: Name of a top-level module.
+    """
+    try:
+        return version(module)
+    except PackageNotFoundError:
+        pass
+    brought = packages_distributions().get(module, [])
+    if brought:
+        return version(brought[0])
+    return "of unknown version" if find_spec(module) else ""
+
+
+def class_paths(kind: type[Any]) -> list[str]:
+    """Return the paths by which a class can be imported: from its module, and from packages around that show it."""
+    parts = kind.__module__.split(".")
+    around = [".".join(parts[:length]) for length in range(len(parts) - 1, 0, -1)]
+    shown = [name for name in around if getattr(sys.modules.get(name), kind.__qualname__, None) is kind]
+    return [f"{name}.{kind.__qualname__}" for name in (kind.__module__, *shown)]
+
+
+def _docstring(kind: Any) -> str:
+    if isinstance(kind, str):
+        return kind
+    return (vars(kind).get("__doc__") if isinstance(kind, type) else kind.__doc__) or ""
 
 
 def _meanings(kind: Any) -> dict[str, str]:
@@ -134,7 +173,7 @@ def _meanings(kind: Any) -> dict[str, str]:
     found: dict[str, str] = {}
     for one in reversed(kind.__mro__ if isinstance(kind, type) else [kind]):
         if one is not object:
-            found |= {item.arg_name: _flat(item.description) for item in _parsed(one).params}
+            found |= {item.arg_name: _flat(item.description) for item in _PARSER.parse(_docstring(one)).params}
     return found
 
 

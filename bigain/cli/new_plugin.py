@@ -1,21 +1,39 @@
-"""Write a plugin package to start from: one scorer, one reducer, and their tests."""
+"""`bigain new-plugin`: a package to start from, with one scorer, one reducer, and their tests."""
 
 import importlib.util
 import keyword
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path, PurePosixPath
 
 from bigain.cli.folders import new_folder
+from bigain.cli.parser import Parser
 from bigain.errors import SettingError
 
-__all__ = ["new_plugin", "next_steps", "plugin_files"]
+__all__ = ["make_parser", "new_plugin", "next_steps", "plugin_files", "run"]
 
 _PACKAGE = "package"
 """Folder of the templates that becomes the package, under its own name."""
+
+
+def make_parser() -> Parser:
+    """Make the command's parser."""
+    parser = Parser(prog="bigain new-plugin", description="Write a package with a scorer, a reducer and their tests.")
+    parser.add_argument("name", help="Name of the package, such as bigain-texture.")
+    parser.add_argument("--folder", type=Path, default=None, help="Folder to make. Default: one of that name, here.")
+    return parser
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Write the package and say what comes next."""
+    given = make_parser().parse_args([*arguments])
+    folder = new_plugin(given.name, given.folder)
+    print(f"Wrote {folder}. To install it, test it, and see it beside the others:\n")
+    print("\n".join(f"  {line}" for line in next_steps(folder).splitlines()))
+    print(f"\nThen {folder / 'README.md'} says how to compare it with L-GTM.")
 
 
 def new_plugin(name: str, folder: Path | None = None) -> Path:

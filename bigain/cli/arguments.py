@@ -1,0 +1,53 @@
+"""Registered names on the command line: `--reducer lgtm` stands for the class path that jsonargparse wants."""
+
+from collections.abc import Sequence
+
+from bigain.registry import get
+
+__all__ = ["with_class_paths"]
+
+_KINDS = {"reducer": "reducers", "otherwise": "reducers", "backbone": "backbones", "scorer": "scorers"}
+"""Options that take a registered name, by their last word."""
+
+
+def with_class_paths(arguments: Sequence[str]) -> list[str]:
+    """Turn registered names into class paths; `--reducer lgtm` means `--reducer=lgtm`."""
+    joined: list[str] = []
+    for argument in arguments:
+        option = joined[-1] if joined else ""
+        if option.startswith("--") and "=" not in option and _kind_of(option) and not argument.startswith("-"):
+            joined[-1] = f"{option}={argument}"
+        else:
+            joined.append(argument)
+    return [_with_class_path(argument) for argument in joined]
+
+
+def _kind_of(option: str) -> str | None:
+    """Say what kind of class an option takes: `--model.reducer` takes reducers, and so does its `.help`."""
+    return _KINDS.get(option.removeprefix("--").removesuffix(".help").rpartition(".")[2])
+
+
+def _with_class_path(argument: str) -> str:
+    """Turn `--model.reducer=lgtm` into `--model.reducer=bigain.reducers.lgtm.LGTM`."""
+    option, equals, value = argument.partition("=")
+    if equals and option.endswith(("placement", "placement.parts")):
+        return _placement(option, value)
+    kind = _kind_of(option)
+    if kind is None or not equals or "." in value or value.startswith(("{", "null")):
+        return argument
+    found = get(kind, value)
+    return f"{option}={found.__module__}.{found.__qualname__}"
+
+
+def _placement(option: str, value: str) -> str:
+    """Let `--placement=sd` name a preset, and `--placement.parts=mlp` one part."""
+    from typing import get_args
+
+    from bigain.adapters.base import Part
+    from bigain.adapters.placement import PRESETS
+
+    if option.endswith("placement") and value in PRESETS:
+        return f"{option}.preset={value}"
+    if option.endswith("parts") and value in get_args(Part):
+        return f"{option}=[{value}]"
+    return f"{option}={value}"

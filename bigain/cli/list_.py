@@ -1,0 +1,145 @@
+"""`bigain list`: what recipes may name, with the package each comes from; what is broken, with its reason."""
+
+import ast
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+from bigain import registry
+from bigain.cli.classes import summary_of
+from bigain.cli.parser import Parser
+from bigain.cli.terminal import make_console
+from bigain.errors import SettingError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+__all__ = ["KINDS", "Row", "make_parser", "rows_of", "run"]
+
+KINDS = (*registry.KINDS, "tasks")
+"""What can be listed."""
+
+_TASK_PACKAGES = ("tasks", "training")
+"""Packages of bigain whose LightningModules recipes name by class path."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the list.
+
+    Args:
+        kind: `scorers`, `reducers`, `adapters`, `backbones` or `tasks`.
+        name: The name users write; a task's is that of its class.
+        target: `module:Class`.
+        package: Distribution that brings it, and its version.
+        summary: First sentence of the class's docstring.
+        problem: Why it cannot be used; empty for one that can.
+    """
+
+    kind: str
+    name: str
+    target: str
+    package: str
+    summary: str
+    problem: str
+
+
+def make_parser() -> Parser:
+    """Make the command's parser."""
+    parser = Parser(prog="bigain list", description="List what recipes may name, and the package each comes from.")
+    parser.add_argument("kinds", nargs="*", default=[], help=f"Any of {', '.join(KINDS)}; all by default.")
+    parser.add_argument("--json", action="store_true", help="Print JSON.")
+    return parser
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Print the list, as a table or as JSON."""
+    given = make_parser().parse_args([*arguments])
+    rows = rows_of(given.kinds)
+    if given.json:
+        print(_as_json(rows))
+    else:
+        make_console().print(_table(rows))
+
+
+def rows_of(kinds: Sequence[str] = ()) -> list[Row]:
+    """List kinds, all of them by default.
+
+    What is registered is imported, so that what is broken is listed with its reason. Tasks are
+    read from their source: they would import Lightning, which takes seconds.
+
+    Args:
+        kinds: Any of `KINDS`.
+
+    Raises:
+        SettingError: There is no such kind.
+    """
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise SettingError(f"There are {', '.join(KINDS)}; got {unknown[0]!r}.")
+    return [row for kind in kinds or KINDS for row in (_tasks() if kind == "tasks" else _registered(kind))]
+
+
+def _registered(kind: str) -> Iterator[Row]:
+    for entry in registry.entries(kind):
+        summary = "" if entry.problem else summary_of(registry.get(kind, entry.name))
+        yield Row(kind, entry.name, entry.target, entry.package, summary, entry.problem)
+
+
+def _tasks() -> list[Row]:
+    """Find the concrete classes that derive, by way of others or not, from Lightning's module."""
+    found = {node.name: (module, node) for module, node in _task_classes()}
+    package = f"bigain {registry.running_version()}"
+    return [
+        Row("tasks", name, f"{module}:{name}", package, summary_of(ast.get_docstring(node) or ""), "")
+        for name, (module, node) in found.items()
+        if _is_task(name, {key: inner for key, (_, inner) in found.items()}) and not _is_abstract(node)
+    ]
+
+
+def _task_classes() -> Iterator[tuple[str, ast.ClassDef]]:
+    for package in _TASK_PACKAGES:
+        folder = files("bigain") / package
+        for file in sorted(folder.iterdir(), key=lambda path: path.name):
+            if file.name.endswith(".py"):
+                module = f"bigain.{package}.{file.name.removesuffix('.py')}"
+                tree = ast.parse(file.read_text(encoding="utf-8"))
+                yield from ((module, node) for node in tree.body if isinstance(node, ast.ClassDef))
+
+
+def _is_task(name: str, classes: dict[str, ast.ClassDef]) -> bool:
+    if name not in classes or name.startswith("_"):
+        return name == "LightningModule"
+    bases = [ast.unparse(base).partition("[")[0].rpartition(".")[2] for base in classes[name].bases]
+    return any(_is_task(base, classes) for base in bases)
+
+
+def _is_abstract(node: ast.ClassDef) -> bool:
+    methods = [item for item in node.body if isinstance(item, ast.FunctionDef)]
+    return any("abstractmethod" in ast.unparse(mark) for method in methods for mark in method.decorator_list)
+
+
+def _as_json(rows: Sequence[Row]) -> str:
+    """Write rows as a JSON list, with the version apart from the package's name."""
+    split = [asdict(row) | dict(zip(("package", "version"), row.package.split(" ", 1), strict=False)) for row in rows]
+    return json.dumps([{"version": "", **row} for row in split], indent=2)
+
+
+def _table(rows: Sequence[Row]) -> "RenderableType":
+    """Make a table that folds what is long, and cuts nothing."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
+    for column in ("name", "package", "what it is"):
+        table.add_column(column, overflow="fold")
+    kind = ""
+    for row in rows:
+        if row.kind != kind:
+            kind = row.kind
+            table.add_row()
+            table.add_row(Text(kind, style="bold"))
+        text = Text(f"broken: {row.problem}", style="red") if row.problem else Text(row.summary or "(no docstring)")
+        table.add_row(Text(f"  {row.name}"), Text(row.package), text)
+    return table

@@ -1,0 +1,27 @@
+"""What several commands show in a terminal."""
+
+import difflib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["did_you_mean", "make_console"]
+
+
+def did_you_mean(name: str, known: Iterable[str], count: int = 2, cutoff: float = 0.5) -> str:
+    """Ask whether one of the nearest names was meant; nothing where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=count, cutoff=cutoff)
+    return f"Did you mean {' or '.join(near)}?" if near else ""
+
+
+def make_console() -> "Console":
+    """Make a console that raises when its pipe is closed, as `print` does."""
+    from rich.console import Console
+
+    class PipeConsole(Console):
+        def on_broken_pipe(self) -> None:
+            raise
+
+    return PipeConsole()

@@ -1,8 +1,7 @@
-"""Run a comparison: every method through the same images, seeds and clock."""
+"""Run a comparison: every row through the same images, seeds and clock."""
 
-import copy
 import logging
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +10,20 @@ from lightning.pytorch import Trainer
 from rich.console import Console
 from safetensors.torch import save_file
 
-from bigain.adapters.attach import attach
-from bigain.analysis.merge_maps import merge_map
+from bigain.analysis.merge_maps import MergeMap, merge_map
 from bigain.benchmark.compare_table import assemble, write_csv
-from bigain.benchmark.comparison import Comparison
-from bigain.benchmark.cost import Latency, count_flops, measure_latency
-from bigain.diffusion.classifier import DiffusionClassifier
-from bigain.diffusion.noise_set import NoiseSet
-from bigain.diffusion.sampler import DDIMSampler
-from bigain.errors import BigainError, SettingError
-from bigain.metrics.frechet import FrechetReference
-from bigain.reducers.base import TokenReducer
+from bigain.benchmark.comparison import Comparison, Row
+from bigain.benchmark.cost import TimedRow, count_operations, time_rows
+from bigain.diffusion.condition import Condition
+from bigain.errors import SettingError
+from bigain.metrics.base import GenerationMetric
+from bigain.metrics.frechet import FrechetDistance
 from bigain.results.provenance import code_of, fingerprint
-from bigain.results.store import ResultFolder, write_json
+from bigain.results.store import ResultFolder, write_json, write_result
 from bigain.tasks.classification import ClassificationTask
-from bigain.tasks.evaluation import RESULT_FILE
-from bigain.tasks.generation import GenerationTask, features_identity, reference_images
+from bigain.tasks.evaluation import RESULT_FILE, embed_classes
+from bigain.tasks.generation import GenerationTask
+from bigain.tasks.method import Reduced, method_of
 
 __all__ = ["run_comparison"]
 
@@ -38,190 +35,232 @@ _MAP_TIMESTEP = 125
 _DTYPES = {"32-true": torch.float32, "bf16-true": torch.bfloat16, "16-true": torch.float16}
 
 
-def run_comparison(plan: Comparison, output: Path, resume: bool, console: Console, recipe: str = "") -> dict[str, Any]:
+def run_comparison(
+    comparison: Comparison,
+    output: Path,
+    resume: bool,
+    console: Console,
+    recipe: str = "",
+    finish: Callable[[Path], object] | None = None,
+) -> dict[str, Any]:
     """Run everything that is not done yet, and publish the folder.
 
     Args:
-        plan: What to run.
+        comparison: What to run.
         output: Folder of the result.
         resume: Finish an interrupted comparison.
-        console: Where progress is told.
-        recipe: The whole configuration, kept beside the result.
+        console: Where progress is shown.
+        recipe: The whole configuration, stored beside the result.
+        finish: Writes further files into the folder before it appears, such as the page.
 
     Returns:
         The content of `comparison.json`.
 
     Raises:
-        BigainError: Bad input; nothing was run or all finished work is kept.
+        BigainError: Bad input; nothing was run or all finished work stays.
     """
-    # One trainer after another would tell the same of the machine each time.
+    # One trainer after another would say the same of the machine each time.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    images = plan.data.test_set
-    _refuse_early(plan)
-    store = ResultFolder(output, _identity(plan), resume)
-    store.begin()
+    run = _Run(comparison, console)
+    store = ResultFolder(output, run.identity(), resume)
     try:
-        _run_methods(plan, store.partial, console)
-    except BigainError:
+        run.check_methods()
+        run.work(store.folder)
+        content = assemble(comparison, store.folder)
+
+        def write(folder: Path) -> None:
+            write_result(folder / "comparison.json", content)
+            write_csv(folder / "table.csv", content)
+            (folder / "recipe.yaml").write_text(recipe)
+            if finish is not None:
+                finish(folder)
+
+        store.publish(write)
+    finally:
         store.discard_if_empty()
-        raise
-    content = assemble(plan, store.partial)
-
-    def write(folder: Path) -> None:
-        from bigain.report.page import write_page
-        from bigain.report.shipped import shipped_comparison
-
-        write_json(folder / "comparison.json", content)
-        write_csv(folder / "table.csv", content)
-        (folder / "recipe.yaml").write_text(recipe)
-        write_page(folder, images, shipped_comparison())
-
-    store.publish(write)
     return content
 
 
-def _refuse_early(plan: Comparison) -> None:
-    """Find before any work what would otherwise end a comparison after hours."""
-    backbone = plan.backbone
-    for reducer in plan.reducers.values():
-        with attach(backbone.network, reducer, placement=plan.placement, quiet=True) as report:
-            report.check_mixed_timesteps()
-    DDIMSampler(backbone, plan.steps, plan.guidance, plan.sampling_rows)
-    steps = plan.stages.timesteps(backbone.schedule.steps)
-    noise = NoiseSet.draw(plan.seed, steps, backbone.latent_shape)
-    classes = len(backbone.classes)
-    share = report.shared if plan.share_plans else None
-    DiffusionClassifier(
-        backbone.predict_noise, backbone.schedule, noise, plan.stages, classes, plan.loss, plan.rows, share
-    )
-    if plan.prompts.classes != classes:
-        raise SettingError(f"The model generates {classes} classes, the prompts have {plan.prompts.classes}.")
+class _Run:
+    """The work of one comparison, on one backbone that nobody copies."""
+
+    def __init__(self, comparison: Comparison, console: Console) -> None:
+        self.comparison, self._console = comparison, console
+        self._rows = comparison.table_rows
+        # Before the first task converts them to half precision.
+        self._weights = fingerprint(comparison.backbone.network.state_dict())
+        self._metrics: list[GenerationMetric] = (
+            [FrechetDistance(comparison.features, comparison.reference)]
+            if comparison.generation_metrics is None
+            else comparison.generation_metrics
+        )
+        data = comparison.data
+        self._condition: Condition = embed_classes(comparison.backbone, data.test_set.classes, data.class_prompts)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what must be equal for work to be continued."""
+        given = self.comparison
+        names = ("loss", "steps", "guidance", "scheduler", "share_plans", "seed", "precision", "rows", "compile")
+        return {
+            "kind": "comparison",
+            "weights": self._weights,
+            "process": given.backbone.process.identity(),
+            "methods": [self._described(row) for row in self._rows],
+            "data": given.data.test_set.fingerprint,
+            "chunks": [given.data.chunk, given.prompts.chunk],
+            "trials": given.stages.trials,
+            "keeps": given.stages.keeps,
+            "generated": given.prompts.count,
+            "first_seed": given.prompts.first_seed,
+            "sampling_rows": given.sampling_rows,
+            "metrics": [dict(metric.identity()) for metric in self._metrics],
+            **{name: getattr(given, name) for name in names},
+        }
+
+    def _described(self, row: Row) -> dict[str, Any]:
+        given = self.comparison
+        return {
+            "name": row.name,
+            "method": repr(row.method),
+            "code": code_of(row.method),
+            "placement": str(given.placement_of(row)),
+            "seed": given.seed_of(row),
+        }
+
+    def check_methods(self) -> None:
+        """Find before any work what would otherwise end a comparison after hours."""
+        given = self.comparison
+        if given.prompts.classes != given.data.test_set.classes:
+            raise SettingError(
+                f"The prompts have the classes {', '.join(given.prompts.classes[:5])}, .., the images "
+                f"{', '.join(given.data.test_set.classes[:5])}, ..: give both the same, in the model's order."
+            )
+        for row in self._rows:
+            for task in (self._classification(row, Path("unused")), self._generation(row, Path("unused"))):
+                task.try_out(given.data if isinstance(task, ClassificationTask) else given.prompts)
+
+    def work(self, folder: Path) -> None:
+        """Run what is not done yet, a row after the other; time them all in turn at the end."""
+        for number, row in enumerate(self._rows, start=1):
+            head = f"[bold]{number}/{len(self._rows)} {row.name}[/bold]"
+            place = folder / "rows" / row.name
+            if not (place / "classification" / RESULT_FILE).exists():
+                self._console.print(f"{head}: classifying {len(self.comparison.data.test_set)} images")
+                task = self._classification(row, place / "classification")
+                self._trainer().test(task, datamodule=self.comparison.data, verbose=False)
+            if not (place / "generation" / RESULT_FILE).exists():
+                self._console.print(f"{head}: generating {self.comparison.prompts.count} images")
+                drawing = self._generation(row, place / "generation")
+                self._trainer().test(drawing, datamodule=self.comparison.prompts, verbose=False)
+            if not (place / "cost.json").exists():
+                self._count(row, place)
+        if not (folder / "timing.json").exists():
+            self._console.print(f"[bold]timing[/bold]: {self.comparison.timing_repeats} passes of each, in turn")
+            self._time(folder)
+
+    def _trainer(self) -> Trainer:
+        usual = {"accelerator": "auto", "devices": 1, "logger": False, "enable_model_summary": False}
+        return Trainer(**{**usual, **self.comparison.trainer})
+
+    def _common(self, row: Row) -> dict[str, Any]:
+        given = self.comparison
+        return {
+            "backbone": given.backbone,
+            "method": method_of(row.method),
+            "placement": given.placement_of(row),
+            "seed": given.seed_of(row),
+            "compile": given.compile,
+            "resume": True,
+        }
+
+    def _classification(self, row: Row, output: Path) -> ClassificationTask:
+        given = self.comparison
+        task = ClassificationTask(
+            **self._common(row),
+            metrics=given.classification_metrics,
+            stages=given.stages,
+            loss=given.loss,
+            rows=given.rows,
+            share_plans=given.share_plans and isinstance(method_of(row.method), Reduced),
+            noise_seed=given.seed,
+            output=output,
+        )
+        task.weights = self._weights
+        return task
+
+    def _generation(self, row: Row, output: Path) -> GenerationTask:
+        given = self.comparison
+        task = GenerationTask(
+            **self._common(row),
+            metrics=self._metrics,
+            steps=given.steps,
+            guidance=given.guidance,
+            scheduler=given.scheduler,
+            rows=given.sampling_rows,
+            output=output,
+        )
+        task.weights = self._weights
+        return task
+
+    def _timed(self, row: Row) -> TimedRow:
+        return TimedRow(method_of(row.method), self.comparison.placement_of(row), self.comparison.seed_of(row))
+
+    @property
+    def _sharing(self) -> int:
+        return len(self._condition) if self.comparison.share_plans else 1
+
+    def _count(self, row: Row, place: Path) -> None:
+        """Count operations, and record which tokens merge."""
+        operations = count_operations(self.comparison.backbone, self._timed(row), self._condition, self._sharing)
+        self._save_map(row, place)
+        write_json(place / "cost.json", {"operations": operations})
+
+    def _time(self, folder: Path) -> None:
+        given, device = self.comparison, self._trainer().strategy.root_device
+        given.backbone.to(device)
+        given.backbone.network.to(_DTYPES[given.precision])
+        seconds = time_rows(
+            given.backbone,
+            {row.name: self._timed(row) for row in self._rows},
+            self._condition,
+            given.rows // self._sharing * self._sharing,
+            given.timing_repeats,
+            given.compile,
+            self._sharing,
+        )
+        write_json(folder / "timing.json", {"rows": given.rows // self._sharing * self._sharing, "seconds": seconds})
+
+    def _save_map(self, row: Row, place: Path) -> None:
+        given = self.comparison
+        images = given.data.test_set
+        chosen = images.batch(range(min(_MAPPED, len(images))))
+        timed = self._timed(row)
+        with timed.method.applied(given.backbone, timed.placement, timed.seed) as applied:
+            if applied.report is None:
+                return
+            given.backbone.to(self._trainer().strategy.root_device)
+            device = next(given.backbone.network.parameters()).device
+            found = merge_map(
+                given.backbone,
+                applied.report,
+                given.backbone.encode(chosen["image"].to(device)),
+                self._condition.take(chosen["labels"][:, 0].clamp(min=0)),
+                _MAP_TIMESTEP,
+                timed.seed,
+            )
+        if found is not None and found.grid.axes == 2:
+            noisy = given.backbone.decode(found.noisy).cpu()
+            _write_map(found, chosen["image"], noisy, place)
 
 
-def _run_methods(plan: Comparison, folder: Path, console: Console) -> None:
-    real: FrechetReference | None = None
-    for number, (name, reducer) in enumerate(plan.reducers.items(), start=1):
-        head = f"[bold]{number}/{len(plan.reducers)} {name}[/bold]"
-        place = folder / name
-        if not (place / "classification" / RESULT_FILE).exists():
-            console.print(f"{head}: classifying {len(plan.data.test_set)} images")
-            _classify(plan, reducer, place)
-        if not (place / "generation" / RESULT_FILE).exists():
-            console.print(f"{head}: generating {plan.prompts.count} images")
-            real = _generate(plan, reducer, place, real)
-        if not (place / "cost.json").exists():
-            console.print(f"{head}: counting and timing")
-            _measure(plan, reducer, place)
-
-
-def _trainer(plan: Comparison) -> Trainer:
-    given = {"accelerator": "auto", "devices": 1, "logger": False, "enable_model_summary": False}
-    return Trainer(**{**given, **plan.trainer})
-
-
-def _common(plan: Comparison) -> dict[str, Any]:
-    # A copy for each task: Lightning converts a module to half precision in place.
-    backbone = copy.deepcopy(plan.backbone)
-    return {"backbone": backbone, "placement": plan.placement, "seed": plan.seed, "compile": plan.compile}
-
-
-def _classify(plan: Comparison, reducer: TokenReducer, place: Path) -> None:
-    task = ClassificationTask(
-        **_common(plan),
-        reducer=reducer,
-        stages=plan.stages,
-        loss=plan.loss,
-        rows=plan.rows,
-        share_plans=plan.share_plans,
-        output=place / "classification",
-        resume=True,
-    )
-    _trainer(plan).test(task, datamodule=plan.data, verbose=False)
-
-
-def _generate(
-    plan: Comparison, reducer: TokenReducer, place: Path, real: FrechetReference | None
-) -> FrechetReference | None:
-    task = GenerationTask(
-        **_common(plan),
-        reducer=reducer,
-        features=plan.features,
-        reference=plan.reference,
-        steps=plan.steps,
-        guidance=plan.guidance,
-        rows=plan.sampling_rows,
-        output=place / "generation",
-        resume=True,
-    )
-    task.real = real
-    _trainer(plan).test(task, datamodule=plan.prompts, verbose=False)
-    return task.real
-
-
-def _measure(plan: Comparison, reducer: TokenReducer, place: Path) -> None:
-    trainer = _trainer(plan)
-    device = trainer.strategy.root_device
-    backbone = copy.deepcopy(plan.backbone).to(device)
-    backbone = backbone.to(_DTYPES[str(trainer.precision)])
-    _save_map(plan, reducer, backbone, device, place)
-    sharing = len(backbone.classes) if plan.share_plans else 1
-    flops = count_flops(plan.backbone, reducer, plan.placement, sharing)
-    with attach(backbone.network, reducer, placement=plan.placement, seed=plan.seed, quiet=True) as report:
-        if plan.compile:
-            torch._dynamo.reset()  # noqa: SLF001 as torch's documentation advises between models
-            backbone.network.compile(dynamic=False, fullgraph=True)
-        with report.shared(sharing):
-            latency: Latency = measure_latency(backbone, plan.rows // sharing * sharing, plan.timing_repeats)
-    sites = [{"name": site.name, "before": site.before, "after": site.after} for site in report.sites]
-    write_json(place / "cost.json", {"flops": flops, "latency": asdict(latency), "sites": sites})
-
-
-def _save_map(plan: Comparison, reducer: TokenReducer, backbone: Any, device: torch.device, place: Path) -> None:
-    chosen = plan.data.test_set.first(_MAPPED)
-    found = merge_map(
-        backbone,
-        reducer,
-        backbone.encode(chosen.images.to(device)),
-        chosen.labels.to(device),
-        _MAP_TIMESTEP,
-        plan.placement,
-        plan.seed,
-    )
-    if found is None or found.grid.axes != 2:
-        return
-    tensors = {
-        "image": chosen.images,
-        "noisy": backbone.decode(found.noisy).cpu(),
+def _write_map(found: MergeMap, images: torch.Tensor, noisy: torch.Tensor, place: Path) -> None:
+    tensors: Mapping[str, torch.Tensor] = {
+        "image": images,
+        "noisy": noisy,
         "place": found.place.cpu(),
         "representatives": found.representatives.cpu(),
         "shape": torch.tensor(found.grid.shape),
-        "timestep": torch.full((len(chosen),), found.timestep),
+        "timestep": torch.full((len(images),), found.timestep),
     }
     save_file({key: value.contiguous() for key, value in tensors.items()}, place / "merge_map.safetensors")
     write_json(place / "merge_map.json", {"site": found.site})
-
-
-def _identity(plan: Comparison) -> dict[str, Any]:
-    images = plan.data.test_set
-    return {
-        "kind": "comparison",
-        "weights": fingerprint(plan.backbone.network.state_dict()),
-        "reducers": {name: repr(reducer) for name, reducer in plan.reducers.items()},
-        "code": {name: code_of(reducer) for name, reducer in plan.reducers.items()},
-        "data": fingerprint([images.images, images.labels]),
-        "trials": plan.stages.trials,
-        "keeps": plan.stages.keeps,
-        "loss": plan.loss,
-        "steps": plan.steps,
-        "guidance": plan.guidance,
-        "generated": plan.prompts.count,
-        "first_seed": plan.prompts.first_seed,
-        "placement": str(plan.placement),
-        "share_plans": plan.share_plans,
-        "seed": plan.seed,
-        "precision": plan.trainer.get("precision", "32-true"),
-        "reference_images": fingerprint([reference_images(plan.reference, plan.backbone)]),
-        "features": features_identity(plan.features),
-        "rows": plan.rows,
-        "compile": plan.compile,
-    }

@@ -1,166 +1,171 @@
-"""Put the figures of a comparison into one table."""
+"""Put the scores of a comparison into one table.
+
+The table knows no metric by name: its columns are the scores that its rows have.
+"""
 
 import csv
-import math
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
-from safetensors.torch import load_file
 
-from bigain.benchmark.comparison import Comparison
-from bigain.metrics.intervals import paired_difference
-from bigain.results.store import read_json
+from bigain.benchmark.comparison import Comparison, Row
+from bigain.benchmark.cost import timing_scores
+from bigain.metrics.base import ClassificationMetric
+from bigain.results.predictions import Predictions
+from bigain.results.scores import Score
+from bigain.results.store import read_json, read_result
+from bigain.results.wording import MISSING, score_interval, score_value
+from bigain.tasks.classification import default_metrics
 from bigain.tasks.evaluation import RESULT_FILE
 
-__all__ = ["COLUMNS", "assemble", "terminal_table", "write_csv"]
-
-COLUMNS = (
-    "name",
-    "reducer",
-    "images",
-    "top1",
-    "top1_low",
-    "top1_high",
-    "difference",
-    "difference_low",
-    "difference_high",
-    "generated",
-    "frechet",
-    "features",
-    "gflops",
-    "ms",
-    "ms_low",
-    "ms_high",
-    "evaluations_per_image",
-)
-"""Columns of `table.csv`: shares, not per cent; ms are per network evaluation."""
+__all__ = ["assemble", "columns_of", "terminal_table", "write_csv"]
 
 _ORIGIN = ("finished", "device", "git_revision", "python", "versions")
 
 
-def assemble(plan: Comparison, folder: Path) -> dict[str, Any]:
-    """Read every method's results and return the content of `comparison.json`.
+def assemble(comparison: Comparison, folder: Path) -> dict[str, Any]:
+    """Read every row's results and return the content of `comparison.json`.
 
     Args:
-        plan: What was run.
-        folder: Holds one folder a method.
+        comparison: What was run.
+        folder: Holds a folder a row under `rows/`, and `timing.json`.
+
+    Raises:
+        DataError: A file is missing or damaged.
     """
-    baseline = next(iter(plan.reducers))
-    right = {name: _correct(folder / name) for name in plan.reducers}
-    methods = []
-    for name, reducer in plan.reducers.items():
-        row = {"name": name, "reducer": repr(reducer), **_figures(folder / name)}
-        if name != baseline:
-            difference = paired_difference(right[name], right[baseline])
-            row |= {
-                "difference": difference.value,
-                "difference_low": difference.low,
-                "difference_high": difference.high,
-            }
-        methods.append({**dict.fromkeys(("difference", "difference_low", "difference_high")), **row})
-    first = read_json(folder / baseline / "classification" / RESULT_FILE)
-    generation = read_json(folder / baseline / "generation" / RESULT_FILE)["settings"]
-    settings = {
-        key: first["settings"][key] for key in ("trials", "keeps", "loss", "seed", "source", "weights", "precision")
-    }
+    rows = comparison.table_rows
+    metrics = comparison.classification_metrics
+    metrics = default_metrics() if metrics is None else metrics
+    timing = read_json(folder / "timing.json")
+    baseline = Predictions.load(folder / "rows" / rows[0].name / "classification")
+    described = []
+    for row in rows:
+        place = folder / "rows" / row.name
+        seconds = timing["seconds"]
+        compared = [] if row is rows[0] else _differences(metrics, place, baseline)
+        first = None if row is rows[0] else seconds[rows[0].name]
+        times = timing_scores(seconds[row.name], first, timing["rows"])
+        described.append(_described(comparison, row, place, compared, times))
+    return {"title": comparison.title, "baseline": rows[0].name, "rows": described, **_facts(comparison, folder)}
+
+
+def _differences(metrics: Sequence[ClassificationMetric], place: Path, baseline: Predictions) -> list[Score]:
+    own = Predictions.load(place / "classification")
+    found = [metric.compare(own, baseline) for metric in metrics]
+    return [score for score in found if score is not None]
+
+
+def _described(
+    comparison: Comparison, row: Row, place: Path, differences: Sequence[Score], times: Sequence[Score]
+) -> dict[str, Any]:
+    classified, generated = (read_result(place / kind / RESULT_FILE) for kind in ("classification", "generation"))
+    operations = read_json(place / "cost.json")["operations"] / 1e9
+    first, *rest = [Score.from_json(score) for score in classified["scores"]]
+    drawn = [Score.from_json(score) for score in generated["scores"]]
+    cost = Score("gflops", operations, label="GFLOPs", unit="GFLOPs", better="lower", note="Per evaluation.")
+    scores = [first, *differences, *drawn, cost, *times, *rest]
     return {
-        "title": plan.title,
-        "baseline": baseline,
-        "classes": list(plan.backbone.classes),
-        "methods": methods,
+        "name": row.name,
+        "method": repr(row.method),
+        "placement": str(comparison.placement_of(row)),
+        "seed": comparison.seed_of(row),
+        "images": classified["images"],
+        "generated": generated["generated"],
+        "sites": classified["sites"],
+        "scores": [score.to_json() for score in scores],
+    }
+
+
+def _facts(comparison: Comparison, folder: Path) -> dict[str, Any]:
+    place = folder / "rows" / comparison.table_rows[0].name
+    first = read_result(place / "classification" / RESULT_FILE)
+    generation = read_result(place / "generation" / RESULT_FILE)["settings"]
+    keys = ("trials", "keeps", "loss", "noise_seed", "source", "subset", "data", "weights", "precision")
+    return {
+        "classes": list(comparison.data.test_set.classes),
         "settings": {
-            **settings,
-            **{key: generation[key] for key in ("steps", "guidance", "first_seed", "reference")},
-            "compile": plan.compile,
+            **{key: first["settings"][key] for key in keys},
+            **{key: generation[key] for key in ("steps", "guidance", "scheduler", "first_seed")},
+            "compile": comparison.compile,
+            "share_plans": comparison.share_plans,
         },
         "provenance": {"command": first["command"], **{key: first[key] for key in _ORIGIN}},
     }
 
 
-def _correct(place: Path) -> torch.Tensor:
-    held = load_file(place / "classification" / "errors.safetensors")
-    return held["prediction"] == held["label"]
+def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[Score]:
+    """Return a score for each column: the first of its name in any row, in the order of the fullest row."""
+    found: dict[str, Score] = {}
+    for row in sorted(rows, key=lambda row: -len(row["scores"])):
+        for score in map(Score.from_json, row["scores"]):
+            found.setdefault(score.name, score)
+    return list(found.values())
 
 
-def _figures(place: Path) -> dict[str, Any]:
-    classified = read_json(place / "classification" / RESULT_FILE)["summary"]
-    generated = read_json(place / "generation" / RESULT_FILE)["summary"]
-    cost = read_json(place / "cost.json")
-    latency = cost["latency"]
-    return {
-        **{key: classified[key] for key in ("images", "top1", "top1_low", "top1_high", "evaluations_per_image")},
-        **{key: generated[key] for key in ("generated", "frechet", "features")},
-        "gflops": cost["flops"] / 1e9,
-        "ms": latency["median"],
-        "ms_low": latency["low"],
-        "ms_high": latency["high"],
-        "rows": latency["rows"],
-        "timings": latency["repeats"],
-        "sites": cost["sites"],
-    }
+def write_csv(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a line for each row: shares, not per cent; times are of one network evaluation."""
+    columns = columns_of(content["rows"])
+    names = [
+        name
+        for column in columns
+        for name in (column.name, *([f"{column.name}_low", f"{column.name}_high"] if column.low is not None else []))
+    ]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        lines = csv.DictWriter(file, ["name", "method", "images", "generated", *names], extrasaction="ignore")
+        lines.writeheader()
+        for row in content["rows"]:
+            scores = [Score.from_json(score) for score in row["scores"]]
+            values = {score.name: score.value for score in scores}
+            ends = {f"{s.name}_{end}": getattr(s, end) for s in scores for end in ("low", "high")}
+            lines.writerow({**row, **values, **ends})
 
 
-def write_csv(path: Path, content: dict[str, Any]) -> None:
-    """Write one row a method."""
-    with path.open("w", newline="") as file:
-        rows = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-        rows.writeheader()
-        rows.writerows(content["methods"])
-
-
-def terminal_table(content: dict[str, Any]) -> Table:
+def terminal_table(content: Mapping[str, Any]) -> Table:
     """Lay the table out for a terminal."""
-    methods = content["methods"]
-    label = methods[0]["features"]
-    short = "FID" if label == "FID" else "Fréchet\ndistance"
-    # Two lines a row keep the table within the 80 columns of a plain terminal, with no figure cut.
-    heads = (
-        "top-1 %\n95 % interval",
-        f"paired to\n{content['baseline']}",
-        short,
-        "GFLOPs",
-        "ms per\neval",
-        "evals",
-    )
+    rows = content["rows"]
+    columns = columns_of(rows)
     table = Table(
         title=content["title"],
-        caption=_caption(content, label),
+        caption=_caption(content, columns),
         caption_justify="left",
         box=SIMPLE_HEAD,
         collapse_padding=True,
         pad_edge=False,
     )
     table.add_column("method", overflow="fold")
-    for head in heads:
-        table.add_column(head, justify="right", no_wrap=True)
-    for row in methods:
-        table.add_row(
-            row["name"],
-            f"{100 * row['top1']:.1f}\n{100 * row['top1_low']:.1f} to {100 * row['top1_high']:.1f}",
-            _difference(row),
-            f"{row['frechet']:.2f}",
-            f"{row['gflops']:.2f}",
-            f"{row['ms']:.3g}",
-            f"{row['evaluations_per_image']:g}",
-        )
+    for column in columns:
+        # Two lines a row keep the table within the 80 columns of a plain terminal, with no figure cut.
+        table.add_column("\n".join(_heading(column)), justify="right", no_wrap=True)
+    for row in rows:
+        scores = {score["name"]: Score.from_json(score) for score in row["scores"]}
+        table.add_row(row["name"], *(_cell(scores.get(column.name)) for column in columns))
     return table
 
 
-def _difference(row: dict[str, Any]) -> str:
-    if row["difference"] is None or math.isnan(row["difference_low"]):
-        return "-"
-    low, high = 100 * row["difference_low"], 100 * row["difference_high"]
-    return f"{100 * row['difference']:+.1f}\n{low:+.1f} to {high:+.1f}"
+def _heading(column: Score) -> list[str]:
+    unit = {"share": ", %", "points": ", points"}.get(column.unit, "")
+    # What a parenthesis explains stands in the caption.
+    return textwrap.wrap((column.label or column.name).split(" (")[0] + unit, 12, break_long_words=False)
 
 
-def _caption(content: dict[str, Any], label: str) -> str:
-    row, settings = content["methods"][0], content["settings"]
+def _cell(score: Score | None) -> str:
+    if score is None:
+        return MISSING
+    interval = score_interval(score)
+    return score_value(score) + (f"\n{interval}" if interval else "")
+
+
+def _caption(content: Mapping[str, Any], columns: Sequence[Score]) -> str:
+    row, settings = content["rows"][0], content["settings"]
+    distances = [column.label for column in columns if " (" in column.label]
     return (
         f"{row['images']} images, {settings['trials'][-1]} timesteps; {row['generated']} generated, "
-        f"{settings['steps']} steps, guidance {settings['guidance']:g}. Distance: {label}. "
-        f"{content['provenance']['device']}, {settings['precision']}"
+        f"{settings['steps']} steps, guidance {settings['guidance']:g}. "
+        + "".join(f"Distance: {label}. " for label in distances)
+        + f"Intervals: 95 %. {content['provenance']['device']}, {settings['precision']}"
         f"{', compiled' if settings['compile'] else ''}."
     )

@@ -1,70 +1,154 @@
-"""What one network evaluation costs: operations and time."""
+"""What one network evaluation costs under each row of a comparison: operations and time."""
 
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from types import FunctionType
+from typing import Any, cast
 
 import torch
+from torch import Tensor, nn
 
 from bigain.adapters.placement import Placement
-from bigain.benchmark.flops import FlopCounter, backbone_inputs
 from bigain.diffusion.backbone import Backbone
-from bigain.profiling.latency import quartiles, time_passes
-from bigain.reducers.base import TokenReducer
+from bigain.diffusion.condition import Condition
+from bigain.profiling.latency import interleaved, ratio
+from bigain.profiling.operations import META, count_pass, on_meta
+from bigain.results.scores import Score
+from bigain.tasks.method import Applied, Method
 
-__all__ = ["Latency", "count_flops", "measure_latency"]
+__all__ = ["TimedRow", "count_operations", "time_rows", "timing_scores"]
+
+_PHASES = 64
+"""Graphs that all rows together may compile to."""
+
+_ENOUGH = 6
+"""Below so many pairs a ratio has no interval, and milliseconds would be read as more than they are."""
 
 
 @dataclass(frozen=True)
-class Latency:
-    """Milliseconds of one network evaluation, in batches of `rows`.
+class TimedRow:
+    """A row to count or to time."""
 
-    Args:
-        median: Median over the repeats.
-        low: First quartile.
-        high: Third quartile.
-        rows: Rows of one forward pass.
-        repeats: Timed passes, after the warm-up.
-    """
-
-    median: float
-    low: float
-    high: float
-    rows: int
-    repeats: int
+    method: Method
+    placement: Placement
+    seed: int
 
 
-def count_flops(
-    backbone: Backbone, reducer: TokenReducer, placement: Placement = Placement(), sharing: int = 1
-) -> float:
-    """Count the floating-point operations of one evaluation of one image.
+def count_operations(backbone: Backbone, row: TimedRow, condition: Condition, sharing: int = 1) -> float:
+    """Count the floating-point operations of one evaluation of one row of a pass.
 
-    Runs on the meta device, without weights or arithmetic; a multiplication and
-    an addition count as two. Matrix products, convolutions and attention count,
-    as in `torch.utils.flop_counter`; sorting and element-wise work do not.
+    Runs on the meta device, without weights or arithmetic; a multiplication and an addition
+    count as two. Matrix products, convolutions and attention count, as in
+    `torch.utils.flop_counter`; sorting and element-wise work do not.
 
     Args:
         backbone: The model.
-        reducer: What is attached to it.
-        placement: Where.
+        row: What is at work in it.
+        condition: What it is conditioned on; one row suffices.
         sharing: So many evaluations share one plan.
 
-    Returns:
-        Operations of one evaluation; a share of the plan's where it is shared.
+    Raises:
+        SettingError: The method cannot run without values.
     """
-    return FlopCounter(backbone).count(reducer, placement, sharing).total
+    copied = on_meta(backbone).eval()
+    with row.method.applied(copied, row.placement, row.seed) as applied, _shared(applied, sharing):
+        evaluate = _evaluation(applied.backbone, condition, sharing, META)
+        counter = count_pass(lambda _: evaluate(), sharing, f"{row.method!r} cannot be counted")
+    return float(counter.get_total_flops()) / sharing
 
 
-def measure_latency(backbone: Backbone, rows: int, repeats: int = 20, warmup: int = 1) -> Latency:
-    """Time the backbone as it is: attached, compiled, on its device.
+def time_rows(
+    backbone: Backbone,
+    rows: Mapping[str, TimedRow],
+    condition: Condition,
+    pass_rows: int,
+    repeats: int,
+    compile: bool = False,  # noqa: A002 the name of the setting
+    sharing: int = 1,
+) -> dict[str, list[float]]:
+    """Time one forward pass of each row in turn: the first, the second, .., the first, the second, ..
+
+    Each row has a copy of the network's modules; the copies share their weights.
 
     Args:
-        backbone: The model, with whatever reducer is attached.
-        rows: Rows of one forward pass.
-        repeats: Timed passes.
-        warmup: Passes before, not timed; compilation falls there.
+        backbone: The model, on the device and in the type that is timed.
+        rows: What is at work in it, by name.
+        condition: What it is conditioned on.
+        pass_rows: Rows of one forward pass.
+        repeats: Timed rounds.
+        compile: Compile each copy to one graph.
+        sharing: So many rows of a pass share one plan.
+
+    Returns:
+        Seconds of each timed pass, by name; those at equal places are of one round.
     """
-    weight = next(backbone.network.parameters())
-    noisy, step, label = backbone_inputs(backbone, rows, weight.device, torch.float32)
-    with torch.inference_mode():
-        times = time_passes(lambda: backbone.predict_noise(noisy, step, label), weight.device, repeats, warmup)
-    low, median, high = quartiles([elapsed / rows for elapsed in times])
-    return Latency(median, low, high, rows, repeats)
+    device = next(backbone.network.parameters()).device
+    with ExitStack() as stack, torch.inference_mode():
+        if compile:
+            torch.compiler.reset()
+            stack.enter_context(torch._dynamo.config.patch(recompile_limit=_PHASES))  # noqa: SLF001
+        passes = {}
+        for name, row in rows.items():
+            applied = stack.enter_context(row.method.applied(_with_shared_weights(backbone), row.placement, row.seed))
+            stack.enter_context(_shared(applied, sharing))
+            evaluate = _evaluation(applied.backbone, condition, pass_rows, device)
+            passes[name] = _compiled(evaluate) if compile else evaluate
+        return interleaved(passes, repeats, warmup=1, device=device)
+
+
+def timing_scores(times: Sequence[float], baseline: Sequence[float] | None, pass_rows: int) -> list[Score]:
+    """Score the times of a row: as a multiple of the baseline's, and in milliseconds where there are enough.
+
+    Args:
+        times: Seconds of each pass.
+        baseline: Those of the first row, from the same rounds; `None` for the first row itself.
+        pass_rows: Rows of one pass.
+    """
+    scores = []
+    if baseline is not None:
+        found = ratio(times, baseline)
+        note = f"Median of {found.pairs} ratios, each of two passes timed one after the other."
+        scores.append(Score("time", found.median, found.low, found.high, "time", "ratio", "lower", note))
+    if len(times) >= _ENOUGH:
+        per_row = torch.tensor(list(times), dtype=torch.float64).median() * 1000 / pass_rows
+        note = f"Median of {len(times)} passes of {pass_rows} rows."
+        scores.append(Score("ms", float(per_row), label="ms per evaluation", unit="ms", better="lower", note=note))
+    return scores
+
+
+def _shared(applied: Applied, sharing: int) -> Any:
+    return nullcontext() if applied.report is None or sharing == 1 else applied.report.shared(sharing)
+
+
+def _evaluation(backbone: Backbone, condition: Condition, rows: int, device: torch.device) -> Callable[[], Tensor]:
+    """Return one evaluation of `rows` rows, at timesteps and under conditions that differ."""
+    on_device = {"device": device, "dtype": torch.float32}
+    noisy = torch.zeros(rows, *backbone.latent_shape, **cast("Any", on_device))
+    if device.type != "meta":
+        generator = torch.Generator("cpu").manual_seed(0)
+        noisy = torch.randn(noisy.shape, generator=generator, dtype=torch.float32).to(device)
+    t = torch.linspace(0, backbone.process.steps - 1, rows, device=device).long()
+    given = condition.take([row % len(condition) for row in range(rows)]).to(device)
+    return lambda: backbone.predict(noisy, t, given)
+
+
+def _compiled(evaluate: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """Compile a pass to one graph of its own.
+
+    Dynamo keeps compiled code with the function's code object and does not look at a module's
+    hooks when it decides whether it still fits: one row's code must not run as another's.
+    """
+
+    def run() -> Tensor:
+        return evaluate()
+
+    own = FunctionType(run.__code__.replace(), run.__globals__, "run", None, run.__closure__)
+    return torch.compile(own, dynamic=False, fullgraph=True)
+
+
+def _with_shared_weights(backbone: Backbone) -> Backbone:
+    """Copy the modules of a backbone and none of its tensors."""
+    tensors: Iterator[Tensor | nn.Parameter] = iter([*backbone.parameters(), *backbone.buffers()])
+    return copy.deepcopy(backbone, {id(tensor): tensor for tensor in tensors})

@@ -15,4 +15,4 @@ class Evaluations(ClassificationMetric):
     def score(self, predictions: Predictions) -> Score:
         count = len(predictions)
         value = len(predictions.errors) / count if count else math.nan
-        return Score("evaluations_per_image", value, label="evals", unit="number", better="lower")
+        return Score("evaluations_per_image", value, label="evals", unit="count", better="lower")

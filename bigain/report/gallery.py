@@ -7,7 +7,7 @@ from bigain.data.dataset import LabelledImages
 from bigain.errors import DataError
 from bigain.report.pictures import data_uri
 from bigain.report.reading import Sample
-from bigain.report.wording import MISSING, count
+from bigain.results.wording import MISSING, count
 
 __all__ = ["Card", "Column", "Gallery", "generated_columns", "test_gallery"]
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bigain.report.wording import listed, number, points, quantity, ratio
+from bigain.results.wording import listed, number, points, quantity, ratio
 
 __all__ = ["accuracy_verdict", "headline", "speed_verdict"]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bigain.report.pictures import data_uri
 from bigain.report.reading import Map
-from bigain.report.wording import count
+from bigain.results.wording import count
 
 __all__ = ["Drawing", "draw"]
 

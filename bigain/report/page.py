@@ -17,7 +17,7 @@ from bigain.report.palette import Style, method_styles
 from bigain.report.plots import accuracy_points, distance_points, plot
 from bigain.report.reading import read_maps, read_predictions, read_samples
 from bigain.report.tables import Table, comparison_table
-from bigain.report.wording import MISSING, listed, number, quantity
+from bigain.results.wording import MISSING, listed, number, quantity
 from bigain.results.store import read_json
 
 __all__ = ["write_page"]

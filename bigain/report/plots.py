@@ -15,7 +15,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from bigain.report.palette import Style
-from bigain.report.wording import number
+from bigain.results.wording import number
 
 __all__ = ["Point", "accuracy_points", "distance_points", "plot"]
 

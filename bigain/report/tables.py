@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bigain.report.wording import MISSING, count, decimal, interval, number, percent, points, quantity, ratio
+from bigain.results.wording import MISSING, count, decimal, interval, number, percent, points, quantity, ratio
 
 __all__ = ["Cell", "Row", "Table", "comparison_table"]
 

@@ -1,12 +1,23 @@
 """What a classifier predicted."""
 
+import csv
+import math
 from dataclasses import dataclass
+from pathlib import Path
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from bigain.errors import DataError
 from bigain.results.errors import Errors
 
 __all__ = ["Predictions"]
+
+_TABLE, _ERRORS = "predictions.csv", "errors.safetensors"
+
+_BETWEEN = " | "
+"""Stands between the labels of one image."""
 
 
 @dataclass(frozen=True)
@@ -29,3 +40,57 @@ class Predictions:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def save(self, folder: Path) -> None:
+        """Write `predictions.csv`, a row for each image, and `errors.safetensors` into a folder."""
+        _write_table(folder / _TABLE, self)
+        tensors = {**self.errors.tensors(), "predicted": self.predicted}
+        save_file({key: value.contiguous() for key, value in tensors.items()}, folder / _ERRORS)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Predictions":
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: A file is missing, damaged, or they are not of one run.
+        """
+        names, labels, classes = _read_table(folder / _TABLE)
+        path = folder / _ERRORS
+        try:
+            tensors = load_file(path)
+            predicted, errors = tensors["predicted"], Errors.from_tensors(tensors)
+        except KeyError as error:
+            raise DataError(f"{path} lacks {error}: it holds no predictions.") from error
+        except (SafetensorError, OSError, DataError) as error:
+            raise DataError(f"{path} cannot be read: {error}") from error
+        if len(predicted) != len(names):
+            raise DataError(f"{path} has {len(predicted)} predictions, {folder / _TABLE} {len(names)} images.")
+        return cls(names, labels, predicted, errors, classes)
+
+
+def _write_table(path: Path, predictions: Predictions) -> None:
+    classes, means = predictions.classes, predictions.errors.mean(len(predictions), len(predictions.classes))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["image", "label", "prediction", "correct", *(f"error {name}" for name in classes)])
+        for name, labels, found, errors in zip(
+            predictions.names, predictions.labels, predictions.predicted.tolist(), means.tolist(), strict=True
+        ):
+            truth = _BETWEEN.join(classes[label] for label in labels)
+            written = ("" if math.isnan(error) else f"{error:.6g}" for error in errors)
+            rows.writerow([name, truth, classes[found], int(found in labels), *written])
+
+
+def _read_table(path: Path) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...], tuple[str, ...]]:
+    """Return names, labels and class names."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            head, *rows = csv.reader(file)
+        classes = tuple(name.removeprefix("error ") for name in head[4:])
+        number = {name: label for label, name in enumerate(classes)}
+        labels = tuple(tuple(number[name] for name in row[1].split(_BETWEEN) if name) for row in rows)
+        return tuple(row[0] for row in rows), labels, classes
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    except (ValueError, IndexError, KeyError) as error:
+        raise DataError(f"{path} is no table of predictions: {type(error).__name__} {error}.") from error

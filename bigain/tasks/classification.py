@@ -1,40 +1,46 @@
 """Classify images with a diffusion model under a token reducer."""
 
-import csv
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from bigain.adapters.placement import Placement
-from bigain.data.dataset import LabelledImages
-from bigain.data.module import LabelledImageData
+from bigain.data.dataset import ImageDataset
+from bigain.data.module import ImageData
 from bigain.diffusion.backbone import Backbone
 from bigain.diffusion.classifier import DiffusionClassifier, Loss
+from bigain.diffusion.condition import Condition
 from bigain.diffusion.noise_set import NoiseSet, Stages
 from bigain.errors import SettingError
-from bigain.metrics.intervals import share
+from bigain.metrics.base import ClassificationMetric
+from bigain.metrics.evaluations import Evaluations
+from bigain.metrics.top1 import Top1
 from bigain.reducers.base import Identity, TokenReducer
-from bigain.results.provenance import fingerprint
-from bigain.tasks.evaluation import EvaluationTask
+from bigain.results.errors import Errors
+from bigain.results.predictions import Predictions
+from bigain.results.scores import Score
+from bigain.tasks.evaluation import EvaluationTask, embed_classes
+from bigain.tasks.method import Applied, Method
 
-__all__ = ["ClassificationTask"]
+__all__ = ["ClassificationTask", "default_metrics"]
 
 
 class ClassificationTask(EvaluationTask):
-    """Top-1 accuracy of the diffusion classifier.
+    """Accuracy of the diffusion classifier.
 
-    Writes `result.json`, `predictions.csv` (each image with its true and predicted
-    class and the error of every class) and `errors.safetensors` (each image's error
-    for each class at each timestep), from which other schedules can be scored.
+    Writes `result.json`, `predictions.csv` (each image with its labels, its predicted
+    class and the error of every class) and `errors.safetensors` (every error that was
+    evaluated, by image, class and timestep), from which other schedules can be scored.
 
     Args:
         backbone: The model.
-        reducer: What is attached to it.
+        reducer: The reducer that is attached to it.
+        method: In place of a reducer, anything else that changes the model.
+        metrics: What is scored. Default: top-1, and network evaluations an image.
         stages: Staged pruning.
         loss: `l2`, `l1` or `huber`.
         rows: Rows of one forward pass; changes speed, and figures by rounding at most.
@@ -43,7 +49,8 @@ class ClassificationTask(EvaluationTask):
             Off is the paper's behaviour.
         placement: Which blocks to attach to, and which parts of them. Default: those of
             the published methods.
-        seed: Seeds the shared set of timesteps and noises.
+        seed: Seeds whatever the method draws.
+        noise_seed: Seeds the noises that all classes and images share. Default: as `seed`.
         compile: Compile the network.
         output: Folder of the result.
         resume: Finish an interrupted run.
@@ -56,110 +63,119 @@ class ClassificationTask(EvaluationTask):
         self,
         backbone: Backbone,
         reducer: TokenReducer = Identity(),
+        method: Method | None = None,
+        metrics: list[ClassificationMetric] | None = None,
         stages: Stages = Stages(),
         loss: Loss = "l2",
         rows: int = 64,
         share_plans: bool = False,
         placement: Placement = Placement(),
         seed: int = 0,
+        noise_seed: int | None = None,
         compile: bool = False,  # noqa: A002 the name Lightning's users know
         output: Path = Path("results/classification"),
         resume: bool = False,
     ) -> None:
-        super().__init__(backbone, reducer, placement, seed, compile, output, resume)
+        super().__init__(backbone, reducer, method, placement, seed, compile, output, resume)
+        self.metrics = default_metrics() if metrics is None else list(metrics)
         self.stages, self.loss, self.rows, self.share_plans = stages, loss, rows, share_plans
+        self.noise_seed = seed if noise_seed is None else noise_seed
+        self._condition: Condition | None = None
         self._classifier: DiffusionClassifier | None = None
 
     @property
-    def images(self) -> LabelledImages:
+    def images(self) -> ImageDataset:
         """The images of the run."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, LabelledImageData):
+        return self._data.test_set
+
+    @property
+    def _data(self) -> ImageData:
+        if not isinstance(self.data, ImageData):
             raise SettingError(
-                f"ClassificationTask needs labelled images (bigain.data.module.LabelledImageData); "
-                f"got {type(data).__name__}."
+                "ClassificationTask needs labelled images (bigain.data.module.ImageData); "
+                f"got {type(self.data).__name__}."
             )
-        return data.test_set
+        return self.data
 
     def check(self) -> None:
-        known, named = self.backbone.classes, self.images.classes
-        if known != named:
+        if self.images.size != self.backbone.image_size:
             raise SettingError(
-                f"The images have {len(named)} classes ({', '.join(named[:5])}, ..), the model "
-                f"{len(known)} ({', '.join(known[:5])}, ..): give --data.classes in the model's order."
+                f"The images are {self.images.size} pixels wide, the model sees {self.backbone.image_size}."
             )
-        size = self.images.images.shape[-1]
-        if size != self.backbone.image_size:
-            raise SettingError(f"The images are {size} pixels wide, the model sees {self.backbone.image_size}.")
-        self._build(torch.device("cpu"))
+        self._condition = embed_classes(self.backbone, self.images.classes, self._data.class_prompts)
 
-    def _build(self, device: torch.device) -> DiffusionClassifier:
-        steps = self.stages.timesteps(self.backbone.schedule.steps)
-        noise = NoiseSet.draw(self.seed, steps, self.backbone.latent_shape).to(device)
-        backbone, share = self.backbone, self._shared if self.share_plans else None
-        classes = len(backbone.classes)
+    def check_applied(self, applied: Applied) -> None:
+        self._build(applied, torch.device("cpu"))
+
+    def _build(self, applied: Applied, device: torch.device) -> DiffusionClassifier:
+        assert self._condition is not None
+        backbone = applied.backbone
+        steps = self.stages.timesteps(backbone.process.steps)
+        noise = NoiseSet.draw(self.noise_seed, steps, backbone.latent_shape).to(device)
+        share = self._sharing(applied) if self.share_plans else None
         return DiffusionClassifier(
-            backbone.predict_noise, backbone.schedule, noise, self.stages, classes, self.loss, self.rows, share
+            backbone.predict_noise,
+            backbone.process,
+            noise,
+            self.stages,
+            self._condition,
+            self.loss,
+            self.rows,
+            share,
         )
 
-    def _shared(self, rows: int) -> AbstractContextManager[None]:
-        assert self.attached is not None
-        return self.attached.shared(rows)
+    def _sharing(self, applied: Applied) -> Callable[[int], AbstractContextManager[None]]:
+        if applied.report is None:
+            raise SettingError(f"share_plans is for reducers: {self.method!r} makes no plans that classes could share.")
+        return applied.report.shared
 
     def settings(self) -> Mapping[str, Any]:
-        images = self.images
+        images, data = self.images, self._data
+        assert self._condition is not None
         return {
             "trials": self.stages.trials,
             "keeps": self.stages.keeps,
             "loss": self.loss,
+            "noise_seed": self.noise_seed,
             "share_plans": self.share_plans,
+            "condition": self._condition.identity(),
             "images": len(images),
-            "data": fingerprint([images.images, images.labels]),
+            "data": images.fingerprint,
             "source": Path(images.source).name,
+            "subset": data.subset if data.limit else "all",
+            "subset_seed": data.subset_seed,
+            "chunk": data.chunk,
+            "rows": self.rows,
         }
 
     def on_test_start(self) -> None:
         super().on_test_start()
-        self._classifier = self._build(self.device)
+        self._classifier = self._build(self.applied, self.device)
 
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         assert self._classifier is not None
-        fresh = [row for row, item in enumerate(batch["index"].tolist()) if item not in self.store.done]
-        if not fresh:
-            return
-        index = batch["index"][fresh]
+        index: Tensor = batch["index"]
         names = [self.images.names[item] for item in index.tolist()]
-        found = self._classifier(self.backbone.encode(batch["image"][fresh]), names)
-        values = {"label": batch["label"][fresh], "prediction": found.prediction, "errors": found.errors}
-        self.store.add(index, values)
+        found = self._classifier(self.applied.backbone.encode(batch["image"]), names)
+        errors = Errors.of(found.errors, index, self._timesteps())
+        self.store.add(int(batch["chunk"]), {"predicted": found.prediction, **errors.tensors()})
 
-    def summarize(self, held: Mapping[str, Tensor]) -> dict[str, Any]:
-        count = len(held["label"])
-        top1 = share(int((held["prediction"] == held["label"]).sum()), count)
-        return {
-            "images": count,
-            "top1": top1.value,
-            "top1_low": top1.low,
-            "top1_high": top1.high,
-            "evaluations_per_image": int(held["errors"].isfinite().sum()) / count,
-        }
+    def _timesteps(self) -> Tensor:
+        return torch.tensor(self.stages.timesteps(self.backbone.process.steps))
 
-    def scores(self, summary: Mapping[str, Any]) -> Mapping[str, float]:
-        return {key: summary[key] for key in ("top1", "top1_low", "top1_high", "evaluations_per_image")}
-
-    def write(self, folder: Path, held: Mapping[str, Tensor]) -> None:
-        save_file(
-            {key: held[key].contiguous() for key in ("index", "label", "prediction", "errors")},
-            folder / "errors.safetensors",
+    def summarize(self, folder: Path) -> tuple[list[Score], dict[str, Any]]:
+        chunks = [tensors for _, tensors in self.store.chunks()]
+        predictions = Predictions(
+            self.images.names,
+            self.images.labels,
+            torch.cat([tensors["predicted"] for tensors in chunks]),
+            Errors.concat(Errors.from_tensors(tensors) for tensors in chunks),
+            self.images.classes,
         )
-        classes, means = self.backbone.classes, held["errors"].nanmean(dim=-1)
-        with (folder / "predictions.csv").open("w", newline="") as file:
-            rows = csv.writer(file)
-            rows.writerow(["image", "label", "prediction", "correct", *(f"error {name}" for name in classes)])
-            for item, label, found, errors in zip(
-                held["index"].tolist(), held["label"].tolist(), held["prediction"].tolist(), means.tolist(), strict=True
-            ):
-                name = self.images.names[item]
-                rows.writerow(
-                    [name, classes[label], classes[found], int(label == found), *(f"{e:.6g}" for e in errors)]
-                )
+        predictions.save(folder)
+        return [metric.score(predictions) for metric in self.metrics], {"images": len(predictions)}
+
+
+def default_metrics() -> list[ClassificationMetric]:
+    """Return what is scored where nothing else is asked for."""
+    return [Top1(), Evaluations()]

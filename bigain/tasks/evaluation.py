@@ -1,49 +1,59 @@
-"""What the evaluation tasks share: a backbone, a reducer attached to it, a result folder."""
+"""What the evaluation tasks share: a backbone, a method at work in it, a result folder."""
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
 
-from bigain.adapters.attach import attach
 from bigain.adapters.placement import Placement
-from bigain.adapters.report import AttachReport
 from bigain.diffusion.backbone import Backbone
+from bigain.diffusion.condition import Condition
 from bigain.errors import SettingError
 from bigain.reducers.base import TokenReducer
 from bigain.results.provenance import code_of, fingerprint, provenance
-from bigain.results.store import ResultFolder, write_json
+from bigain.results.scores import Score
+from bigain.results.store import ResultFolder, write_result
+from bigain.tasks.method import Applied, Method, Reduced, is_identity, method_of
 
-__all__ = ["EvaluationTask"]
+__all__ = ["EvaluationTask", "compiled", "embed_classes"]
 
 RESULT_FILE = "result.json"
 
 _PHASES = 64
-"""Graphs that one network may compile to."""
+"""Graphs that one network may compile to: a schedule compiles once a phase, and torch gives up after 8."""
 
 
 class EvaluationTask(LightningModule, ABC):
-    """Runs a backbone with a reducer attached and writes one result folder.
+    """Runs a backbone with a method at work in it and writes one result folder.
 
     Args:
         backbone: The model.
-        reducer: What is attached to it.
+        reducer: The reducer that is attached to it.
+        method: In place of a reducer, anything else that changes the model.
         placement: Which blocks to attach to, and which parts of them. Default: those of
             the published methods.
-        seed: Seeds noise and whatever the reducer draws.
+        seed: Seeds noise and whatever the method draws.
         compile: Compile the network (`torch.compile`, whole graph).
         output: Folder of the result; it appears when the result is whole.
         resume: Finish what an interrupted run left beside `output`.
 
     Attributes:
+        kind: Kind of the result.
         mixes_timesteps: Whether rows of one pass may be at different timesteps.
-        recipe: The whole configuration, kept beside the result; the command line sets it.
+        recipe: The whole configuration, stored beside the result; the command line sets it.
+        weights: Fingerprint of the network's weights. A comparison sets what it computed before
+            its first task converted them to half precision.
+        data: The data module, once it is known.
+        scores: The figures, once the run has ended; on the first process alone.
+
+    Raises:
+        SettingError: A reducer and a method were both given.
     """
 
     kind: str
@@ -53,6 +63,7 @@ class EvaluationTask(LightningModule, ABC):
         self,
         backbone: Backbone,
         reducer: TokenReducer,
+        method: Method | None,
         placement: Placement,
         seed: int,
         compile: bool,  # noqa: A002 the name Lightning's users know
@@ -61,14 +72,17 @@ class EvaluationTask(LightningModule, ABC):
     ) -> None:
         super().__init__()
         self.backbone = backbone.eval().requires_grad_(requires_grad=False)
-        self.reducer, self.placement, self.seed = reducer, placement, seed
-        self.compiled, self.output, self.resume = compile, Path(output), resume
-        self.summary: dict[str, Any] = {}
-        self.attached: AttachReport | None = None
-        self._store: ResultFolder | None = None
-        self._weights = fingerprint(backbone.network.state_dict())
-        self._began = time.monotonic()
+        self.method = _one_of(reducer, method)
+        self.placement, self.seed, self.compiled = placement, seed, compile
+        self.output, self.resume = Path(output), resume
+        self.data: Any = None
+        self.scores: list[Score] = []
         self.recipe = ""
+        self.weights = fingerprint(backbone.network.state_dict())
+        self._store: ResultFolder | None = None
+        self._applied: Applied | None = None
+        self._stack = ExitStack()
+        self._began = time.monotonic()
 
     @property
     def store(self) -> ResultFolder:
@@ -76,21 +90,38 @@ class EvaluationTask(LightningModule, ABC):
         assert self._store is not None, "setup has not run"
         return self._store
 
+    @property
+    def finished_chunks(self) -> Collection[int]:
+        """Numbers of the chunks that an earlier run finished; data modules leave them out."""
+        return frozenset(self.store.done)
+
+    @property
+    def applied(self) -> Applied:
+        """The backbone with the method at work in it, while the test runs."""
+        assert self._applied is not None, "the method is not at work"
+        return self._applied
+
     def setup(self, stage: str) -> None:
-        self.check()
-        # Try the reducer on the model before any work: an impossible ratio ends here.
-        self.attached = attach(
-            self.backbone.network, self.reducer, placement=self.placement, seed=self.seed, quiet=True
-        )
-        self.attached.detach()
-        if self.mixes_timesteps:
-            self.attached.check_mixed_timesteps()
+        self.try_out(self.trainer.datamodule)  # type: ignore[attr-defined]
         self._store = ResultFolder(self.output, self._identity(), self.resume)
         # No process may begin to write before the others have looked for an earlier run.
         self.trainer.strategy.barrier()
 
+    def try_out(self, data: Any) -> None:
+        """Refuse what this task cannot do with a data module, before any work.
+
+        Raises:
+            BigainError: A setting is impossible, or the method cannot work on this model.
+        """
+        self.data = data
+        self.check()
+        with self.method.applied(self.backbone, self.placement, self.seed) as applied:
+            if self.mixes_timesteps and applied.report:
+                applied.report.check_mixed_timesteps()
+            self.check_applied(applied)
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # By now the result has taken down which weights it is about.
+        # The result has recorded by now which weights it is about.
         raise SettingError(
             "Evaluation takes its weights from the backbone: export the checkpoint (bigain export) and give "
             "--model.backbone.init_args.weights=FOLDER instead of --ckpt_path."
@@ -101,78 +132,106 @@ class EvaluationTask(LightningModule, ABC):
 
     def on_test_start(self) -> None:
         self._began = time.monotonic()
-        self.attached = attach(
-            self.backbone.network, self.reducer, placement=self.placement, seed=self.seed, quiet=True
-        )
+        applied = self.method.applied(self.backbone, self.placement, self.seed)
+        self._applied = self._stack.enter_context(applied)
         if self.compiled:
-            torch._dynamo.reset()  # noqa: SLF001 as torch's documentation advises between models
-            # A schedule compiles once a phase; torch gives up after 8.
-            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _PHASES)  # noqa: SLF001
-            self.backbone.network.compile(dynamic=False, fullgraph=True)
+            self._stack.enter_context(compiled(self._applied.backbone))
 
     def on_test_epoch_end(self) -> None:
         self.trainer.strategy.barrier()
-        held = self.store.gather()
-        self.summary = self.summarize(held)
-        self.log_dict({k: float(v) for k, v in self.scores(self.summary).items()}, rank_zero_only=True)
-        self.trainer.strategy.barrier()
         if self.trainer.is_global_zero:
-            self.store.publish(lambda folder: self._write(folder, held))
+            self.store.publish(self._write)
+            figures = {score.name: score.value for score in self.scores}
+            self.log_dict(figures, rank_zero_only=True)
         self.trainer.strategy.barrier()
 
     def release(self) -> None:
         """Leave the network as it was."""
-        if self.attached is not None:
-            self.attached.detach()
-        self.backbone.network._compiled_call_impl = None  # noqa: SLF001 torch has no verb to undo compile()
+        self._stack.close()
+        self._applied = None
 
     @abstractmethod
     def check(self) -> None:
         """Refuse impossible settings, before any work."""
 
     @abstractmethod
+    def check_applied(self, applied: Applied) -> None:
+        """Refuse what is impossible with the method at work, before any work."""
+
+    @abstractmethod
     def settings(self) -> Mapping[str, Any]:
-        """Return what, beside model and reducer, decides the figures."""
+        """Return what, beside model and method, decides the figures."""
 
     @abstractmethod
-    def summarize(self, held: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Compute the figures from everything gathered."""
-
-    @abstractmethod
-    def scores(self, summary: Mapping[str, Any]) -> Mapping[str, float]:
-        """Pick the figures for Lightning's table."""
-
-    @abstractmethod
-    def write(self, folder: Path, held: Mapping[str, Tensor]) -> None:
-        """Write the files beside `result.json`."""
+    def summarize(self, folder: Path) -> tuple[list[Score], dict[str, Any]]:
+        """Write the files beside `result.json`; return the figures, and what else `result.json` says."""
 
     def _identity(self) -> dict[str, Any]:
         return {
             "kind": self.kind,
             "backbone": type(self.backbone).__name__,
-            "weights": self._weights,
-            "reducer": repr(self.reducer),
-            "code": code_of(self.reducer),
+            "weights": self.weights,
+            "process": self.backbone.process.identity(),
+            "method": repr(self.method),
+            "code": code_of(self.method.reducer if isinstance(self.method, Reduced) else self.method),
             "placement": str(self.placement),
             "seed": self.seed,
             "precision": str(self.trainer.precision),
             **self.settings(),
         }
 
-    def _write(self, folder: Path, held: Mapping[str, Tensor]) -> None:
-        assert self.attached is not None
-        self.write(folder, held)
+    def _write(self, folder: Path) -> None:
+        self.scores, facts = self.summarize(folder)
         if self.recipe:
             (folder / "recipe.yaml").write_text(self.recipe)
-        sites = [{"name": s.name, "before": s.before, "after": s.after} for s in self.attached.sites]
         content = {
-            "summary": self.summary,
+            "scores": [score.to_json() for score in self.scores],
+            **facts,
             "settings": self._identity(),
-            "sites": sites,
+            "sites": self.applied.sites,
             "seconds_of_last_part": round(time.monotonic() - self._began, 1),
             **provenance(self.device),
         }
-        write_json(folder / RESULT_FILE, content)
+        write_result(folder / RESULT_FILE, content)
+
+
+def embed_classes(backbone: Backbone, classes: Sequence[str], prompts: Sequence[str]) -> Condition:
+    """Embed each class once: its label, or its prompt.
+
+    Args:
+        backbone: The model.
+        classes: Class names in label order.
+        prompts: A prompt for each class.
+
+    Raises:
+        SettingError: A model that takes labels was trained on another number of classes.
+    """
+    if backbone.conditioned_on == "prompts":
+        return backbone.embed(list(prompts))
+    if backbone.label_count != len(classes):
+        raise SettingError(
+            f"The data has {len(classes)} classes ({', '.join(classes[:5])}{', ..' if len(classes) > 5 else ''}), the "
+            f"model {backbone.label_count}: give --data.classes, every class in the model's order."
+        )
+    return backbone.embed(list(range(len(classes))))
+
+
+def compiled(backbone: Backbone) -> AbstractContextManager[object]:
+    """Compile a backbone's network within a `with` block, to as many graphs as a schedule has phases."""
+    stack, network = ExitStack(), backbone.network
+    torch._dynamo.reset()  # noqa: SLF001 as torch's documentation advises between models
+    stack.enter_context(torch._dynamo.config.patch(recompile_limit=_PHASES))  # noqa: SLF001
+    stack.callback(setattr, network, "_compiled_call_impl", None)  # torch has no verb to undo compile()
+    network.compile(dynamic=False, fullgraph=True)
+    return stack
+
+
+def _one_of(reducer: TokenReducer, method: Method | None) -> Method:
+    if method is None:
+        return method_of(reducer)
+    if not is_identity(method_of(reducer)):
+        raise SettingError(f"Give a reducer or a method, not both; got reducer={reducer!r} and method={method!r}.")
+    return method
 
 
 class _Cleanup(Callback):
@@ -186,8 +245,10 @@ class _Cleanup(Callback):
         assert isinstance(pl_module, EvaluationTask)
         pl_module.release()
         store = pl_module._store  # noqa: SLF001
-        if store is not None and store.done and trainer.is_global_zero:
+        if store is None or not trainer.is_global_zero:
+            return
+        if store.done:
             print(
-                f"\n{len(store.done)} finished items are kept in {store.partial}; "
-                "the same command with --resume goes on."
+                f"\n{len(store.done)} finished chunks are in {store.partial}; the same command with --resume goes on."
             )
+        store.discard_if_empty()

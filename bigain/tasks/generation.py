@@ -1,8 +1,8 @@
 """Generate images with a diffusion model under a token reducer."""
 
 import math
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bigain.adapters.placement import Placement
-from bigain.assets import asset
-from bigain.data.dataset import load_images
+from bigain.data.prompts import ClassPrompts
 from bigain.diffusion.backbone import Backbone
-from bigain.diffusion.sampler import DDIMSampler
+from bigain.diffusion.condition import Condition
+from bigain.diffusion.sampler import Sampler
+from bigain.diffusion.schedulers import SchedulerSpec
 from bigain.errors import SettingError
-from bigain.metrics.base import FeatureNetwork
-from bigain.metrics.features import EmbeddedFeatures
-from bigain.metrics.frechet import FrechetReference
+from bigain.metrics.base import FeatureNetwork, GenerationMetric
+from bigain.metrics.frechet import FrechetDistance
 from bigain.reducers.base import Identity, TokenReducer
 from bigain.results.provenance import fingerprint
-from bigain.tasks.evaluation import EvaluationTask
+from bigain.results.scores import Score
+from bigain.tasks.evaluation import EvaluationTask, embed_classes
+from bigain.tasks.method import Applied, Method
 
 __all__ = ["GenerationTask"]
 
@@ -30,27 +32,34 @@ _SHOWN = 100
 
 
 class GenerationTask(EvaluationTask):
-    """Fréchet distance of class-conditional samples.
+    """Distance of generated images to real ones.
 
-    Writes `result.json`, `samples.safetensors` (every image, uint8, with label and
-    seed) and `grid.png` (the first 100).
+    Writes `result.json`, `samples/` (every image, uint8, with label and seed, a
+    safetensors file a chunk) and `grid.png` (the first 100).
 
     Args:
         backbone: The model.
-        reducer: What is attached to it.
+        reducer: The reducer that is attached to it.
+        method: In place of a reducer, anything else that changes the model.
+        metrics: What is scored. Default: the Fréchet distance with the two settings below.
         features: Features of the distance; the embedded ones by default, or
             `bigain.metrics.inception.InceptionFeatures` for FID.
         reference: Real images to compare with: a parquet file or class folders.
             Default: the embedded test images.
-        steps: DDIM steps.
+        steps: Sampling steps.
         guidance: Guidance scale; 1 is none.
+        scheduler: A diffusers scheduler, by class path or as a mapping with `class_path` and
+            `init_args`. Default: the checkpoint's own.
         rows: Images drawn at once; changes speed, and figures by rounding at most.
         placement: Which blocks to attach to, and which parts of them. Default: those of
             the published methods.
-        seed: Seeds what the reducer draws; images have seeds of their own.
+        seed: Seeds what the method draws; images have seeds of their own.
         compile: Compile the network.
         output: Folder of the result.
         resume: Finish an interrupted run.
+
+    Raises:
+        SettingError: Metrics are given beside features or a reference, which are for the default metric.
     """
 
     kind = "generation"
@@ -59,10 +68,13 @@ class GenerationTask(EvaluationTask):
         self,
         backbone: Backbone,
         reducer: TokenReducer = Identity(),
+        method: Method | None = None,
+        metrics: list[GenerationMetric] | None = None,
         features: FeatureNetwork | None = None,
         reference: Path | None = None,
         steps: int = 50,
         guidance: float = 1.5,
+        scheduler: str | dict[str, Any] | None = None,
         rows: int = 64,
         placement: Placement = Placement(),
         seed: int = 0,
@@ -70,88 +82,85 @@ class GenerationTask(EvaluationTask):
         output: Path = Path("results/generation"),
         resume: bool = False,
     ) -> None:
-        super().__init__(backbone, reducer, placement, seed, compile, output, resume)
-        # In a tuple, it is no part of this module: half precision would round its weights.
-        self._features, self.reference = (features,), reference
+        super().__init__(backbone, reducer, method, placement, seed, compile, output, resume)
+        if metrics is not None and (features is not None or reference is not None):
+            raise SettingError("features and reference belong to the default metric: give them to the metrics instead.")
+        # Metrics are no modules of this one: half precision would round their networks.
+        self.metrics = [FrechetDistance(features, reference)] if metrics is None else list(metrics)
         self.steps, self.guidance, self.rows = steps, guidance, rows
-        self.sampler = DDIMSampler(backbone, steps, guidance, rows, self._at)
-        self.real: FrechetReference | None = None
-        self._real_images = torch.empty(0)
+        self.scheduler: SchedulerSpec = scheduler
+        self._condition: Condition | None = None
+        self._sampler: Sampler | None = None
+        Sampler(backbone, steps, guidance, rows, scheduler)  # impossible settings end here
+
+    @property
+    def _prompts(self) -> ClassPrompts:
+        if not isinstance(self.data, ClassPrompts):
+            raise SettingError(
+                "GenerationTask needs classes to draw (bigain.data.prompts.ClassPrompts); "
+                f"got {type(self.data).__name__}."
+            )
+        return self.data
 
     def check(self) -> None:
-        count = len(self.backbone.classes)
-        classes = getattr(self.trainer.datamodule, "classes", None)  # type: ignore[attr-defined]
-        if classes != count:
-            raise SettingError(
-                f"The model generates {count} classes, the prompts have {classes}: give --data.classes={count} "
-                "with bigain.data.prompts.ClassPrompts."
-            )
-        if self.real is None:
-            self._real_images = reference_images(self.reference, self.backbone)
+        self._condition = embed_classes(self.backbone, self._prompts.classes, self._prompts.class_prompts)
+        for metric in self.metrics:
+            metric.identity()
+
+    def check_applied(self, applied: Applied) -> None:
+        self._build(applied)
+
+    def _build(self, applied: Applied) -> Sampler:
+        at = nullcontext if applied.report is None else applied.report.at
+        return Sampler(applied.backbone, self.steps, self.guidance, self.rows, self.scheduler, at)
 
     def settings(self) -> Mapping[str, Any]:
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self._prompts
+        assert self._condition is not None
         return {
             "steps": self.steps,
             "guidance": self.guidance,
+            "scheduler": self.scheduler or "the checkpoint's own",
+            "condition": self._condition.identity(),
             "images": data.count,
             "first_seed": data.first_seed,
-            "reference": str(self.reference or "embedded test images"),
-            "reference_images": self.real.source if self.real else fingerprint([self._real_images]),
-            "features": features_identity(self._features[0]),
+            "metrics": [dict(metric.identity()) for metric in self.metrics],
+            "chunk": data.chunk,
+            "rows": self.rows,
         }
 
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        fresh = [row for row, item in enumerate(batch["index"].tolist()) if item not in self.store.done]
-        if not fresh:
-            return
-        label, seed = batch["label"][fresh], batch["seed"][fresh]
-        self.store.add(batch["index"][fresh], {"label": label, "seed": seed, "image": self.sampler(label, seed)})
+    def on_test_start(self) -> None:
+        super().on_test_start()
+        self._sampler = self._build(self.applied)
 
-    def _at(self, timestep: float) -> AbstractContextManager[None]:
-        # All rows are at one timestep, and the host knows it: what switches by timestep can settle.
-        return nullcontext() if self.attached is None else self.attached.at(timestep)
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        assert self._sampler is not None
+        assert self._condition is not None
+        label, seed = batch["label"].cpu(), batch["seed"].cpu()
+        names = [f"of class {self._prompts.classes[item]}" for item in label.tolist()]
+        images = self._sampler(self._condition.take(label), seed, names)
+        self.store.add(int(batch["chunk"]), {"index": batch["index"], "label": label, "seed": seed, "image": images})
 
-    def summarize(self, held: Mapping[str, Tensor]) -> dict[str, Any]:
-        if self.real is None:
-            network = (self._features[0] or EmbeddedFeatures()).to(self.device, torch.float32)
-            self.real = FrechetReference.of(self._real_images, network)
-        count = len(held["image"])
-        return {
-            "generated": count,
-            "frechet": self.real.distance(held["image"]) if count > 1 else math.nan,
-            "features": self.real.features,
-            "reference_images": self.real.images,
-            "evaluations_per_image": self.sampler.evaluations,
-            "samples": fingerprint([held["image"]]),
+    def summarize(self, folder: Path) -> tuple[list[Score], dict[str, Any]]:
+        (folder / "samples").mkdir(exist_ok=True)
+        shown: list[Tensor] = []
+        for number, tensors in self.store.chunks():
+            save_file(tensors, folder / "samples" / f"{number:08d}.safetensors")
+            if sum(map(len, shown)) < _SHOWN:
+                shown.append(tensors["image"])
+        tile_images(torch.cat(shown)[:_SHOWN]).save(folder / "grid.png")
+        scores = [metric.to(self.device).score(self._images()) for metric in self.metrics]
+        assert self._sampler is not None
+        facts = {
+            "generated": self._prompts.count,
+            "evaluations_per_image": self._sampler.evaluations,
+            "samples": fingerprint(self._images()),
         }
+        return scores, facts
 
-    def scores(self, summary: Mapping[str, Any]) -> Mapping[str, float]:
-        name = "fid" if summary["features"] == "FID" else "frechet_distance"
-        return {name: summary["frechet"], "generated": summary["generated"]}
-
-    def write(self, folder: Path, held: Mapping[str, Tensor]) -> None:
-        save_file({key: value.contiguous() for key, value in held.items()}, folder / "samples.safetensors")
-        tile_images(held["image"][:_SHOWN]).save(folder / "grid.png")
-
-
-def reference_images(path: Path | None, backbone: Backbone) -> Tensor:
-    """Load the real images of a distance, uint8, `[N, 3, H, W]`; the embedded ones without a path.
-
-    Raises:
-        DataError: They cannot be read.
-        SettingError: There are fewer than two.
-    """
-    path = path or asset("cifar10_test/test.parquet")
-    images = load_images(path, backbone.image_size, backbone.classes).images
-    if len(images) < 2:
-        raise SettingError(f"{path}: a distance needs two reference images or more.")
-    return images
-
-
-def features_identity(network: FeatureNetwork | None) -> str:
-    """Name features so that equal names mean equal features."""
-    return "embedded" if network is None else f"{network.label} {fingerprint(network.state_dict())}"
+    def _images(self) -> Iterator[Tensor]:
+        for _, tensors in self.store.chunks():
+            yield tensors["image"]
 
 
 def tile_images(images: Tensor, columns: int = 10) -> Image.Image:

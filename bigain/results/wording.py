@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bigain.results.scores import Score
+
 __all__ = [
     "MISSING",
     "count",
@@ -15,6 +17,8 @@ __all__ = [
     "points",
     "quantity",
     "ratio",
+    "score_interval",
+    "score_value",
 ]
 
 MISSING = "\N{EN DASH}"
@@ -73,6 +77,31 @@ def ratio(value: float, baseline: float) -> str:
     if not (math.isfinite(value) and math.isfinite(baseline) and baseline):
         return MISSING
     return f"{value / baseline:.2f}\N{MULTIPLICATION SIGN}"
+
+
+def score_value(score: Score) -> str:
+    """Write a score's figure in its unit; the unit itself stands in the heading of its column."""
+    return _in_unit(score, score.value)
+
+
+def score_interval(score: Score) -> str:
+    """Write a score's interval, `72.1 to 74.5`; nothing where it has none."""
+    if score.low is None or score.high is None:
+        return ""
+    text = interval(_in_unit(score, score.low), _in_unit(score, score.high))
+    return "" if text == MISSING else text
+
+
+def _in_unit(score: Score, value: float) -> str:
+    if score.unit == "share":
+        return percent(value, unit=False)
+    if score.unit == "points":
+        return points(value)
+    if score.unit == "count":
+        return count(value)
+    if score.unit == "ratio":
+        return f"{value:.2f}\N{MULTIPLICATION SIGN}" if math.isfinite(value) else MISSING
+    return decimal(value)
 
 
 def listed(names: Sequence[str]) -> str:

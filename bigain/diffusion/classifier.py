@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bigain.diffusion.condition import Condition
 from bigain.diffusion.noise_set import NoiseSet, Stages
-from bigain.diffusion.process import NoiseSchedule
+from bigain.diffusion.process import Process
 from bigain.errors import NumericalError, SettingError
 
 __all__ = ["Classified", "DiffusionClassifier", "Loss"]
@@ -38,16 +39,18 @@ class DiffusionClassifier:
     """Staged Monte Carlo classification.
 
     The error of a class is the mean over (t, e) of the loss between e and the
-    prediction for `sqrt(a_t) x_0 + sqrt(1 - a_t) e`, a mean over elements. All
+    prediction for `alpha(t) x_0 + sigma(t) e`, a mean over elements. All
     classes and images share the set of (t, e). Rows of one forward pass mix
-    images, classes and timesteps; every pass has exactly `rows` rows.
+    images, classes and timesteps; every pass has exactly `rows` rows and takes
+    its rows of the condition to the device.
 
     Args:
-        predict: `(noisy [R, C, h, w], timesteps [R], labels [R]) -> noise [R, C, h, w]`.
-        schedule: The forward process.
+        predict_noise: `(noisy [R, C, h, w], t [R], condition of R rows) -> noise [R, C, h, w]`
+            (`Backbone.predict_noise`).
+        process: The forward process.
         noise_set: The Monte Carlo set, on the device of the images.
         stages: The pruning; `noise_set` has `stages.total` timesteps.
-        classes: K.
+        condition: The K classes, a row each, on the host.
         loss: `l2`, `l1` or `huber` (threshold 1).
         rows: Rows of one forward pass.
         share: Called with k, gives a context in which each k consecutive rows share what
@@ -64,15 +67,16 @@ class DiffusionClassifier:
 
     def __init__(
         self,
-        predict: Callable[[Tensor, Tensor, Tensor], Tensor],
-        schedule: NoiseSchedule,
+        predict_noise: Callable[[Tensor, Tensor, Condition], Tensor],
+        process: Process,
         noise_set: NoiseSet,
         stages: Stages,
-        classes: int,
+        condition: Condition,
         loss: Loss = "l2",
         rows: int = 64,
         share: Callable[[int], AbstractContextManager[None]] | None = None,
     ) -> None:
+        classes = len(condition)
         if loss not in _LOSSES:
             raise SettingError(f"loss is one of {', '.join(_LOSSES)}; got {loss!r}.")
         if rows < 1:
@@ -85,10 +89,9 @@ class DiffusionClassifier:
             raise SettingError(
                 f"Classes that share plans are evaluated together: rows must be {classes} or more; got {rows}."
             )
-        self._share = share
-        self._predict, self._schedule, self._noise_set = predict, schedule, noise_set
+        self._share, self._condition = share, condition
+        self._predict_noise, self._process, self._noise_set = predict_noise, process, noise_set
         self._stages, self._classes, self._loss, self._rows = stages, classes, _LOSSES[loss], rows
-        self._alphas = schedule.alphas_cumprod(noise_set.timesteps.device)
 
     def __call__(self, clean: Tensor, names: Sequence[str] = ()) -> Classified:
         """Classify latents.
@@ -102,55 +105,68 @@ class DiffusionClassifier:
         """
         batch, device = clean.shape[0], clean.device
         errors = torch.full((batch, self._classes, self._stages.total), torch.nan, dtype=torch.float32, device=device)
-        alive = torch.arange(self._classes, device=device).expand(batch, -1)
+        alive = torch.arange(self._classes, device="cpu").expand(batch, -1)
         seen: list[int] = []
         for new, keep in zip(self._stages.members(), self._stages.keeps, strict=True):
-            self._evaluate(clean, alive, new, errors)
-            self._refuse_nan(errors, alive, new, names)
+            chosen, found = self._evaluate(clean, alive, new)
+            image, index, label = chosen
+            errors[image, label, index] = found
             seen.extend(new)
-            mean = errors[:, :, seen].mean(dim=-1).gather(1, alive)
+            here = label.reshape(batch, len(new), -1)[:, 0]
+            mean = errors[:, :, seen].mean(dim=-1).gather(1, here)
             # Stable, so that ties fall to the lower class on every device.
             best = mean.argsort(dim=-1, stable=True)[:, :keep]
-            alive = alive.gather(1, best)
-        return Classified(errors, alive[:, 0])
+            # The only wait for the device in a stage: which classes survive, and whether all is finite.
+            survivors = torch.cat([here.gather(1, best).flatten(), found.isfinite().all()[None].long()]).cpu()
+            if not survivors[-1]:
+                self._refuse_nan(chosen, found, names)
+            alive = survivors[:-1].reshape(batch, keep)
+        return Classified(errors, alive[:, 0].to(device))
 
-    def _evaluate(self, clean: Tensor, alive: Tensor, new: tuple[int, ...], errors: Tensor) -> None:
-        """Fill in the errors of the surviving classes at the new timesteps."""
-        device, (batch, count) = clean.device, alive.shape
-        step = torch.tensor(new, dtype=torch.int64, device=device)
-        image = torch.arange(batch, device=device).repeat_interleave(len(new) * count)
-        index = step.repeat_interleave(count).repeat(batch)
+    def _evaluate(self, clean: Tensor, alive: Tensor, new: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Find the errors of the surviving classes at the new timesteps.
+
+        Returns:
+            Image, index of the timestep and class of each evaluation, `[3, n]`, and its error, `[n]`.
+        """
+        batch, count = alive.shape
+        image = torch.arange(batch, device="cpu").repeat_interleave(len(new) * count)
+        index = torch.tensor(new, dtype=torch.int64, device="cpu").repeat_interleave(count).repeat(batch)
         label = alive[:, None].expand(-1, len(new), -1).flatten()
-        chosen = torch.stack([image, index, label])
+        there = _upload(torch.stack([image, index, label]), clean.device)
         group = 1 if self._share is None else count
         size = self._rows // group * group
         with nullcontext() if self._share is None else self._share(group):
-            found = [self._rows_error(clean, chosen[:, i : i + size], group) for i in range(0, chosen.shape[1], size)]
-        if found:
-            errors[image, label, index] = torch.cat(found)
+            found = [
+                self._rows_error(clean, there[:, i : i + size], label[i : i + size], group)
+                for i in range(0, len(label), size)
+            ]
+        return there, torch.cat(found)
 
-    def _rows_error(self, clean: Tensor, part: Tensor, group: int) -> Tensor:
+    def _rows_error(self, clean: Tensor, part: Tensor, label: Tensor, group: int) -> Tensor:
         # The last pass repeats its first rows to fill up: one shape compiles once, and
         # matrix products keep their shape, so that a row's result keeps its value.
         count = part.shape[1]
-        fill = torch.arange(self._rows // group * group, device=part.device)
+        fill = torch.arange(self._rows // group * group, device="cpu")
         fill = torch.where(fill < count, fill, fill % group)
-        image, index, label = part[:, fill]
-        noise, timesteps = self._noise_set.noise[index], self._noise_set.timesteps[index]
-        noisy = self._schedule.add_noise(clean[image], noise, timesteps, self._alphas)
-        predicted = self._predict(noisy, timesteps, label)
+        condition = self._condition.take(label[fill]).to(clean.device)
+        image, index, _ = part if len(fill) == count else part[:, _upload(fill, clean.device)]
+        noise, t = self._noise_set.noise[index], self._noise_set.timesteps[index]
+        noisy = self._process.add_noise(clean[image], noise, t)
+        predicted = self._predict_noise(noisy, t, condition)
         return self._loss(predicted, noise, reduction="none").flatten(1).mean(dim=1)[:count]
 
-    def _refuse_nan(self, errors: Tensor, alive: Tensor, new: tuple[int, ...], names: Sequence[str]) -> None:
-        fresh = errors[:, :, list(new)].gather(1, alive[..., None].expand(-1, -1, len(new)))
-        broken = (~fresh.isfinite()).nonzero()
-        if len(broken) == 0:
-            return
-        image, place, step = broken[0].tolist()
+    def _refuse_nan(self, chosen: Tensor, found: Tensor, names: Sequence[str]) -> None:
+        broken = (~found.isfinite()).nonzero().flatten()
+        image, index, label = chosen[:, broken[0]].tolist()
         name = names[image] if names else f"row {image}"
-        timestep = int(self._noise_set.timesteps[new[step]])
         raise NumericalError(
-            f"The model returned NaN or infinity for image {name}, class {int(alive[image, place])}, timestep "
-            f"{timestep} ({len(broken)} of {fresh.numel()} evaluations of this stage). "
-            "Try another precision (--trainer.precision=bf16-true or 32-true) or check the weights."
+            f"The model returned NaN or infinity for image {name}, class {label}, timestep "
+            f"{self._noise_set.timesteps[index].item():g} ({len(broken)} of {found.numel()} evaluations of this "
+            "stage). Try another precision (--trainer.precision=bf16-true or 32-true) or check the weights."
         )
+
+
+def _upload(rows: Tensor, device: torch.device) -> Tensor:
+    """Move row numbers to a device without waiting for it."""
+    return (rows.pin_memory() if device.type == "cuda" else rows).to(device, non_blocking=True)

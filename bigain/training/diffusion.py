@@ -9,19 +9,21 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from bigain.diffusion.backbone import Backbone
+from bigain.diffusion.condition import Condition
+from bigain.errors import SettingError
 from bigain.training.optimizers import MuonWithAdamW
 
 __all__ = ["DiffusionTraining"]
 
 
 class DiffusionTraining(LightningModule):
-    """Noise prediction with uniform timesteps and label dropout.
+    """The error of the predicted noise, with uniform timesteps and label dropout.
 
     Uniform timesteps and an unweighted squared error are what the diffusion
     classifier measures later, so training minimises exactly that.
 
     Args:
-        backbone: The model, usually with `weights: null`.
+        backbone: A model conditioned on labels, usually with `weights: null`.
         lr: Peak learning rate.
         weight_decay: Decoupled weight decay of the matrices.
         warmup_steps: Steps over which the rate rises from 0.
@@ -30,6 +32,9 @@ class DiffusionTraining(LightningModule):
             by default the length of the run.
         label_dropout: Share of rows trained without a label, for guidance.
         compile: Compile the network (`torch.compile`).
+
+    Raises:
+        SettingError: The backbone is conditioned on prompts, or has no unconditional label.
 
     References:
         Denoising Diffusion Probabilistic Models (Ho et al., 2020), equation 14;
@@ -53,8 +58,7 @@ class DiffusionTraining(LightningModule):
         self.warmup_steps, self.decay_share = warmup_steps, decay_share
         self.schedule_steps = schedule_steps
         self.label_dropout, self.compiled = label_dropout, compile
-        self.register_buffer("alphas", backbone.schedule.alphas_cumprod(), persistent=False)
-        self.alphas: Tensor
+        self._null_label = _null_label(backbone)
 
     def on_fit_start(self) -> None:
         if self.compiled:
@@ -66,8 +70,8 @@ class DiffusionTraining(LightningModule):
         flip = torch.rand(rows, 1, 1, 1, device=self.device) < 0.5
         clean = self.backbone.encode(torch.where(flip, images.flip(-1), images))
         dropped = torch.rand(rows, device=self.device) < self.label_dropout
-        labels = torch.where(dropped, self.backbone.null_label, labels)
-        timesteps = torch.randint(self.backbone.schedule.steps, (rows,), device=self.device)
+        labels = torch.where(dropped, self._null_label, labels)
+        timesteps = torch.randint(self.backbone.process.steps, (rows,), device=self.device)
         loss = self._loss(clean, torch.randn_like(clean), timesteps, labels)
         self.log("train_loss", loss, prog_bar=True)
         return loss
@@ -77,18 +81,29 @@ class DiffusionTraining(LightningModule):
         # The same noise and timesteps at every validation, so that losses compare.
         generator = torch.Generator(self.device).manual_seed(batch_idx)
         noise = torch.randn(clean.shape, generator=generator, device=self.device)
-        steps = torch.arange(len(clean), device=self.device) * 389 % self.backbone.schedule.steps
+        steps = torch.arange(len(clean), device=self.device) * 389 % self.backbone.process.steps
         self.log("val_loss", self._loss(clean, noise, steps, batch["label"]), prog_bar=True, sync_dist=True)
 
     def _loss(self, clean: Tensor, noise: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
-        noisy = self.backbone.schedule.add_noise(clean, noise, timesteps, self.alphas)
-        return (self.backbone.predict_noise(noisy, timesteps, labels) - noise).square().mean()
+        noisy = self.backbone.process.add_noise(clean, noise, timesteps)
+        predicted = self.backbone.predict_noise(noisy, timesteps, Condition(labels=labels))
+        return (predicted - noise).square().mean()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = MuonWithAdamW(self.named_parameters(), self.lr, self.weight_decay)
         total = self.schedule_steps or self.trainer.estimated_stepping_batches
         schedule = LambdaLR(optimizer, lambda step: _trapezoid(step, total, self.warmup_steps, self.decay_share))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _null_label(backbone: Backbone) -> int:
+    null = backbone.null(backbone.embed([0])) if backbone.conditioned_on == "labels" else None
+    if null is None or null.labels is None:
+        raise SettingError(
+            f"{type(backbone).__name__} is conditioned on {backbone.conditioned_on}; DiffusionTraining takes a model "
+            "that is conditioned on labels and has a null label."
+        )
+    return int(null.labels[0])
 
 
 def _trapezoid(step: int, total: float, warmup: int, decay_share: float) -> float:

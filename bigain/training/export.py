@@ -17,7 +17,7 @@ def export_checkpoint(checkpoint: Path, output: Path, prefix: str) -> str:
     Args:
         checkpoint: A Lightning checkpoint; only tensors are read, nothing is unpickled.
         output: The file to write.
-        prefix: Which part of the LightningModule to keep; it is cut off the names.
+        prefix: The part of the LightningModule to write; it is cut off the names.
 
     Returns:
         One line saying what was written.
@@ -32,10 +32,10 @@ def export_checkpoint(checkpoint: Path, output: Path, prefix: str) -> str:
         state = content["state_dict"]
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
         raise DataError(f"{checkpoint} is no Lightning checkpoint of tensors: {str(error).splitlines()[0]}") from error
-    kept = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    if not kept:
-        raise DataError(f"{checkpoint} holds nothing named {prefix}*; it has {', '.join(sorted(state)[:3])}, ..")
-    half = {name: (v.half() if v.is_floating_point() else v).contiguous() for name, v in kept.items()}
+    part = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    if not part:
+        raise DataError(f"{checkpoint} has nothing named {prefix}*; it has {', '.join(sorted(state)[:3])}, ..")
+    half = {name: (v.half() if v.is_floating_point() else v).contiguous() for name, v in part.items()}
     temporary = output.with_name(f".{output.name}.tmp")
     save_file(half, temporary)
     temporary.replace(output)

@@ -77,7 +77,7 @@ class _Chunks(Dataset[Chunk]):
         return {"chunk": chunk, **self._dataset.batch(items)}
 
 
-class _ChunkSampler(DistributedSampler[Chunk]):
+class _ChunkSampler(DistributedSampler[Any]):
     """Each chunk once over all processes; Lightning leaves a DistributedSampler alone, and would pad another."""
 
     def __init__(self, chunks: _Chunks, done: Collection[int]) -> None:

@@ -118,7 +118,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
     def resized(self, size: int) -> "ImageDataset":
         """Return the same images at another size."""
         images = ImageDataset(self._source, size, self._rows)
-        images._fingerprint = self._fingerprint  # noqa: SLF001 the encoded images are the same
+        images._fingerprint = self._fingerprint
         return images
 
     @property

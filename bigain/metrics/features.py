@@ -1,6 +1,5 @@
 """Feature networks for the Fréchet distance."""
 
-import json
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -10,8 +9,9 @@ from torch import Tensor, nn
 from bigain.assets import asset
 from bigain.errors import DataError
 from bigain.metrics.base import FeatureNetwork
+from bigain.results.store import read_json
 
-__all__ = ["EmbeddedFeatures", "ResidualClassifier"]
+__all__ = ["EmbeddedFeatures", "ResidualClassifier", "reason_of"]
 
 
 def _convolution(inputs: int, outputs: int) -> nn.Sequential:
@@ -84,14 +84,22 @@ class EmbeddedFeatures(FeatureNetwork):
         super().__init__()
         folder = folder or asset("cifar10_features")
         try:
-            classifier = ResidualClassifier(**json.loads((folder / "config.json").read_text()))
+            classifier = ResidualClassifier(**read_json(folder / "config.json"))
             state = load_file(folder / "model.safetensors")
             classifier.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
         except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise DataError(f"The feature network in {folder} cannot be loaded: {reason}") from error
+            raise DataError(f"The feature network in {folder} cannot be loaded: {reason_of(error)}") from error
         self.classifier = classifier.eval().requires_grad_(requires_grad=False)
         self.num_features = classifier.features_dim
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classifier.features(images).float()
+
+
+def reason_of(error: BaseException) -> str:
+    """Say in one line why weights cannot be loaded.
+
+    torch puts the reason of a state dict that does not fit below a heading that has none.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2] if lines and lines[0].endswith(":") else lines[:1]) or type(error).__name__

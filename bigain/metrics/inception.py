@@ -5,10 +5,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bigain.errors import DataError
 from bigain.metrics.base import FeatureNetwork
+from bigain.metrics.features import reason_of
 
 __all__ = ["InceptionFeatures"]
 
@@ -41,11 +44,14 @@ class InceptionFeatures(FeatureNetwork):
         self.network = _Inception()
         state = _read(Path(weights))
         state = {name: value for name, value in state.items() if not name.startswith(("fc.", "AuxLogits."))}
-        missing, unexpected = self.network.load_state_dict(state, strict=False)
+        try:
+            missing, unexpected = self.network.load_state_dict(state, strict=False)
+        except RuntimeError as error:  # a tensor of another shape
+            raise DataError(f"{weights} does not hold pytorch-fid's Inception weights: {reason_of(error)}") from error
         missing = [name for name in missing if not name.endswith("num_batches_tracked")]
         if missing or unexpected:
-            told = f"{len(missing)} tensors missing, {len(unexpected)} unknown, such as {(missing + unexpected)[0]}"
-            raise DataError(f"{weights} does not hold pytorch-fid's Inception weights: {told}.")
+            reason = f"{len(missing)} tensors missing, {len(unexpected)} unknown, such as {(missing + unexpected)[0]}"
+            raise DataError(f"{weights} does not hold pytorch-fid's Inception weights: {reason}.")
         self.eval().requires_grad_(requires_grad=False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -61,13 +67,11 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"No Inception weights at {path}: give the file pt_inception-2015-12-05-6726825d.pth that pytorch-fid uses."
         )
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise DataError(f"{path} cannot be read as weights: {str(error).splitlines()[0]}") from error
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise DataError(f"{path} cannot be read as weights: {reason_of(error)}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise DataError(f"{path} cannot be read as weights: it holds no mapping of names to tensors.")
     return state
 
 

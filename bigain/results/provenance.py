@@ -54,7 +54,7 @@ def code_of(given: object) -> dict[str, str]:
 
 
 def _within(value: object) -> Iterator[object]:
-    """List what mappings and sequences hold, however deep."""
+    """List the values in mappings and sequences, however deep."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list | tuple):
@@ -100,7 +100,7 @@ def _revision() -> str:
         return "unknown (installed package)"
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        told = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=10, check=True)
+        described = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return told.stdout.strip()
+    return described.stdout.strip()

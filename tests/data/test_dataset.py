@@ -1,51 +1,35 @@
+import multiprocessing
+import pickle
+
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
 from bigain.assets import asset
-from bigain.data.dataset import CIFAR10_CLASSES, load_images
-from bigain.data.module import LabelledImageData
-from bigain.errors import DataError
-
-
-@pytest.fixture
-def folder(tmp_path):
-    for name, colour in (("cat", (255, 0, 0)), ("dog", (0, 255, 0))):
-        (tmp_path / name).mkdir()
-        for number in range(2):
-            Image.new("RGB", (12 + number, 8), colour).save(tmp_path / name / f"{number}.png")
-    return tmp_path
-
-
-def parquet(path, **columns):
-    pq.write_table(pa.table(columns), path)
-    return path
-
-
-def png(tmp_path):
-    Image.new("RGB", (8, 8), (1, 2, 3)).save(tmp_path / "one.png")
-    return (tmp_path / "one.png").read_bytes()
+from bigain.data.classes import CIFAR10_CLASSES
+from bigain.data.dataset import ImageDataset
+from bigain.data.module import ImageData
+from bigain.errors import DataError, SettingError
 
 
 def test_the_embedded_images_are_five_thousand_with_every_class():
-    images = LabelledImageData().test_set
-    assert images.images.shape == (5000, 3, 32, 32)
-    assert images.labels.bincount().min() > 400
-    assert len(set(images.names)) == 5000
+    images = ImageData().test_set
+    assert len(images) == len(set(images.names)) == 5000
+    assert images[7]["image"].shape == (3, 32, 32)
+    assert torch.tensor(images.labels)[:, 0].bincount().min() > 400
 
 
 def test_a_folder_gives_its_classes_in_sorted_order(folder):
-    images = load_images(folder, 8)
+    images = ImageDataset.open(folder, 8)
     assert images.classes == ("cat", "dog")
-    assert images.labels.tolist() == [0, 0, 1, 1]
+    assert images.labels == ((0,), (0,), (1,), (1,))
     assert images.names[0] == "cat/0.png"
-    assert images.images[0, :, 4, 4].tolist() == [255, 0, 0]
+    assert images[0]["image"][:, 4, 4].tolist() == [255, 0, 0]
 
 
 def test_a_folder_may_use_some_of_the_models_classes(folder):
-    assert load_images(folder, 8, CIFAR10_CLASSES).labels.tolist() == [3, 3, 5, 5]
+    assert ImageDataset.open(folder, 8, CIFAR10_CLASSES).labels == ((3,), (3,), (5,), (5,))
 
 
 def test_resizing_keeps_the_short_side_and_crops_the_middle(tmp_path):
@@ -53,90 +37,203 @@ def test_resizing_keeps_the_short_side_and_crops_the_middle(tmp_path):
     picture = Image.new("RGB", (32, 16))
     picture.paste((255, 255, 255), (8, 0, 24, 16))
     picture.save(tmp_path / "a" / "x.png")
-    assert load_images(tmp_path, 16).images.float().mean() > 250
+    assert ImageDataset.open(tmp_path, 16)[0]["image"].float().mean() > 250
 
 
 def test_strange_folders_are_refused(folder):
     with pytest.raises(DataError, match=r"cat, dog are no classes.*lion"):
-        load_images(folder, 8, ("lion", "tiger"))
+        ImageDataset.open(folder, 8, ("lion", "tiger"))
 
 
 def test_a_folder_without_classes_is_refused(tmp_path):
     with pytest.raises(DataError, match="no class folders"):
-        load_images(tmp_path, 8)
+        ImageDataset.open(tmp_path, 8)
 
 
 def test_class_folders_without_images_are_refused(tmp_path):
     (tmp_path / "cat").mkdir()
     with pytest.raises(DataError, match="hold no images"):
-        load_images(tmp_path, 8)
+        ImageDataset.open(tmp_path, 8)
 
 
 def test_nothing_there_is_refused(tmp_path):
     with pytest.raises(DataError, match="No images at"):
-        load_images(tmp_path / "nowhere", 8)
+        ImageDataset.open(tmp_path / "nowhere", 8)
 
 
 def test_truncated_and_foreign_files_are_all_named(folder):
     whole = (folder / "cat" / "0.png").read_bytes()
     (folder / "cat" / "0.png").write_bytes(whole[: len(whole) // 2])
     (folder / "dog" / "1.png").write_text("no image")
+    images = ImageDataset.open(folder, 8)
     with pytest.raises(DataError, match=r"2 of 4 images cannot be read: cat/0\.png .*dog/1\.png") as error:
-        load_images(folder, 8)
+        images.check()
     assert "Nothing was run" in str(error.value)
+    with pytest.raises(DataError, match=r"dog/1\.png cannot be read"):
+        images[3]
 
 
-def test_a_decoders_own_error_is_told_like_any_other(folder):
+def test_broken_images_outside_the_subset_do_no_harm(folder):
+    (folder / "dog" / "1.png").write_text("no image")
+    data = ImageData(test=folder, image_size=8, limit=3)
+    assert data.test_set.names == ("cat/0.png", "cat/1.png", "dog/0.png")
+    with pytest.raises(DataError, match=r"1 of 4 images cannot be read: dog/1\.png"):
+        ImageData(test=folder, image_size=8).setup("test")
+
+
+def test_five_of_many_broken_images_are_named(shades, encoded, parquet):
+    path = parquet(image=[b"no"] * 300 + [encoded()], label=[0] * 301)
+    with pytest.raises(DataError, match=r"300 of 301 images cannot be read: .*row 4 .* and 295 more\. Nothing"):
+        ImageDataset.open(path, 8).check()
+
+
+def test_a_decoders_own_error_is_named_like_any_other(folder):
     """Pillow's reader of .ppm raises ValueError where others raise OSError."""
     (folder / "cat" / "2.ppm").write_bytes(b"P6\n8 8\n255\n" + bytes(10))
     with pytest.raises(DataError, match=r"1 of 5 images cannot be read: cat/2\.ppm"):
-        load_images(folder, 8)
+        ImageDataset.open(folder, 8).check()
+
+
+def test_the_fingerprint_is_of_bytes_labels_and_names(parquet, encoded):
+    def of(image, label, file):
+        return ImageDataset.open(parquet(image=image, label=label, file=file), 8).fingerprint
+
+    first = of([encoded(1), encoded(2)], [0, 1], ["a", "b"])
+    assert of([encoded(1), encoded(2)], [0, 1], ["a", "b"]) == first
+    others = [
+        of([encoded(1), encoded(3)], [0, 1], ["a", "b"]),
+        of([encoded(1), encoded(2)], [1, 1], ["a", "b"]),
+        of([encoded(1), encoded(2)], [0, 1], ["a", "c"]),
+        of([encoded(2), encoded(1)], [0, 1], ["a", "b"]),
+    ]
+    assert len({first, *others}) == 5
 
 
 @pytest.mark.parametrize("limit", [0, -1])
 def test_a_limit_below_one_is_refused(folder, limit):
-    with pytest.raises(DataError, match="limit"):
-        load_images(folder, 8, limit=limit)
+    with pytest.raises(DataError, match="limit is the number of images to read, 1 or more"):
+        ImageDataset.open(folder, 8).subset(limit)
+    with pytest.raises(DataError, match="limit is the number of images to read, 1 or more"):
+        ImageData(test=folder, limit=limit)
+
+
+def test_another_way_of_choosing_is_refused(folder):
+    with pytest.raises(SettingError, match="subset is first or balanced; got 'random'"):
+        ImageDataset.open(folder, 8).subset(2, "random")
+
+
+@pytest.fixture
+def uneven(tmp_path):
+    """Class a has 20 images, b has 3, c has 10."""
+    for name, count in (("a", 20), ("b", 3), ("c", 10)):
+        (tmp_path / name).mkdir()
+        for number in range(count):
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / name / f"{number:02d}.png")
+    return ImageDataset.open(tmp_path, 8)
+
+
+@pytest.mark.parametrize(("count", "each"), [(6, [2, 2, 2]), (9, [3, 3, 3]), (15, [6, 3, 6]), (32, [19, 3, 10])])
+def test_balanced_takes_equal_numbers_as_far_as_they_go(uneven, count, each):
+    chosen = uneven.subset(count, "balanced")
+    assert torch.tensor(chosen.labels)[:, 0].bincount().tolist() == each
+    assert list(chosen.names) == sorted(chosen.names)
+    assert [chosen[i]["image"][0, 0, 0] for i in range(count)] == [int(name[2:4]) for name in chosen.names]
+
+
+def test_first_takes_one_class_only(uneven):
+    assert set(uneven.subset(6).labels) == {(0,)}
+
+
+def test_balanced_is_seeded_nested_and_the_same_everywhere(uneven):
+    six = uneven.subset(6, "balanced")
+    assert six.names == ("a/09.png", "a/11.png", "b/01.png", "b/02.png", "c/04.png", "c/05.png")
+    assert set(six.names) < set(uneven.subset(13, "balanced").names)
+    assert six.names != uneven.subset(6, "balanced", seed=1).names
 
 
 @pytest.mark.parametrize("label", [-1, 10, None])
-def test_a_label_out_of_range_is_named(tmp_path, label):
-    path = parquet(tmp_path / "x.parquet", image=[png(tmp_path)] * 2, label=[0, label], file=["a", "b"])
+def test_a_label_out_of_range_is_named(parquet, encoded, label):
+    path = parquet(image=[encoded()] * 2, label=[0, label], file=["a", "b"])
     with pytest.raises(DataError, match=f"image b has label {label}; accepted are whole numbers 0 to 9"):
-        load_images(path, 8, CIFAR10_CLASSES)
+        ImageDataset.open(path, 8, CIFAR10_CLASSES)
 
 
-def test_a_parquet_file_without_labels_is_refused(tmp_path):
-    path = parquet(tmp_path / "x.parquet", image=[png(tmp_path)])
+def test_a_parquet_file_without_labels_is_refused(parquet, encoded):
     with pytest.raises(DataError, match="missing: label"):
-        load_images(path, 8)
+        ImageDataset.open(parquet(image=[encoded()]), 8)
 
 
 def test_a_foreign_file_is_no_parquet(tmp_path):
     (tmp_path / "x.parquet").write_text("no")
     with pytest.raises(DataError, match="not a readable parquet"):
-        load_images(tmp_path / "x.parquet", 8)
+        ImageDataset.open(tmp_path / "x.parquet", 8)
 
 
-def test_an_empty_parquet_file_is_refused(tmp_path):
-    empty = parquet(tmp_path / "x.parquet", image=pa.array([], pa.binary()), label=pa.array([], pa.int64()))
-    with pytest.raises(DataError, match="no images found"):
-        load_images(empty, 8)
+def test_an_empty_parquet_file_is_refused(parquet):
+    for classes in (None, CIFAR10_CLASSES):
+        empty = parquet(image=pa.array([], pa.binary()), label=pa.array([], pa.int64()))
+        with pytest.raises(DataError, match="no images found"):
+            ImageDataset.open(empty, 8, classes)
 
 
-def test_rows_may_hold_bytes_as_a_struct_and_names_are_made_unique(tmp_path):
-    cell = {"bytes": png(tmp_path), "path": "x"}
-    path = parquet(tmp_path / "x.parquet", image=[cell, cell], label=[0, 1], file=["same", "same"])
-    images = load_images(path, 8)
+def test_rows_may_hold_bytes_as_a_struct_and_names_are_made_unique(parquet, encoded):
+    cell = {"bytes": encoded(), "path": "x"}
+    images = ImageDataset.open(parquet(image=[cell, cell], label=[0, 1], file=["same", "same"]), 8)
     assert images.names == ("same (row 0)", "same (row 1)")
     assert images.classes == ("class 0", "class 1")
+    assert len(images.check()) == 16
 
 
-def test_a_batch_is_the_stack_of_its_rows(folder):
-    images = load_images(folder, 8)
-    batch, rows = images.__getitems__([2, 0]), [images[2], images[0]]
-    for key, value in batch.items():
-        assert torch.equal(value, torch.stack([row[key] for row in rows]))
+def test_a_struct_without_bytes_is_read_by_its_paths(parquet, encoded, tmp_path):
+    (tmp_path / "one.png").write_bytes(encoded(9))
+    images = ImageDataset.open(parquet(image=[{"path": "one.png"}, {"path": "two.png"}], label=[0, 0]), 8)
+    assert images[0]["image"].unique().tolist() == [9]
+    with pytest.raises(DataError, match=r"1 of 2 images cannot be read: row 1 .*two\.png"):
+        images.check()
+
+
+def test_a_struct_of_something_else_and_empty_rows_are_refused(parquet, encoded):
+    with pytest.raises(DataError, match=r"the column image is struct<width: int64>; accepted are encoded bytes"):
+        ImageDataset.open(parquet(image=[{"width": 3}], label=[0]), 8)
+    with pytest.raises(DataError, match="the column image is int64"):
+        ImageDataset.open(parquet(image=[3], label=[0]), 8)
+    with pytest.raises(DataError, match="1 rows hold no image bytes, the first is b"):
+        ImageDataset.open(parquet(image=[encoded(), None], label=[0, 0], file=["a", "b"]), 8)
+    cells = [{"bytes": encoded(), "path": None}, {"bytes": None, "path": None}]
+    with pytest.raises(DataError, match="1 rows hold no image bytes, the first is row 1"):
+        ImageDataset.open(parquet(image=cells, label=[0, 0]), 8)
+
+
+def test_row_groups_are_read_one_at_a_time_in_any_order(shades):
+    images = ImageDataset.open(shades(10), 8)
+    assert [int(images[i]["image"].max()) for i in (9, 0, 5, 3, 2)] == [9, 0, 5, 3, 2]
+    assert len(images._source._rows) == 3
+
+
+def test_an_open_data_set_reaches_a_process_of_its_own(shades):
+    images = ImageDataset.open(shades(5), 8)
+    assert images.batch([3])["image"].unique().tolist() == [3]
+    again = pickle.loads(pickle.dumps(images))
+    assert again.batch([4])["image"].unique().tolist() == [4]
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(images.batch, ([2],))["image"].unique().tolist() == [2]
+
+
+def test_a_batch_is_the_stack_of_its_rows_with_labels_filled_up(folder):
+    images = ImageDataset.open(folder, 8)
+    batch, rows = images.batch([2, 0]), [images[2], images[0]]
+    assert torch.equal(batch["image"], torch.stack([row["image"] for row in rows]))
+    assert batch["index"].tolist() == [2, 0]
+    assert batch["labels"].tolist() == [[1], [0]]
+    images.labels = ((0,), (), (1, 0), (1,))
+    assert images.batch([0, 1, 2])["labels"].tolist() == [[0, -1], [-1, -1], [1, 0]]
+
+
+def test_another_size_is_the_same_images(folder):
+    images = ImageDataset.open(folder, 8)
+    large = images.resized(16)
+    assert large[0]["image"].shape == (3, 16, 16)
+    assert large.fingerprint == images.fingerprint
 
 
 def test_the_embedded_parquet_is_where_it_is_said_to_be():

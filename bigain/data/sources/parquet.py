@@ -31,6 +31,11 @@ class ParquetSource(ImageSource):
         DataError: No parquet file, other columns, a label out of range, a row without an image.
     """
 
+    _file: pq.ParquetFile | None
+    _rows: Any
+    _group: int
+    _lock: threading.Lock
+
     def __init__(self, path: Path, classes: Sequence[str] | None = None) -> None:
         self.source, self.path = str(path), path
         file = self._open()
@@ -68,10 +73,8 @@ class ParquetSource(ImageSource):
         self._forget()
 
     def _forget(self) -> None:
-        self._file: pq.ParquetFile | None = None
-        self._rows: Any = None
-        self._group = -1
-        self._lock = threading.Lock()
+        """Start without an open file."""
+        self._file, self._rows, self._group, self._lock = None, None, -1, threading.Lock()
 
     def _open(self) -> pq.ParquetFile:
         try:

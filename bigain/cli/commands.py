@@ -69,19 +69,19 @@ def flops(arguments: Sequence[str]) -> None:
     from dataclasses import fields
 
     from bigain.benchmark.flops import COUNTED
-    from bigain.benchmark.flops_plan import FlopsPlan, count_plan
-    from bigain.benchmark.flops_table import check_writable, terminal_table, told_of_parts, write_csv
+    from bigain.benchmark.flops_settings import FlopsSettings, count_methods
+    from bigain.benchmark.flops_table import check_writable, parts_note, terminal_table, write_csv
 
     given, parser = _parsed("flops", arguments)
     given = parser.instantiate(given)
-    plan = FlopsPlan(**{item.name: getattr(given, item.name) for item in fields(FlopsPlan)})
+    settings = FlopsSettings(**{item.name: getattr(given, item.name) for item in fields(FlopsSettings)})
     check_writable(given.csv)
-    content = count_plan(plan)
+    content = count_methods(settings)
     if given.csv is not None:
         write_csv(given.csv, content)
     console = _console()
     console.width = min(100, console.width)
-    for line in (content.title, terminal_table(content), told_of_parts(content), COUNTED):
+    for line in (content.title, terminal_table(content), parts_note(content), COUNTED):
         console.print(line, highlight=False)
 
 
@@ -90,23 +90,23 @@ def latency(arguments: Sequence[str]) -> None:
     from dataclasses import fields
 
     from bigain.benchmark.flops import COUNTED
-    from bigain.benchmark.latency_plan import LatencyPlan, measure_plan
-    from bigain.benchmark.latency_table import check_absent, terminal_table, told_below, write_latency
+    from bigain.benchmark.latency_settings import LatencySettings, measure_methods
+    from bigain.benchmark.latency_table import check_absent, notes_below, terminal_table, write_latency
 
     given, parser = _parsed("latency", arguments)
     given = parser.instantiate(given)
-    plan = LatencyPlan(**{item.name: getattr(given, item.name) for item in fields(LatencyPlan)})
+    settings = LatencySettings(**{item.name: getattr(given, item.name) for item in fields(LatencySettings)})
     check_absent(given.output)
     console = _console()
     console.width = min(80, console.width)
-    content = measure_plan(plan, lambda told: console.print(told, highlight=False))
+    content = measure_methods(settings, lambda line: console.print(line, highlight=False))
     if given.output is not None:
         write_latency(given.output, content)
     for line in (
         "",
         content.title,
         terminal_table(content),
-        told_below(content),
+        notes_below(content),
         f"FLOPs {COUNTED[0].lower()}{COUNTED[1:]}",
     ):
         console.print(line, highlight=False)

@@ -106,21 +106,21 @@ def _export() -> OneLineErrors:
 
 
 def _flops() -> OneLineErrors:
-    from bigain.benchmark.flops_plan import FlopsPlan
+    from bigain.benchmark.flops_settings import FlopsSettings
 
     told = "Count the operations of one network evaluation under reducers: no weights, no GPU."
     parser = _recipe("flops", told, "recipes/flops/sd2_tables_11_18.yaml")
-    parser.add_class_arguments(FlopsPlan)
+    parser.add_class_arguments(FlopsSettings)
     parser.add_argument("--csv", type=Path, default=None, help="File for the table, too.")
     return parser
 
 
 def _latency() -> OneLineErrors:
-    from bigain.benchmark.latency_plan import LatencyPlan
+    from bigain.benchmark.latency_settings import LatencySettings
 
     told = "Time a network under reducers on this device: random weights, compiled, beside no reduction."
     parser = _recipe("latency", told, "recipes/latency/sd2.yaml")
-    parser.add_class_arguments(LatencyPlan)
+    parser.add_class_arguments(LatencySettings)
     parser.add_argument("--output", type=Path, default=None, help="JSON file for the figures, too.")
     return parser
 

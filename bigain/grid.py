@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bigain.errors import SettingError
 
-__all__ = ["Grid", "checked_shape"]
+__all__ = ["Grid", "check_grid", "check_tokens", "checked_shape"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Grid:
     def __post_init__(self) -> None:
         shape = tuple(self.shape) if isinstance(self.shape, Iterable) else ()
         numbers = (*shape, self.prefix, self.suffix)
-        whole = all(isinstance(number, int) for number in numbers)
+        whole = all(isinstance(number, int) and not isinstance(number, bool) for number in numbers)
         if not shape or not whole or min(shape) < 1 or min(self.prefix, self.suffix) < 0:
             raise SettingError(
                 f"Grid got shape={self.shape}, prefix={self.prefix}, suffix={self.suffix}; accepted are "
@@ -63,10 +63,9 @@ class Grid:
             tokens: `[B, N, C]`.
 
         Raises:
-            SettingError: Not three axes, or N differs from `self.tokens`.
+            SettingError: They are no tokens (see `check_tokens`), or N differs from `self.tokens`.
         """
-        if tokens.ndim != 3:
-            raise SettingError(f"Tokens must have shape [B, N, C]; got {list(tokens.shape)}.")
+        check_tokens(tokens)
         if tokens.shape[1] != self.tokens:
             raise SettingError(
                 f"Got {tokens.shape[1]} tokens for a grid of {self.tokens}: shape {self.shape} "
@@ -91,6 +90,32 @@ class Grid:
         if not self.prefix and not self.suffix:
             return body
         return torch.cat([tokens[:, : self.prefix], body, tokens[:, self.prefix + self.size :]], dim=1)
+
+
+def check_tokens(tokens: object) -> None:
+    """Refuse what are no tokens. Looks at type and shape alone: nothing waits for a GPU.
+
+    Raises:
+        SettingError: No floating-point tensor of three axes, or one without rows, tokens or channels.
+    """
+    if not isinstance(tokens, Tensor):
+        raise SettingError(f"Tokens must be a torch tensor [B, N, C]; got {type(tokens).__name__}.")
+    if tokens.ndim != 3:
+        raise SettingError(f"Tokens must have shape [B, N, C]; got {list(tokens.shape)}.")
+    if not tokens.dtype.is_floating_point:
+        raise SettingError(f"Tokens must be floating-point numbers, such as torch.float32; got {tokens.dtype}.")
+    if 0 in tokens.shape:
+        raise SettingError(f"Tokens [B, N, C] must have 1 or more along each axis; got {list(tokens.shape)}.")
+
+
+def check_grid(grid: object) -> None:
+    """Refuse what is no `Grid`.
+
+    Raises:
+        SettingError: Anything else, a bare shape for instance.
+    """
+    if not isinstance(grid, Grid):
+        raise SettingError(f"grid is a bigain.Grid, such as Grid((32, 32), prefix=1); got {grid!r}.")
 
 
 def checked_shape(shape: object, axes: Sequence[str] = ()) -> tuple[int, ...]:

@@ -41,6 +41,8 @@ def test_body_shares_memory_with_the_tokens():
         {"shape": ()},
         {"shape": 7},
         {"shape": "88"},
+        {"shape": (True, True)},
+        {"shape": (4,), "prefix": True},
         {"shape": (2.5, 2)},
         {"shape": (4,), "prefix": 0.5},
         {"shape": (4, 0)},
@@ -56,7 +58,7 @@ def test_impossible_grid_is_refused_with_what_was_given(settings):
         assert str(value) in str(caught.value)
 
 
-@pytest.mark.parametrize("count", [0, 15, 17, 19])
+@pytest.mark.parametrize("count", [1, 15, 17, 19])
 def test_wrong_number_of_tokens_is_refused_with_the_sum_in_words(count):
     with pytest.raises(SettingError, match=rf"Got {count} tokens for a grid of 18.*16.* plus 1 before and 1 after"):
         bigain.Grid((4, 4), prefix=1, suffix=1).check(torch.zeros(2, count, 3))

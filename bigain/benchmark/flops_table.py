@@ -6,10 +6,10 @@ from pathlib import Path
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from bigain.benchmark.flops_plan import FlopsTable
+from bigain.benchmark.flops_settings import FlopsTable
 from bigain.errors import DataError
 
-__all__ = ["COLUMNS", "check_writable", "terminal_table", "told_of_parts", "write_csv"]
+__all__ = ["COLUMNS", "check_writable", "parts_note", "terminal_table", "write_csv"]
 
 COLUMNS = ("method", "reducer", "flops", "baseline", "saved", "tokens_before", "tokens_after", "parts", "share")
 """Columns of the CSV: operations, shares rather than per cent, tokens at the first part taken."""
@@ -29,7 +29,7 @@ def terminal_table(content: FlopsTable) -> Table:
     return table
 
 
-def told_of_parts(content: FlopsTable) -> str:
+def parts_note(content: FlopsTable) -> str:
     """Say how much of the model the placement takes."""
     count = content.methods[0].count
     return (

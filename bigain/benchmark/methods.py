@@ -25,12 +25,19 @@ def methods_of(
         The name of no reduction, and the methods without it.
 
     Raises:
-        SettingError: Both are given, or a method that reduces is called `none`.
+        SettingError: Both are given, two methods that reduce nothing, or one that reduces and
+            has the name of no reduction.
     """
     if reducers and not isinstance(reducer, Identity):
         raise SettingError("Give reducer or reducers, not both.")
     given = dict(reducers) or {_registered_name(reducer): reducer}
-    baseline = next((name for name, one in given.items() if isinstance(one, Identity)), _BASELINE)
+    unreduced = [name for name, one in given.items() if isinstance(one, Identity)]
+    if len(unreduced) > 1:
+        raise SettingError(
+            f"{' and '.join(map(repr, unreduced))} are all no reduction, which is measured under one name: leave out "
+            "all but one."
+        )
+    baseline = unreduced[0] if unreduced else _BASELINE
     methods = {name: one for name, one in given.items() if not isinstance(one, Identity)}
     if baseline in methods:
         raise SettingError(f"{baseline!r} is the name of no reduction; here it is {methods[baseline]!r}.")

@@ -5,8 +5,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from bigain.benchmark.flops import COUNTED
-from bigain.benchmark.flops_plan import FlopsPlan, count_plan
-from bigain.benchmark.flops_table import check_writable, terminal_table, told_of_parts, write_csv
+from bigain.benchmark.flops_settings import FlopsSettings, count_methods
+from bigain.benchmark.flops_table import check_writable, terminal_table, parts_note, write_csv
 from bigain.cli.parser import Parser, recipe_parser
 from bigain.cli.terminal import make_console
 
@@ -17,7 +17,7 @@ def make_parser() -> Parser:
     """Make the command's parser."""
     description = "Count the operations of one network evaluation under reducers: no weights, no GPU."
     parser = recipe_parser("flops", description, "recipes/flops/sd2_tables_11_18.yaml")
-    parser.add_class_arguments(FlopsPlan)
+    parser.add_class_arguments(FlopsSettings)
     parser.add_argument("--csv", type=Path, default=None, help="File for the table, too.")
     return parser
 
@@ -26,12 +26,12 @@ def run(arguments: Sequence[str]) -> None:
     """Count and print a table."""
     parser = make_parser()
     given = parser.instantiate(parser.parse_args([*arguments]))
-    plan = FlopsPlan(**{item.name: getattr(given, item.name) for item in fields(FlopsPlan)})
+    settings = FlopsSettings(**{item.name: getattr(given, item.name) for item in fields(FlopsSettings)})
     check_writable(given.csv)
-    content = count_plan(plan)
+    content = count_methods(settings)
     if given.csv is not None:
         write_csv(given.csv, content)
     console = make_console()
     console.width = min(100, console.width)
-    for line in (content.title, terminal_table(content), told_of_parts(content), COUNTED):
+    for line in (content.title, terminal_table(content), parts_note(content), COUNTED):
         console.print(line, highlight=False)

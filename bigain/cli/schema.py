@@ -95,14 +95,14 @@ class _Maker:
     def own(self, command: str) -> Schema:
         """Make the schema of a recipe for one of bigain's own commands."""
         from bigain.benchmark.comparison import Comparison
-        from bigain.benchmark.flops_plan import FlopsPlan
-        from bigain.benchmark.latency_plan import LatencyPlan
+        from bigain.benchmark.flops_settings import FlopsSettings
+        from bigain.benchmark.latency_settings import LatencySettings
 
         output, flag = {"type": ["string", "null"]}, {"type": "boolean"}
         if command == "compare":
             inner = self.settings(parameters_of(Comparison))
             return {**_object({"output": output, "resume": flag, "comparison": inner}), "required": ["comparison"]}
-        plan, file = (FlopsPlan, "csv") if command == "flops" else (LatencyPlan, "output")
+        plan, file = (FlopsSettings, "csv") if command == "flops" else (LatencySettings, "output")
         made = self.settings(parameters_of(plan))
         made["properties"][file] = output
         return made

@@ -2,15 +2,16 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
 from bigain.errors import SettingError
-from bigain.grid import Grid
+from bigain.grid import Grid, check_grid, check_tokens
 
 __all__ = ["Context", "Identity", "Kind", "NoReduction", "Reduction", "TokenReducer"]
 
@@ -69,17 +70,26 @@ class Reduction(ABC):
     padded: bool = False
     soft: bool = False
 
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        _put_check_before(cls, "reduce", _check_reduce)
+        _put_check_before(cls, "restore", _check_restore)
+
     @abstractmethod
     def reduce(self, tokens: Tensor) -> Tensor:
         """Map `[B, N, C]` to `[B, M, C]`, whatever C is.
 
         Raises:
-            SettingError: The tokens are not as many, or not of as many rows, as were planned for.
+            SettingError: They are no tokens, or not as many or not of as many rows as were planned for.
         """
 
     @abstractmethod
     def restore(self, reduced: Tensor) -> Tensor:
-        """Map `[B, M, C]` back to `[B, N, C]`: each token takes the value of its place."""
+        """Map `[B, M, C]` back to `[B, N, C]`: each token takes the value of its place.
+
+        Raises:
+            SettingError: They are not what this plan reduces to.
+        """
 
     @staticmethod
     def check_tokens(tokens: Tensor, rows: int, count: int) -> None:
@@ -88,7 +98,8 @@ class Reduction(ABC):
         Raises:
             SettingError: The tokens are not `[rows, count, C]`.
         """
-        if tokens.ndim != 3 or tuple(tokens.shape[:2]) != (rows, count):
+        check_tokens(tokens)
+        if tuple(tokens.shape[:2]) != (rows, count):
             raise SettingError(
                 f"This plan takes {rows} rows of {count} tokens here, [{rows}, {count}, C]; got {tuple(tokens.shape)}."
             )
@@ -134,6 +145,42 @@ def _repeated(value: Any, times: int) -> Any:
     return value
 
 
+def _check_reduce(reduction: Reduction, tokens: Tensor) -> None:
+    check_tokens(tokens)
+    if tokens.shape[0] != (rows := reduction.sizes.shape[0]):
+        raise SettingError(f"This plan takes {rows} rows of tokens here, [{rows}, N, C]; got {tuple(tokens.shape)}.")
+
+
+def _check_restore(reduction: Reduction, reduced: Tensor) -> None:
+    reduction.check_tokens(reduced, *reduction.sizes.shape)
+
+
+def _check_plan(_: object, tokens: Tensor, grid: Grid, context: "Context | None" = None) -> None:
+    check_grid(grid)
+    grid.check(tokens)
+    if context is not None and not isinstance(context, Context):
+        raise SettingError(f"context is a bigain.Context or left out; got {type(context).__name__}.")
+
+
+def _check_length(_: object, grid: Grid, context: "Context | None" = None) -> None:
+    check_grid(grid)
+
+
+def _put_check_before(cls: type, name: str, check: Callable[..., None]) -> None:
+    """Let every call of a method that a subclass implements pass a check, without its author doing anything."""
+    method = getattr(cls, name)
+    if getattr(method, "_is_checked", False) or getattr(method, "__isabstractmethod__", False):
+        return
+
+    @wraps(method)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        check(*args, **kwargs)
+        return method(*args, **kwargs)
+
+    checked._is_checked = True  # type: ignore[attr-defined]  # noqa: SLF001
+    setattr(cls, name, checked)
+
+
 class TokenReducer(ABC):
     """Shortens a token sequence, and restores it.
 
@@ -147,6 +194,11 @@ class TokenReducer(ABC):
     """
 
     kind: ClassVar[Kind] = "merge"
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        _put_check_before(cls, "plan", _check_plan)
+        _put_check_before(cls, "reduced_length", _check_length)
 
     @property
     def kinds(self) -> frozenset[Kind]:
@@ -186,8 +238,8 @@ class TokenReducer(ABC):
             context: The moment; none is a moment without timestep at layer 0.
 
         Raises:
-            SettingError: The tokens do not lie on the grid, or the settings ask
-                for more than this method can do on it.
+            SettingError: Not tokens, not a grid, tokens that do not lie on it, or settings
+                that ask for more than this method can do on it.
         """
 
     @abstractmethod
@@ -244,7 +296,6 @@ class Identity(TokenReducer):
         return True
 
     def plan(self, tokens: Tensor, grid: Grid, context: Context | None = None) -> Reduction:
-        grid.check(tokens)
         return NoReduction.of(tokens)
 
     def reduced_length(self, grid: Grid, context: Context | None = None) -> int:

@@ -49,7 +49,6 @@ class Cached(Wrapping):
             )
 
     def plan(self, tokens: Tensor, grid: Grid, context: Context | None = None) -> Reduction:
-        grid.check(tokens)
         context = context or Context()
         stage = context.stage if self.per == "stage" else None
         # Two different reducers in one model must not meet each other's plans.

@@ -77,7 +77,6 @@ class Downsampler(TokenReducer):
         """
 
     def plan(self, tokens: Tensor, grid: Grid, context: Context | None = None) -> Reduction:
-        grid.check(tokens)
         factor = self._factor_on(grid)
         if self.reduced_length(grid) == grid.tokens:
             return NoReduction.of(tokens)

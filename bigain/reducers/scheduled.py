@@ -147,7 +147,6 @@ class Scheduled(TokenReducer):
         return first.reducer if everywhere else Scheduled(list(settled.values()), otherwise)
 
     def plan(self, tokens: Tensor, grid: Grid, context: Context | None = None) -> Reduction:
-        grid.check(tokens)
         context = context or Context()
         candidates = self._candidates(context)
         branches = tuple(reducer.plan(tokens, grid, context) for reducer, _ in candidates)

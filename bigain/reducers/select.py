@@ -45,7 +45,6 @@ class Selected(Reduction):
 
     def restore(self, reduced: Tensor) -> Tensor:
         batch, count = self.kept.shape
-        self.check_tokens(reduced, *self.sizes.shape)
         short = Grid((count,), self.grid.prefix, self.grid.suffix)
         tokens = torch.arange(self.grid.size, device=self.kept.device).repeat(batch, 1)
         nearest = torch.searchsorted(_midpoints(self.kept), tokens)

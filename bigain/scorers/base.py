@@ -6,7 +6,7 @@ from typing import Literal, Self
 from torch import Tensor
 
 from bigain.errors import BigainError
-from bigain.grid import Grid
+from bigain.grid import Grid, check_grid
 
 __all__ = ["TokenScorer"]
 
@@ -15,8 +15,8 @@ class TokenScorer(ABC):
     """Says how much detail each token carries.
 
     A scorer is a value: settings only, each as an attribute of its own name, no
-    state between calls. A subclass implements `raw` and says with `detail_is` which way its formula points;
-    calling the scorer returns values for which large means detail.
+    state between calls. A subclass implements `raw` and says with `detail_is` which way
+    its formula points; calling the scorer returns values for which large means detail.
     """
 
     detail_is: Literal["high", "low"] = "high"
@@ -52,9 +52,10 @@ class TokenScorer(ABC):
             float32, `[B, N_grid]`.
 
         Raises:
-            SettingError: The tokens do not lie on the grid.
+            SettingError: Not a grid, not tokens, or tokens that do not lie on the grid.
             BigainError: The formula does not give a number for each token.
         """
+        check_grid(grid)
         value = self.raw(grid.body(tokens), grid)
         if value.shape != (len(tokens), grid.size):
             raise BigainError(

@@ -29,7 +29,7 @@ def test_the_shipped_ones_are_those_that_are_tested():
 def test_a_shipped_one_has_the_published_parameters_and_no_values(name):
     network = build_architecture(name)
     assert sum(weight.numel() for weight in network.parameters()) == PARAMETERS[name]
-    assert all(held.is_meta for held in [*network.parameters(), *network.buffers()])
+    assert all(tensor.is_meta for tensor in [*network.parameters(), *network.buffers()])
     assert not network.training
 
 
@@ -86,9 +86,9 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_a_file_that_is_none_is_refused_in_one_sentence(case, tmp_path):
-    content, kind, told = BAD[case]
+    content, kind, message = BAD[case]
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(kind, match=told) as refused:
+    with pytest.raises(kind, match=message) as refused:
         build_architecture(tmp_path)
     assert "\n" not in str(refused.value)
 

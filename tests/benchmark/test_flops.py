@@ -81,11 +81,11 @@ def run(root, tmp_path_factory):
 
     def command(name):
         if name not in done:
-            file, told, start = tmp_path_factory.mktemp("flops") / "table.csv", io.StringIO(), time.monotonic()
-            with contextlib.redirect_stdout(told):
+            file, printed, start = tmp_path_factory.mktemp("flops") / "table.csv", io.StringIO(), time.monotonic()
+            with contextlib.redirect_stdout(printed):
                 main(["flops", f"--config={root}/recipes/flops/{name}.yaml", f"--csv={file}"])
             rows = {row["method"]: row for row in csv.DictReader(file.read_text().splitlines())}
-            done[name] = rows, told.getvalue(), time.monotonic() - start
+            done[name] = rows, printed.getvalue(), time.monotonic() - start
         return done[name]
 
     return command
@@ -327,11 +327,11 @@ def test_counting_leaves_the_model_and_its_values_alone(tiny_backbone):
 def test_a_copy_on_the_meta_device_keeps_ties_and_leaves_the_model_alone():
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
     model[0].bias = model[1].bias
-    model.register_buffer("held", torch.zeros(2), persistent=False)
+    model.register_buffer("counter", torch.zeros(2), persistent=False)
     shadow = on_meta(model)
-    assert all(held.is_meta for held in [*shadow.parameters(), *shadow.buffers()])
+    assert all(tensor.is_meta for tensor in [*shadow.parameters(), *shadow.buffers()])
     assert shadow[0].bias is shadow[1].bias
-    assert not any(held.is_meta for held in [*model.parameters(), *model.buffers()])
+    assert not any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
 
 
 class Asks(TokenReducer):
@@ -345,7 +345,7 @@ class Asks(TokenReducer):
 
 
 @pytest.mark.parametrize(
-    ("reducer", "placement", "kind", "told"),
+    ("reducer", "placement", "kind", "message"),
     [
         (LGTM(0.8), "sd", SettingError, "at most 3072"),
         ("lgmt", "sd", SettingError, "Did you mean lgtm"),
@@ -355,22 +355,22 @@ class Asks(TokenReducer):
         (Asks(), "sd", SettingError, r"Asks\(\) cannot be counted without values"),
     ],
 )
-def test_what_cannot_be_counted_is_refused_and_the_next_is_counted(sd2, reducer, placement, kind, told):
-    with pytest.raises(kind, match=told):
+def test_what_cannot_be_counted_is_refused_and_the_next_is_counted(sd2, reducer, placement, kind, message):
+    with pytest.raises(kind, match=message):
         sd2.count(reducer, placement)
     assert sd2.count(Identity()).total == sd2.baseline
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "told"),
+    ("name", "shape", "message"),
     [
         ("sd2", (64,), r"each of 2 axes, each at least 1; got \[64\]"),
         ("sd2", (0, 64), "at least 1"),
         ("dit_xl_2_256", (16, 32), "DiTTransformer2DModel cannot run on 16 x 32 tokens"),
     ],
 )
-def test_a_shape_that_the_network_cannot_run_on_is_refused(name, shape, told):
-    with pytest.raises(SettingError, match=told):
+def test_a_shape_that_the_network_cannot_run_on_is_refused(name, shape, message):
+    with pytest.raises(SettingError, match=message):
         FlopCounter(build_architecture(name), shape)
 
 

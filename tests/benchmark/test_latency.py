@@ -1,8 +1,9 @@
-"""`bigain latency`: what is timed, what is told of it, and what is refused."""
+"""`bigain latency`: what is timed, what is said of it, and what is refused."""
 
 import json
 import statistics
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from torch import nn
 from bigain.adapters.placement import Placement
 from bigain.benchmark.architectures import build_architecture, build_random
 from bigain.benchmark.flops import FlopCounter
-from bigain.benchmark.latency_plan import LatencyPlan, measure_plan
-from bigain.benchmark.latency_table import as_json
+from bigain.benchmark.flops_settings import FlopsSettings
+from bigain.benchmark.latency_settings import LatencySettings, measure_methods
+from bigain.benchmark.latency_table import as_json, notes_below
 from bigain.cli.main import main
 from bigain.errors import NumericalError, SettingError
 from bigain.profiling.latency import measure_passes
@@ -68,8 +70,8 @@ def values_of(seen):
 
 def test_a_method_takes_as_much_longer_as_it_sleeps(tiny):
     """Fifty milliseconds in each of three blocks; before and after it the network is bare."""
-    plan = LatencyPlan(tiny, reducers={"slow": Watching(lambda _: time.sleep(0.05))}, **{**EAGER, "repeats": 5})
-    content = measure_plan(plan)
+    settings = LatencySettings(tiny, reducers={"slow": Watching(lambda _: time.sleep(0.05))}, **{**EAGER, "repeats": 5})
+    content = measure_methods(settings)
     assert [row.name for row in content.methods] == ["none", "slow", "none, again"]
     first, slow, last = (row.passes for row in content.methods)
     assert min(slow.times) >= 150 > max(min(first.times), min(last.times))
@@ -80,8 +82,10 @@ def test_a_method_takes_as_much_longer_as_it_sleeps(tiny):
 
 def test_passes_are_of_the_rows_the_shape_and_the_type_asked_for(tiny):
     seen = []
-    plan = LatencyPlan(tiny, Watching(seen.append), shape=[24, 16], rows=3, dtype="bf16", **{**EAGER, "repeats": 4})
-    measure_plan(plan)
+    settings = LatencySettings(
+        tiny, Watching(seen.append), shape=[24, 16], rows=3, dtype="bf16", **{**EAGER, "repeats": 4}
+    )
+    measure_methods(settings)
     found = values_of(seen)
     assert {(tokens.shape[:2], tokens.dtype) for tokens in found} == {((3, 24 * 16), torch.bfloat16)}
     # The pass in which a compiler would work, and those timed; three blocks at full resolution each.
@@ -91,7 +95,7 @@ def test_passes_are_of_the_rows_the_shape_and_the_type_asked_for(tiny):
 def test_the_placement_is_what_is_timed(tiny):
     seen = []
     encoder = Placement(names="down_blocks.*")
-    measure_plan(LatencyPlan(tiny, Watching(seen.append), placement=encoder, **{**EAGER, "warmup": 2}))
+    measure_methods(LatencySettings(tiny, Watching(seen.append), placement=encoder, **{**EAGER, "warmup": 2}))
     assert len(values_of(seen)) == 1 * (1 + 2 + 1)
 
 
@@ -100,7 +104,7 @@ def test_weights_and_inputs_follow_the_seed_and_every_method_has_the_same(tiny):
     for seed in (3, 3, 4):
         seen = []
         reducers = {"a": Watching(seen.append), "b": Watching(seen.append)}
-        measure_plan(LatencyPlan(tiny, reducers=reducers, seed=seed, **EAGER))
+        measure_methods(LatencySettings(tiny, reducers=reducers, seed=seed, **EAGER))
         runs.append(values_of(seen))
     assert all(torch.equal(one, other) for one, other in zip(runs[0], runs[1], strict=True))
     assert not torch.equal(runs[0][0], runs[2][0])
@@ -132,7 +136,7 @@ def test_the_file_holds_every_time_and_the_counted_operations(tiny, tmp_path):
 def test_every_method_is_compiled_for_itself_though_hooks_alone_differ(narrow):
     """Dynamo has no guards on hooks: code kept from before would run another method."""
     placement = Placement(parts=("mlp",))
-    content = measure_plan(LatencyPlan(narrow, LGTM(0.5), placement=placement, backend="aot_eager", **QUICK))
+    content = measure_methods(LatencySettings(narrow, LGTM(0.5), placement=placement, backend="aot_eager", **QUICK))
     made = [row.passes.compilation for row in content.methods]
     assert [(one.graphs, one.breaks) for one in made] == [(1, 0)] * 3
     assert all(one.seconds > 0 for one in made)
@@ -141,9 +145,11 @@ def test_every_method_is_compiled_for_itself_though_hooks_alone_differ(narrow):
 
 def test_a_graph_break_names_the_method(narrow):
     broken = Watching(lambda _: torch._dynamo.graph_break())
-    with pytest.raises(SettingError, match=r"^odd does not compile to one graph with eager: .*--compile=false") as told:
-        measure_plan(LatencyPlan(narrow, reducers={"odd": broken}, backend="eager", **QUICK))
-    assert "\n" not in str(told.value)
+    with pytest.raises(
+        SettingError, match=r"^odd does not compile to one graph with eager: .*--compile=false"
+    ) as refused:
+        measure_methods(LatencySettings(narrow, reducers={"odd": broken}, backend="eager", **QUICK))
+    assert "\n" not in str(refused.value)
 
 
 def test_a_network_that_overflows_is_no_measure():
@@ -155,7 +161,7 @@ def test_a_network_that_overflows_is_no_measure():
 
 def test_a_timestep_settles_a_reducer_that_switches(tiny):
     switching = Scheduled([Rule(Identity(), timesteps=(600, 1000)), Rule(LGTM(0.5))])
-    early, late = (measure_plan(LatencyPlan(tiny, switching, timestep=at, **EAGER)) for at in (900, 100))
+    early, late = (measure_methods(LatencySettings(tiny, switching, timestep=at, **EAGER)) for at in (900, 100))
     assert early.methods[1].flops == early.methods[0].flops
     assert late.methods[1].flops == FlopCounter(build_architecture(tiny)).count(LGTM(0.5)).total
     assert "timestep 100" in late.title
@@ -165,22 +171,43 @@ def test_rows_at_mixed_timesteps_that_need_both_kinds_are_refused_before_anythin
     both = Scheduled([Rule(IEKVD(2), timesteps=(500, 1000)), Rule(LGTM(0.5))])
     steps = []
     with pytest.raises(SettingError, match="rows of one batch cannot do both"):
-        measure_plan(LatencyPlan(tiny, both, **EAGER), steps.append)
+        measure_methods(LatencySettings(tiny, both, **EAGER), steps.append)
     assert steps == []
-    assert len(measure_plan(LatencyPlan(tiny, both, timestep=700, **EAGER)).methods) == 3
+    assert len(measure_methods(LatencySettings(tiny, both, timestep=700, **EAGER)).methods) == 3
+
+
+def test_two_methods_that_reduce_nothing_are_refused(tiny):
+    """One of them would have no row of its own."""
+    both = {"bare": Identity(), "todo": ToDo(2), "empty": Identity()}
+    for settings in (LatencySettings, FlopsSettings):
+        with pytest.raises(SettingError, match="'bare' and 'empty' are all no reduction"):
+            settings(tiny, reducers=both)
+
+
+def test_the_notes_say_where_little_can_be_gained(narrow):
+    """The share of the operations in the parts taken is what any reducer there can save at most."""
+    mlp, attention = (
+        measure_methods(LatencySettings(narrow, LGTM(0.5), placement=Placement(parts=(part,)), **EAGER))
+        for part in ("mlp", "self")
+    )
+    assert {content: "Little to gain" in notes_below(content) for content in (mlp, attention)} == {
+        content: content.share < 0.16 for content in (mlp, attention)
+    }
+    few = replace(mlp, share=0.1)
+    assert "the parts taken hold 10.0% of the operations" in notes_below(few)
 
 
 def test_no_reduction_keeps_the_name_it_is_given(tiny):
-    plan = LatencyPlan(tiny, reducers={"todo": ToDo(2), "bare": Identity()}, **EAGER)
-    assert [row.name for row in measure_plan(plan).methods] == ["bare", "todo", "bare, again"]
+    settings = LatencySettings(tiny, reducers={"todo": ToDo(2), "bare": Identity()}, **EAGER)
+    assert [row.name for row in measure_methods(settings).methods] == ["bare", "todo", "bare, again"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_random_weights_are_drawn_in_the_type_asked_for_and_nothing_else_changes(tiny, dtype):
     state = torch.random.get_rng_state()
     network, same, other = (build_random(tiny, CPU, dtype, seed) for seed in (0, 0, 1))
-    held = [*network.parameters(), *network.buffers()]
-    assert {value.dtype for value in held if value.is_floating_point()} == {dtype}
+    tensors = [*network.parameters(), *network.buffers()]
+    assert {value.dtype for value in tensors if value.is_floating_point()} == {dtype}
     assert all(torch.equal(one, two) for one, two in zip(network.parameters(), same.parameters(), strict=True))
     assert not torch.equal(next(network.parameters()), next(other.parameters()))
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -194,9 +221,9 @@ def test_the_table_says_what_was_timed_and_fits_eighty_columns(narrow, capsys, m
     monkeypatch.setenv("COLUMNS", "300")
     options = ["--reducer=todo", "--reducer.factor=2", "--backend=eager", "--repeats=2", "--device=cpu", "--rows=2"]
     main(["latency", f"--network={narrow}", *options])
-    told = capsys.readouterr().out
-    assert max(map(len, told.splitlines())) <= 80
-    joined = " ".join(told.split())
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    joined = " ".join(printed.split())
     for said in (
         "1/3 none: compiling and timing",
         "8 x 8 tokens at its input, 2 rows a pass, fp32",
@@ -246,20 +273,20 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_clear_line_and_nothing_is_built(case, tiny, root, monkeypatch, capsys):
     monkeypatch.chdir(root)
-    options, told = BAD[case]
+    options, message = BAD[case]
     with pytest.raises(SystemExit) as stopped:
         main(["latency", *(option.replace("TINY", tiny) for option in options)])
     assert stopped.value.code == 2
     printed = capsys.readouterr()
-    assert told in printed.err
+    assert message in printed.err
     assert "Traceback" not in printed.err
     assert printed.out == ""
 
 
 @pytest.mark.gpu
 def test_peak_memory_holds_the_weights_and_what_a_pass_needs_beside_them(tiny):
-    plan = LatencyPlan(tiny, LGTM(0.5), rows=4, dtype="fp16", device="cuda", repeats=2)
-    small, large = (measure_plan(LatencyPlan(**{**vars(plan), "rows": rows})) for rows in (4, 64))
+    settings = LatencySettings(tiny, LGTM(0.5), rows=4, dtype="fp16", device="cuda", repeats=2)
+    small, large = (measure_methods(LatencySettings(**{**vars(settings), "rows": rows})) for rows in (4, 64))
     weights = 2 * sum(value.numel() for value in build_architecture(tiny).parameters())
     for few, many in zip(small.methods, large.methods, strict=True):
         assert weights < few.passes.memory < many.passes.memory

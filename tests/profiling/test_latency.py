@@ -74,5 +74,5 @@ def test_the_interval_is_the_narrowest_of_95_per_cent(count):
 def test_no_pairs_and_unequal_numbers_are_refused():
     with pytest.raises(ValueError, match="got none"):
         ratio([], [])
-    with pytest.raises(ValueError, match="shorter|longer"):
+    with pytest.raises(ValueError, match=r"shorter|longer"):
         ratio([1.0, 2.0], [1.0])

@@ -57,7 +57,6 @@ class ToMA(TokenReducer):
 
     def plan(self, tokens: Tensor, grid: Grid, context: Context | None = None) -> Reduction:
         length = grid.size - self._removed_on(grid)
-        grid.check(tokens)
         if length == grid.size:
             return NoReduction.of(tokens)
         with torch.no_grad():

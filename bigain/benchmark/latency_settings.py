@@ -17,7 +17,7 @@ from bigain.errors import SettingError
 from bigain.profiling.latency import Backend, Passes, measure_passes
 from bigain.reducers.base import Identity, TokenReducer
 
-__all__ = ["DTYPES", "LatencyPlan", "LatencyTable", "MethodLatency", "device_of", "measure_plan"]
+__all__ = ["DTYPES", "LatencySettings", "LatencyTable", "MethodLatency", "device_of", "measure_methods"]
 
 Precision = Literal["fp32", "fp16", "bf16"]
 
@@ -26,7 +26,7 @@ DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float1
 
 
 @dataclass(frozen=True)
-class LatencyPlan:
+class LatencySettings:
     """Time forward passes of a network under reducers.
 
     Args:
@@ -102,14 +102,16 @@ class LatencyTable:
     Args:
         title: Network, grid, rows, type and placement, in words.
         device: Where.
-        settings: The plan, resolved.
+        settings: What was asked for, with defaults filled in.
         methods: One row a method. The first and the last are no reduction.
+        share: Share of the operations without reduction that lies in the parts taken.
     """
 
     title: str
     device: torch.device
     settings: Mapping[str, Any]
     methods: tuple[MethodLatency, ...]
+    share: float
 
     @property
     def baseline(self) -> float:
@@ -143,28 +145,32 @@ def device_of(name: str) -> torch.device:
     return device
 
 
-def measure_plan(plan: LatencyPlan, tell: Callable[[str], None] = lambda _: None) -> LatencyTable:
-    """Measure everything a plan names.
+def measure_methods(settings: LatencySettings, announce: Callable[[str], None] = lambda _: None) -> LatencyTable:
+    """Measure every method that the settings name.
 
     Every reducer is first attached and counted on the meta device, so that one that
     cannot work is refused before anything is built.
 
     Args:
-        plan: What to measure.
-        tell: Is told what comes next.
+        settings: What to measure.
+        announce: Called with a line before each step.
 
     Raises:
-        BigainError: Something that cannot be built, attached, compiled or held in memory.
+        BigainError: Something that cannot be built, attached, compiled, or does not fit into memory.
     """
-    baseline, methods = methods_of(plan.reducer, plan.reducers, plan.timestep)
-    counter = FlopCounter(build_architecture(plan.network), tuple(plan.shape) if plan.shape is not None else None)
+    baseline, methods = methods_of(settings.reducer, settings.reducers, settings.timestep)
+    counter = FlopCounter(
+        build_architecture(settings.network), tuple(settings.shape) if settings.shape is not None else None
+    )
     flops: dict[str, float] = {}
+    share = 0.0
     for name, reducer in methods.items():
-        _refuse_mixed(counter, reducer, plan.placement)
-        flops[name] = counter.count(reducer, plan.placement).total
-    settings = _settings(plan, counter)
-    tell(f"building {settings['class']} with random weights")
-    network, inputs = _made(plan, counter)
+        _refuse_mixed(counter, reducer, settings.placement)
+        count = counter.count(reducer, settings.placement)
+        flops[name], share = count.total, count.share
+    resolved = _resolved(settings, counter)
+    announce(f"building {resolved['class']} with random weights")
+    network, inputs = _build(settings, counter)
     order: list[tuple[str, TokenReducer]] = [
         (baseline, Identity()),
         *methods.items(),
@@ -172,36 +178,36 @@ def measure_plan(plan: LatencyPlan, tell: Callable[[str], None] = lambda _: None
     ]
     rows: list[MethodLatency] = []
     for number, (name, reducer) in enumerate(order, start=1):
-        tell(f"{number}/{len(order)} {name}: {'compiling and ' if plan.compile else ''}timing")
-        passes = _measured(plan, counter, network, inputs, name, reducer)
+        announce(f"{number}/{len(order)} {name}: {'compiling and ' if settings.compile else ''}timing")
+        passes = _measured(settings, counter, network, inputs, name, reducer)
         rows.append(MethodLatency(name, repr(reducer), flops.get(name, counter.baseline), passes))
-    return LatencyTable(_title(settings), device_of(plan.device), settings, tuple(rows))
+    return LatencyTable(_title(resolved), device_of(settings.device), resolved, tuple(rows), share)
 
 
-def _made(plan: LatencyPlan, counter: FlopCounter) -> tuple[nn.Module, dict[str, Any]]:
-    device, dtype = device_of(plan.device), _dtype_of(plan)
+def _build(settings: LatencySettings, counter: FlopCounter) -> tuple[nn.Module, dict[str, Any]]:
+    device, dtype = device_of(settings.device), _dtype_of(settings)
     try:
-        network = build_random(plan.network, device, DTYPES[dtype], plan.seed)
+        network = build_random(settings.network, device, DTYPES[dtype], settings.seed)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(plan.seed)
-            return network, counter.adapter.inputs(network, plan.rows, counter.shape, device, DTYPES[dtype])
+            torch.manual_seed(settings.seed)
+            return network, counter.adapter.inputs(network, settings.rows, counter.shape, device, DTYPES[dtype])
     except torch.OutOfMemoryError as error:
-        raise SettingError(f"{plan.network} in {dtype} does not fit into the memory of {device}.") from error
+        raise SettingError(f"{settings.network} in {dtype} does not fit into the memory of {device}.") from error
 
 
 def _measured(
-    plan: LatencyPlan,
+    settings: LatencySettings,
     counter: FlopCounter,
     network: nn.Module,
     inputs: Mapping[str, Any],
     name: str,
     reducer: TokenReducer,
 ) -> Passes:
-    backend = plan.backend if plan.compile else None
+    backend = settings.backend if settings.compile else None
     if isinstance(reducer, Identity):  # the network as it is, without a hook
-        return measure_passes(name, network, inputs, backend, plan.repeats, plan.warmup)
-    with attach(network, reducer, placement=plan.placement, shape=counter.shape, seed=plan.seed, quiet=True):
-        return measure_passes(name, network, inputs, backend, plan.repeats, plan.warmup)
+        return measure_passes(name, network, inputs, backend, settings.repeats, settings.warmup)
+    with attach(network, reducer, placement=settings.placement, shape=counter.shape, seed=settings.seed, quiet=True):
+        return measure_passes(name, network, inputs, backend, settings.repeats, settings.warmup)
 
 
 def _refuse_mixed(counter: FlopCounter, reducer: TokenReducer, placement: Placement) -> None:
@@ -210,35 +216,35 @@ def _refuse_mixed(counter: FlopCounter, reducer: TokenReducer, placement: Placem
         report.check_mixed_timesteps()
 
 
-def _dtype_of(plan: LatencyPlan) -> str:
-    return plan.dtype or ("fp16" if device_of(plan.device).type == "cuda" else "fp32")
+def _dtype_of(settings: LatencySettings) -> str:
+    return settings.dtype or ("fp16" if device_of(settings.device).type == "cuda" else "fp32")
 
 
-def _settings(plan: LatencyPlan, counter: FlopCounter) -> dict[str, Any]:
+def _resolved(settings: LatencySettings, counter: FlopCounter) -> dict[str, Any]:
     return {
-        "network": plan.network,
+        "network": settings.network,
         "class": type(counter.network).__name__,
         "shape": list(counter.shape),
-        "rows": plan.rows,
-        "dtype": _dtype_of(plan),
-        "placement": str(plan.placement),
-        "backend": plan.backend if plan.compile else None,
-        "repeats": plan.repeats,
-        "warmup": plan.warmup,
-        "timestep": plan.timestep,
-        "seed": plan.seed,
+        "rows": settings.rows,
+        "dtype": _dtype_of(settings),
+        "placement": str(settings.placement),
+        "backend": settings.backend if settings.compile else None,
+        "repeats": settings.repeats,
+        "warmup": settings.warmup,
+        "timestep": settings.timestep,
+        "seed": settings.seed,
     }
 
 
-def _title(settings: Mapping[str, Any]) -> str:
-    rows, timestep = settings["rows"], settings["timestep"]
+def _title(resolved: Mapping[str, Any]) -> str:
+    rows, timestep = resolved["rows"], resolved["timestep"]
     return ", ".join(
         [
-            f"{settings['network']}: {settings['class']} with random weights",
-            f"{' x '.join(map(str, settings['shape']))} tokens at its input",
+            f"{resolved['network']}: {resolved['class']} with random weights",
+            f"{' x '.join(map(str, resolved['shape']))} tokens at its input",
             f"{rows} row{'s' if rows > 1 else ''} a pass",
-            settings["dtype"],
-            f"placement {settings['placement']}",
+            resolved["dtype"],
+            f"placement {resolved['placement']}",
             *([f"timestep {timestep:g}"] if timestep is not None else []),
         ]
     )

@@ -18,11 +18,11 @@ from bigain.diffusion.backbone import Backbone
 from bigain.errors import DataError, SettingError
 from bigain.reducers.base import Identity, TokenReducer
 
-__all__ = ["FlopsPlan", "FlopsTable", "MethodFlops", "count_plan"]
+__all__ = ["FlopsSettings", "FlopsTable", "MethodFlops", "count_methods"]
 
 
 @dataclass(frozen=True)
-class FlopsPlan:
+class FlopsSettings:
     """Count one evaluation of a network under reducers.
 
     Args:
@@ -61,21 +61,20 @@ class FlopsPlan:
             )
         if self.recipe is not None and (given := self._beside_recipe()):
             raise SettingError(f"{self.recipe} says what to count; leave out {', '.join(given)}.")
-        if self.reducers and not isinstance(self.reducer, Identity):
-            raise SettingError("Give reducer or reducers, not both.")
+        methods_of(self.reducer, self.reducers)
         if self.sharing < 1:
             raise SettingError(f"sharing is 1 or more evaluations; got {self.sharing}.")
 
     def _beside_recipe(self) -> list[str]:
         """Name what was given that a recipe says, too."""
-        told = {
+        given = {
             "reducer": not isinstance(self.reducer, Identity),
             "reducers": bool(self.reducers),
             "placement": self.placement != Placement(),
             "shape": self.shape is not None,
             "sharing": self.sharing != 1,
         }
-        return [name for name, given in told.items() if given]
+        return [name for name, differs in given.items() if differs]
 
 
 @dataclass(frozen=True)
@@ -117,40 +116,47 @@ class _Recipe:
     share_plans: bool = False
 
 
-def count_plan(plan: FlopsPlan) -> FlopsTable:
-    """Count everything a plan names.
+def count_methods(settings: FlopsSettings) -> FlopsTable:
+    """Count every method that the settings name.
 
     Raises:
         BigainError: Something that cannot be built or counted.
     """
-    model, reducers, placement, sharing = _of_recipe(plan.recipe, plan.timestep) if plan.recipe else _of_options(plan)
-    counter = FlopCounter(model, tuple(plan.shape) if plan.shape is not None else None)
+    model, reducers, placement, sharing = (
+        _of_recipe(settings.recipe, settings.timestep) if settings.recipe else _of_options(settings)
+    )
+    counter = FlopCounter(model, tuple(settings.shape) if settings.shape is not None else None)
     methods = [
         MethodFlops(name, repr(reducer), counter.count(reducer, placement, sharing))
         for name, reducer in reducers.items()
     ]
-    told = [
-        plan.network or str(plan.recipe),
+    title = [
+        settings.network or str(settings.recipe),
         type(counter.network).__name__,
         f"{' x '.join(map(str, counter.shape))} tokens at its input",
         f"placement {placement}",
         *([f"{sharing} evaluations share a plan"] if sharing > 1 else []),
-        *([f"timestep {plan.timestep:g}"] if plan.timestep is not None else []),
+        *([f"timestep {settings.timestep:g}"] if settings.timestep is not None else []),
     ]
-    return FlopsTable(", ".join(told), tuple(methods))
+    return FlopsTable(", ".join(title), tuple(methods))
 
 
-def _of_options(plan: FlopsPlan) -> tuple[Any, dict[str, TokenReducer], Placement, int]:
-    assert plan.network is not None
-    return build_architecture(plan.network), _methods(plan, plan.timestep), plan.placement, plan.sharing
+def _of_options(settings: FlopsSettings) -> tuple[Any, dict[str, TokenReducer], Placement, int]:
+    assert settings.network is not None
+    return (
+        build_architecture(settings.network),
+        _methods(settings, settings.timestep),
+        settings.placement,
+        settings.sharing,
+    )
 
 
 def _of_recipe(file: Path, timestep: float | None) -> tuple[Backbone, dict[str, TokenReducer], Placement, int]:
     """Build what decides the figures, the backbone on the meta device: there, it reads no weights."""
-    settings = _settings(file)
+    recipe = _settings_in(file)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(_Recipe)
-    given = {item.name: settings[item.name] for item in fields(_Recipe) if item.name in settings}
+    given = {item.name: recipe[item.name] for item in fields(_Recipe) if item.name in recipe}
     try:
         with torch.device("meta"), warnings.catch_warnings():
             # Of backbones that read weights all the same.
@@ -162,7 +168,7 @@ def _of_recipe(file: Path, timestep: float | None) -> tuple[Backbone, dict[str, 
     return made.backbone, _methods(made, timestep), made.placement, sharing
 
 
-def _settings(file: Path) -> Mapping[str, Any]:
+def _settings_in(file: Path) -> Mapping[str, Any]:
     """Find the settings of a task or comparison in a recipe."""
     try:
         content = yaml.safe_load(file.read_text())
@@ -170,9 +176,9 @@ def _settings(file: Path) -> Mapping[str, Any]:
         raise DataError(f"No recipe at {file}: {error.strerror}.") from error
     except (ValueError, yaml.YAMLError) as error:
         raise DataError(f"{file} is no YAML: {' '.join(str(error).split())}.") from error
-    held = content if isinstance(content, Mapping) else {}
-    task = held.get("model")
-    found = held.get("comparison") or (task.get("init_args") if isinstance(task, Mapping) else None)
+    recipe = content if isinstance(content, Mapping) else {}
+    task = recipe.get("model")
+    found = recipe.get("comparison") or (task.get("init_args") if isinstance(task, Mapping) else None)
     if not isinstance(found, Mapping) or "backbone" not in found:
         raise DataError(
             f"{file} is no recipe of bigain test or bigain compare: it has no backbone under model.init_args or "

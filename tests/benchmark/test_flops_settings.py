@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from bigain.benchmark.cost import count_flops
-from bigain.benchmark.flops_plan import FlopsPlan, count_plan
+from bigain.benchmark.flops_settings import FlopsSettings, count_methods
 from bigain.cli.main import main
 from bigain.reducers.base import Identity
 from bigain.reducers.lgtm import LGTM
@@ -75,9 +75,9 @@ def test_names_serve_for_reducers_in_both_ways_of_writing(tiny, tmp_path, capsys
 def test_the_table_says_what_was_counted_and_fits_a_hundred_columns(tiny, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
     main(["flops", f"--network={tiny}", "--reducer=tome", "--reducer.ratio=0.5", "--placement.preset=sd_sa_ca"])
-    told = capsys.readouterr().out
-    assert max(map(len, told.splitlines())) <= 100
-    joined = " ".join(told.split())
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 100
+    joined = " ".join(printed.split())
     assert "16 x 16 tokens at its input" in joined
     assert "placement preset='sd_sa_ca'" in joined
     assert "multiply-add as 2; sorting and element-wise work are not" in joined
@@ -99,7 +99,7 @@ def test_a_config_is_overridden_by_options(tiny, write, tmp_path):
 
 
 def test_a_recipe_of_a_task_is_counted_as_its_backbone_without_weights(shapes, write, tiny_backbone):
-    found = flops_of(count_plan(FlopsPlan(recipe=write(evaluation(shapes)))))
+    found = flops_of(count_methods(FlopsSettings(recipe=write(evaluation(shapes)))))
     expected = {
         name: count_flops(tiny_backbone, reducer) for name, reducer in (("none", Identity()), ("lgtm", LGTM(0.5)))
     }
@@ -108,11 +108,11 @@ def test_a_recipe_of_a_task_is_counted_as_its_backbone_without_weights(shapes, w
 
 def test_a_recipe_brings_its_placement_and_its_sharing(shapes, write, tiny_backbone):
     placement = {"layers": 4, "parts": ["self", "mlp"]}
-    content = count_plan(FlopsPlan(recipe=write(evaluation(shapes, placement=placement, share_plans=True))))
+    content = count_methods(FlopsSettings(recipe=write(evaluation(shapes, placement=placement, share_plans=True))))
     merged = content.methods[1]
     assert len(merged.count.parts) == 8
     assert "10 evaluations share a plan" in content.title
-    alone = count_plan(FlopsPlan(recipe=write(evaluation(shapes, placement=placement)))).methods[1].count.total
+    alone = count_methods(FlopsSettings(recipe=write(evaluation(shapes, placement=placement)))).methods[1].count.total
     planning = 4 * (2 * 48 * 16 * 16 + 2 * 9 * 64 * 16)
     assert alone - merged.count.total == pytest.approx(0.9 * planning, rel=1e-9)
 
@@ -121,7 +121,7 @@ def test_a_recipe_of_a_comparison_is_counted_method_by_method(shapes, write, tin
     backbone = {"class_path": PIXEL_DIT, "init_args": {"weights": str(shapes)}}
     tome = {"class_path": "bigain.reducers.tome.ToMe", "init_args": {"ratio": 0.25}}
     file = write({"comparison": {"backbone": backbone, "reducers": {"a": L_GTM, "b": tome}, "steps": 3}})
-    found = flops_of(count_plan(FlopsPlan(recipe=file)))
+    found = flops_of(count_methods(FlopsSettings(recipe=file)))
     reducers = {"none": Identity(), "a": LGTM(0.5), "b": ToMe(0.25)}
     assert found == {name: count_flops(tiny_backbone, reducer) for name, reducer in reducers.items()}
 
@@ -140,7 +140,7 @@ def test_the_shipped_comparison_counted_what_this_counts(root):
     """The GFLOPs of the full run, but for the Laplacian, which it did not count."""
     from bigain.assets import asset
 
-    found = flops_of(count_plan(FlopsPlan(recipe=root / "recipes/benchmark/cifar10_full.yaml")))
+    found = flops_of(count_methods(FlopsSettings(recipe=root / "recipes/benchmark/cifar10_full.yaml")))
     run = json.loads((asset("cifar10_full_run") / "comparison.json").read_text())
     shown = {row["name"]: row["gflops"] for row in run["methods"]}
     assert found["none"] / 1e9 == pytest.approx(shown["none"], abs=1e-9)
@@ -150,9 +150,11 @@ def test_the_shipped_comparison_counted_what_this_counts(root):
 
 def test_a_timestep_settles_a_reducer_that_switches(tiny):
     switching = Scheduled([Rule(Identity(), timesteps=(600, 1000)), Rule(LGTM(0.5))])
-    plans = {at: FlopsPlan(str(tiny), reducers={"x": switching, "lgtm": LGTM(0.5)}, timestep=at) for at in (900, 100)}
-    assert "timestep 900" in count_plan(plans[900]).title
-    early, late = (flops_of(count_plan(plans[at])) for at in (900, 100))
+    plans = {
+        at: FlopsSettings(str(tiny), reducers={"x": switching, "lgtm": LGTM(0.5)}, timestep=at) for at in (900, 100)
+    }
+    assert "timestep 900" in count_methods(plans[900]).title
+    early, late = (flops_of(count_methods(plans[at])) for at in (900, 100))
     assert early["x"] == early["none"]
     assert late["x"] == late["lgtm"] != late["none"]
 
@@ -188,18 +190,18 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_clear_line(case, tiny, root, monkeypatch, capsys):
     monkeypatch.chdir(root)
-    options, told = BAD[case]
+    options, message = BAD[case]
     with pytest.raises(SystemExit) as stop:
         main(["flops", *(option.replace("TINY", str(tiny)) for option in options)])
     assert stop.value.code == 2
     printed = capsys.readouterr()
-    assert told in printed.err
+    assert message in printed.err
     assert "Traceback" not in printed.err
     assert printed.out == ""
 
 
 @pytest.mark.parametrize(
-    ("reducer", "told"),
+    ("reducer", "said"),
     [
         ({"class_path": "bigain.reducers.lgtm.LGMT"}, "no attribute 'LGMT'"),
         ({"class_path": "bigain.reducers.lgtm.LGTM", "init_args": {"rtio": 0.5}}, "Option 'rtio' is not accepted"),
@@ -207,12 +209,12 @@ def test_bad_input_is_one_clear_line(case, tiny, root, monkeypatch, capsys):
         ({"class_path": "bigain.reducers.lgtm.LGTM", "init_args": {"ratio": 0.8}}, "at most 48"),
     ],
 )
-def test_a_recipe_that_is_wrong_is_one_clear_line(reducer, told, shapes, write, capsys):
+def test_a_recipe_that_is_wrong_is_one_clear_line(reducer, said, shapes, write, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["flops", f"--recipe={write(evaluation(shapes, reducer))}"])
     assert stop.value.code == 2
     message = capsys.readouterr().err
-    assert told in message
+    assert said in message
     assert message.startswith("bigain: error: ")
     assert message.count("\n") == 1
 

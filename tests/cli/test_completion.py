@@ -12,7 +12,8 @@ import pytest
 
 import bigain
 from bigain.cli.completion import SHELLS, completion_script
-from bigain.cli.main import OWN_COMMANDS, VERBS, main
+from bigain.cli.commands import COMMANDS
+from bigain.cli.main import main
 from bigain.errors import SettingError
 
 pytest.importorskip("shtab")
@@ -48,7 +49,7 @@ def complete(tmp_path_factory):
 
 
 def test_commands_are_completed(complete):
-    assert set(complete("")) == {*VERBS, *OWN_COMMANDS}
+    assert set(complete("")) == {*COMMANDS}
     assert complete("lat") == ["latency"]
 
 

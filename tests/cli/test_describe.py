@@ -8,7 +8,7 @@ import pytest
 import bigain
 from bigain import registry
 from bigain.cli.describe import describe
-from bigain.cli.listing import KINDS, rows_of, tasks
+from bigain.cli.list_ import KINDS, rows_of
 from bigain.cli.main import main
 from bigain.errors import SettingError
 
@@ -87,7 +87,7 @@ def test_an_adapter_names_its_classes_library_and_source_of_plans(capsys):
 
 
 def test_tasks_and_class_paths_are_described_too(capsys):
-    assert {task.__name__ for task in tasks()} >= {"ClassificationTask", "GenerationTask", "DiffusionTraining"}
+    assert {row.name for row in rows_of(["tasks"])} >= {"ClassificationTask", "GenerationTask", "DiffusionTraining"}
     by_name, by_path = describe("ClassificationTask"), describe("bigain.tasks.classification.ClassificationTask")
     assert by_name.parameters == by_path.parameters
     assert "share_plans" in shown(capsys, "ClassificationTask")

@@ -25,7 +25,7 @@ def findings():
 def test_versions_are_those_of_the_metadata(findings):
     for name in ("bigain", "torch", "lightning", "diffusers", "timm", "transformers"):
         found = findings["versions", name]
-        assert (found.state, found.told) == ("ok", version(name))
+        assert (found.state, found.text) == ("ok", version(name))
 
 
 def test_every_device_is_named(findings):
@@ -46,15 +46,15 @@ def test_a_backend_of_attention_is_usable_as_told(findings, name, backend):
         expected = "ok"
     found = findings["attention on cpu", name]
     assert found.state == expected
-    assert found.told
+    assert found.text
     assert findings["attention on cpu", "math"].state == "ok" or backend is not SDPBackend.MATH
 
 
 def test_every_adapter_is_told_with_its_library(findings):
     for name in bigain.available("adapters"):
         kind = registry.get("adapters", name)
-        assert kind.library in findings["adapters", name].told
-    assert version("diffusers") in findings["adapters", "dit"].told
+        assert kind.library in findings["adapters", name].text
+    assert version("diffusers") in findings["adapters", "dit"].text
 
 
 class _Odd:
@@ -90,8 +90,8 @@ def test_a_version_that_does_not_fit_is_broken(monkeypatch):
     monkeypatch.setattr(doctor, "requires", lambda name: ["torch>=99", "no-such-package", "ruff<0; extra == 'dev'"])
     found = {one.name: one for one in doctor._versions()}
     assert found["torch"].state == "broken"
-    assert "bigain needs torch>=99" in found["torch"].told
-    assert "not installed" in found["no-such-package"].told
+    assert "bigain needs torch>=99" in found["torch"].text
+    assert "not installed" in found["no-such-package"].text
     assert "ruff" not in found
 
 
@@ -99,7 +99,7 @@ def test_without_a_compiler_it_says_so_and_nothing_is_broken(monkeypatch):
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
     (found,) = doctor._compilers([], True)
     assert (found.state, found.name) == ("note", "C++ compiler")
-    assert "none on the path" in found.told
+    assert "none on the path" in found.text
 
 
 def test_a_compiler_that_works_is_told():
@@ -121,7 +121,7 @@ def test_a_compiler_that_does_not_is_told_with_the_reason(monkeypatch, program, 
     monkeypatch.setattr(doctor, "_PROGRAM", program)
     found = doctor._compiled(torch.device("cpu"), True, limit=5 if "60" in program else 60)
     assert found.state == ("note" if "60" in program else "broken")
-    assert told in found.told
+    assert told in found.text
 
 
 def test_what_lies_in_the_current_folder_is_not_taken_for_a_module(tmp_path, monkeypatch):
@@ -183,5 +183,5 @@ def test_a_misspelt_group_of_entry_points_is_told(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     found = {one.name: one for one in doctor._plugins()}["bigain.scorer"]
     assert found.state == "broken"
-    assert "no such group of entry points (mine)" in found.told
-    assert "bigain.scorers" in found.told
+    assert "no such group of entry points (mine)" in found.text
+    assert "bigain.scorers" in found.text

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from bigain.cli.main import main
-from bigain.cli.schema import COMMANDS, recipe_schema
+from bigain.cli.schema import RECIPE_COMMANDS, recipe_schema
 from bigain.errors import SettingError
 
 jsonschema = pytest.importorskip("jsonschema")
@@ -30,7 +30,7 @@ FREE = {("comparison", "trainer"), ("trainer", "callbacks"), ("reducers",), ("co
 
 @pytest.fixture(scope="module")
 def validators():
-    made = {command: recipe_schema(command) for command in COMMANDS}
+    made = {command: recipe_schema(command) for command in RECIPE_COMMANDS}
     for schema in made.values():
         jsonschema.Draft202012Validator.check_schema(schema)
     return {command: jsonschema.Draft202012Validator(schema) for command, schema in made.items()}

@@ -7,9 +7,9 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from bigain.cli import scaffold
+from bigain.cli import new_plugin as new_plugin_module
 from bigain.cli.main import main
-from bigain.cli.scaffold import new_plugin, next_steps, plugin_files
+from bigain.cli.new_plugin import new_plugin, next_steps, plugin_files
 from bigain.errors import SettingError
 
 
@@ -98,7 +98,7 @@ def test_a_folder_in_none_is_refused(tmp_path):
 def test_what_fails_half_way_leaves_nothing(tmp_path, monkeypatch):
     """A file where a folder has to be stops the writing, after others were written."""
     content = {**plugin_files("fine-texture"), PurePosixPath("README.md/inner"): ""}
-    monkeypatch.setattr(scaffold, "plugin_files", lambda name: content)
+    monkeypatch.setattr(new_plugin_module, "plugin_files", lambda name: content)
     with pytest.raises(SettingError, match=r"mine cannot be written: .*README\.md"):
         new_plugin("fine-texture", tmp_path / "mine")
     assert not list(tmp_path.iterdir())

@@ -8,9 +8,8 @@ from typing import Any, Literal
 import pytest
 
 import bigain
-from bigain.cli.docstrings import parameters_of, summary_of, type_text, words_of
-from bigain.cli.libraries import class_paths, installed_version
-from bigain.cli.parsers import shortened
+from bigain.cli.classes import class_paths, installed_version, parameters_of, summary_of, type_text, words_of
+from bigain.cli.messages import shortened
 
 
 class Whole:
@@ -86,7 +85,7 @@ def test_defaults_are_short():
     sizes, _ = parameters_of(Value)
     assert sizes.default_text == "(1, 2, 3, ...)"
     assert (
-        next(iter(parameters_of(type("Held", (), {"__init__": lambda self, at=Point(): None})))).default_text
+        next(iter(parameters_of(type("Placed", (), {"__init__": lambda self, at=Point(): None})))).default_text
         == "Point()"
     )
 

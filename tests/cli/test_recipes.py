@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from bigain.cli import shipped
+from bigain.cli import recipes as shipped
 from bigain.cli.main import main
-from bigain.cli.shipped import copy_recipes, recipes, with_shipped
+from bigain.cli.recipes import copy_recipes, recipes, with_shipped
 from bigain.errors import SettingError
 
 DEMO = "recipes/benchmark/cifar10_demo.yaml"
@@ -119,7 +119,7 @@ def test_a_recipe_before_the_verb_is_found(empty, root, capsys):
 @pytest.mark.parametrize(
     ("given", "hint"),
     [
-        ("recipes/benchmark/cifar10_dem.yaml", f"bigain has {DEMO}"),
+        ("recipes/benchmark/cifar10_dem.yaml", f"Did you mean {DEMO}"),
         ("cifar10_demo.yaml", f"bigain has {DEMO}"),
         ("mine.yaml", r"there is no file mine\.yaml\. See bigain recipes"),
         ("a", r"there is no file a\. See bigain recipes"),

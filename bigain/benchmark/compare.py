@@ -84,7 +84,7 @@ def _refuse_early(plan: Comparison) -> None:
     """Find before any work what would otherwise end a comparison after hours."""
     backbone = plan.backbone
     for reducer in plan.reducers.values():
-        with attach(backbone.network, reducer, placement=plan.placement, quiet=True) as report:
+        with attach(backbone.network, reducer, placement=plan.placement) as report:
             report.check_mixed_timesteps()
     DDIMSampler(backbone, plan.steps, plan.guidance, plan.sampling_rows)
     steps = plan.stages.timesteps(backbone.schedule.steps)
@@ -166,7 +166,7 @@ def _measure(plan: Comparison, reducer: TokenReducer, place: Path) -> None:
     _save_map(plan, reducer, backbone, device, place)
     sharing = len(backbone.classes) if plan.share_plans else 1
     flops = count_flops(plan.backbone, reducer, plan.placement, sharing)
-    with attach(backbone.network, reducer, placement=plan.placement, seed=plan.seed, quiet=True) as report:
+    with attach(backbone.network, reducer, placement=plan.placement, seed=plan.seed) as report:
         if plan.compile:
             torch._dynamo.reset()  # noqa: SLF001 as torch's documentation advises between models
             backbone.network.compile(dynamic=False, fullgraph=True)

@@ -200,13 +200,13 @@ def _measured(
     backend = plan.backend if plan.compile else None
     if isinstance(reducer, Identity):  # the network as it is, without a hook
         return measure_passes(name, network, inputs, backend, plan.repeats, plan.warmup)
-    with attach(network, reducer, placement=plan.placement, shape=counter.shape, seed=plan.seed, quiet=True):
+    with attach(network, reducer, placement=plan.placement, shape=counter.shape, seed=plan.seed):
         return measure_passes(name, network, inputs, backend, plan.repeats, plan.warmup)
 
 
 def _refuse_mixed(counter: FlopCounter, reducer: TokenReducer, placement: Placement) -> None:
     """Rows of the timed pass are at different timesteps."""
-    with attach(counter.network, reducer, placement=placement, shape=counter.shape, quiet=True) as report:
+    with attach(counter.network, reducer, placement=placement, shape=counter.shape) as report:
         report.check_mixed_timesteps()
 
 

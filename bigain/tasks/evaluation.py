@@ -79,9 +79,7 @@ class EvaluationTask(LightningModule, ABC):
     def setup(self, stage: str) -> None:
         self.check()
         # Try the reducer on the model before any work: an impossible ratio ends here.
-        self.attached = attach(
-            self.backbone.network, self.reducer, placement=self.placement, seed=self.seed, quiet=True
-        )
+        self.attached = attach(self.backbone.network, self.reducer, placement=self.placement, seed=self.seed)
         self.attached.detach()
         if self.mixes_timesteps:
             self.attached.check_mixed_timesteps()
@@ -101,9 +99,7 @@ class EvaluationTask(LightningModule, ABC):
 
     def on_test_start(self) -> None:
         self._began = time.monotonic()
-        self.attached = attach(
-            self.backbone.network, self.reducer, placement=self.placement, seed=self.seed, quiet=True
-        )
+        self.attached = attach(self.backbone.network, self.reducer, placement=self.placement, seed=self.seed)
         if self.compiled:
             torch._dynamo.reset()  # noqa: SLF001 as torch's documentation advises between models
             # A schedule compiles once a phase; torch gives up after 8.

@@ -322,7 +322,7 @@ def test_gradients_are_those_of_the_pass_by_hand_and_reach_every_parameter():
     script = run("training.py")
     model, images, labels = script.model, script.images[:8], script.labels[:8]
     parameters = dict(model.named_parameters())
-    with bigain.attach(model, "lgtm", ratio=0.5, placement=script.where, shape=(8, 8), quiet=True):
+    with bigain.attach(model, "lgtm", ratio=0.5, placement=script.where, shape=(8, 8)):
         found = torch.autograd.grad(F.cross_entropy(model(images), labels), [*parameters.values()])
     expected = torch.autograd.grad(F.cross_entropy(merged_by_hand(model, images), labels), [*parameters.values()])
     for name, gradient, other in zip(parameters, found, expected, strict=True):

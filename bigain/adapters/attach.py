@@ -9,16 +9,17 @@ from typing import Any
 
 from torch import nn
 
-from bigain.adapters.base import Adapter, Part, Site
-from bigain.adapters.counting import Worth, counted_pass, flops_of, network_pass, on_meta
+from bigain.adapters._counting import count_operations
+from bigain.adapters.base import Adapter, Part, Site, Undo
 from bigain.adapters.find import AdapterSpec, match
 from bigain.adapters.pass_state import Attachment, Hooked, Planner
 from bigain.adapters.placement import Placement, placement_of, select_sites
 from bigain.adapters.progressive.merging import Step
 from bigain.adapters.progressive.steps import check_progressive, install_steps, plan_steps, step_reports
 from bigain.adapters.report import AttachReport, SiteReport
-from bigain.errors import BigainError, SettingError, SiteError
+from bigain.errors import SettingError, SiteError
 from bigain.grid import checked_shape
+from bigain.profiling.operations import Operations, on_meta
 from bigain.reducers.base import Context, TokenReducer
 from bigain.reducers.build import build_reducer
 
@@ -30,7 +31,7 @@ _HOOKS = (
     "_forward_hooks_always_called",
 )
 
-__all__ = ["attach", "attach_silently", "find_sites", "part_report"]
+__all__ = ["attach", "find_sites", "part_report"]
 
 
 def attach(
@@ -43,13 +44,12 @@ def attach(
     shape: Sequence[int] | None = None,
     seed: int = 0,
     adapter: AdapterSpec | None = None,
-    quiet: bool = False,
     **settings: Any,
 ) -> AttachReport:
     """Put a reducer into a model; undo it with `report.detach()` or a `with` block.
 
-    The report is printed: every site with its grid, the tokens before and after, and
-    what that saves of the model's floating-point operations, counted from shapes alone.
+    `print(report)` shows every site with its grid and its tokens before and after;
+    `report.flops()` counts what that saves of the model's floating-point operations.
     A model that is to be compiled is compiled after attaching.
 
     Args:
@@ -65,7 +65,6 @@ def attach(
         seed: Seeds whatever the reducer draws at random.
         adapter: An adapter, or its name or mapping, for a model that none knows by
             itself: `{"name": "modules", "attention": "layers.*.attn", "shape": [16, 16]}`.
-        quiet: Neither count nor print.
         settings: Settings of a reducer given by name.
 
     Returns:
@@ -76,26 +75,13 @@ def attach(
         SettingError: The reducer cannot do on the model's grid what it is asked to.
     """
     chosen, wanted = build_reducer(reducer, **settings), placement_of(placement, layers)
-    prepared = _prepare(model, chosen, wanted, shape, seed, adapter)
-    # Before anything is attached: the count runs on a copy of the network.
-    worth = None if quiet else _worth(prepared)
-    report = _install(prepared)
-    report.worth = worth
-    if not quiet:
-        print(report)
-    return report
+    return _install(_prepare(model, chosen, wanted, shape, _checked_seed(seed), adapter))
 
 
-def attach_silently(
-    model: Any,
-    reducer: TokenReducer,
-    placement: Placement,
-    shape: Sequence[int] | None = None,
-    seed: int = 0,
-    adapter: AdapterSpec | None = None,
-) -> AttachReport:
-    """Attach, and neither count nor print what that saves."""
-    return _install(_prepare(model, reducer, placement, shape, seed, adapter))
+def _checked_seed(seed: Any) -> int:
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise SettingError(f"seed is a whole number; got {seed!r}.")
+    return seed
 
 
 @dataclass(frozen=True)
@@ -123,7 +109,7 @@ def _prepare(
     if wanted.progressive is not False:
         check_progressive(known, reducer, wanted, sites)
     reducer.check_places(places)
-    with _told_versions(known, network):
+    with _name_versions(known, network):
         _refuse(reducer, wanted, sites)
     size = known.configured_shape(network) if shape is None else checked_shape(shape)
     if wanted.progressive is False:
@@ -135,22 +121,20 @@ def _prepare(
     return _Prepared(attachment, wanted, sites, tuple(rows), steps)
 
 
-def _worth(prepared: _Prepared) -> Worth:
-    """Count a forward pass of one row without and with the reducer; what cannot be counted says so."""
-    held, placement = prepared.attachment, prepared.placement
-    try:
-        network = on_meta(held.model).eval()
-        evaluate = network_pass(network, held.adapter, held.shape)
-        before = counted_pass(evaluate, 1, "it cannot run without values")
-        taken = _taken(prepared)
-        share = flops_of(before, network, tuple(taken))
-        with attach_silently(network, held.reducer, placement, held.shape, held.seed, held.adapter):
-            after = counted_pass(evaluate, 1, f"{held.reducer!r} cannot run without values")
-    except Exception as error:  # whatever a library or a plugin raises there: attaching does not depend on it
-        kind = "" if isinstance(error, BigainError) else f"{type(error).__name__}: "
-        return Worth(reason=kind + next(iter(str(error).splitlines()), ""))
-    total = before.get_total_flops()
-    return Worth(total, after.get_total_flops(), share / total if total else 0.0)
+def _count(prepared: _Prepared, undo: Undo) -> Operations:
+    """Count a forward pass of one row without and with the reducer, on a copy without values."""
+    attachment = prepared.attachment
+    both: Any = nn.Module()
+    both.network, both.undo = attachment.model, undo
+    copied: Any = on_meta(both).eval()
+    while copied.undo:  # what hooks do not show: processors and methods that attaching replaced
+        copied.undo.pop()()
+    adapter, shape, wanted = attachment.adapter, attachment.shape, prepared.placement
+
+    def attached() -> AttachReport:
+        return _install(_prepare(copied.network, attachment.reducer, wanted, shape, attachment.seed, adapter))
+
+    return count_operations(copied.network, adapter, shape, tuple(_taken(prepared)), attached)
 
 
 def _taken(prepared: _Prepared) -> set[str]:
@@ -173,14 +157,14 @@ def find_sites(
         SiteError: No adapter knows the model, or it has no such blocks.
     """
     network, name, known = match(model, adapter)
-    with _told_versions(known, network):
+    with _name_versions(known, network):
         every = known.sites(network)
     wanted, sites = select_sites(known, name, every, placement)
     return network, known, wanted, sites
 
 
 @contextmanager
-def _told_versions(adapter: Adapter, network: nn.Module) -> Iterator[None]:
+def _name_versions(adapter: Adapter, network: nn.Module) -> Iterator[None]:
     """Say what a model lacks that its adapter needs, and which versions of its library were tested."""
     try:
         yield
@@ -243,26 +227,26 @@ def _place(site: Site) -> Context:
 def _install(prepared: _Prepared) -> AttachReport:
     attachment, placement = prepared.attachment, prepared.placement
     network, family = attachment.model, attachment.adapter.family
-    told = (
+    text = (
         f"{attachment.reducer!r}, progressive={placement.progressive}," if prepared.steps else repr(attachment.reducer)
     )
-    report = AttachReport(told, family, prepared.rows, attachment)
-    undo = report._undo  # noqa: SLF001 the report owns what undoes it
+    undo: Undo = []
+    report = AttachReport(text, family, prepared.rows, attachment, partial(_count, prepared, undo), undo)
     undo.append(partial(setattr, attachment, "active", False))
     undo.append(network.register_forward_pre_hook(attachment.begin, with_kwargs=True).remove)
     undo.append(network.register_forward_hook(attachment.end, always_call=True).remove)
     source = placement.plan_from or attachment.adapter.plan_from
-    with _taken_back(network, report), _told_versions(attachment.adapter, network):
+    with _taken_back(network, report), _name_versions(attachment.adapter, network):
         if prepared.steps:
             install_steps(attachment, prepared.steps, placement, undo)
             return report
         for site in prepared.sites:
-            planner = Planner(attachment, site, source == "block")
+            parts = [part for part in placement.parts if part in site.parts]
+            planner = Planner(attachment, site, source == "block", parts)
             undo.append(site.block.register_forward_pre_hook(planner.enter, with_kwargs=True).remove)
             undo.append(site.block.register_forward_hook(planner.leave, always_call=True).remove)
-            for part in placement.parts:
-                if part in site.parts:
-                    undo.extend(site.parts[part].install(planner, part, placement.weighted))
+            for part in parts:
+                undo.extend(site.parts[part].install(planner, part, placement.weighted))
     return report
 
 

@@ -2,20 +2,20 @@
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from bigain.adapters.base import Adapter, Moment, Site
+from bigain.adapters.base import Adapter, Moment, Part, Site
 from bigain.adapters.recompute import Replay, Visit, in_backward
 from bigain.errors import SettingError, SiteError
 from bigain.grid import Grid
 from bigain.reducers.base import Context, Reduction, TokenReducer
 
-__all__ = ["Attachment", "Hooked", "Planner"]
+__all__ = ["Attachment", "Hooked", "Planner", "Record"]
 
 
 class Hooked:
@@ -26,6 +26,31 @@ class Hooked:
         """Say whether a reducer has hooks on the module."""
         hooks = module._forward_pre_hooks.values()  # noqa: SLF001 torch lists hooks nowhere else
         return any(isinstance(getattr(hook, "__self__", None), Hooked) for hook in hooks)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One plan, as a pass makes it.
+
+    Args:
+        block: Path of the block in the model.
+        layer: Its index, counted from the input.
+        part: The first of its parts that follows the plan.
+        name: Path of that part's module in the model.
+        tokens: What the plan is made from, `[B, N, C]`; where rows share plans, the mean of those that share.
+        grid: How they lie.
+        plan: The plan, with as many rows as `tokens`.
+        timestep: Timestep of each row, `[B]`; `None` if the model has none.
+    """
+
+    block: str
+    layer: int
+    part: Part
+    name: str
+    tokens: Tensor
+    grid: Grid
+    plan: Reduction
+    timestep: Tensor | None
 
 
 @dataclass
@@ -50,6 +75,7 @@ class Attachment:
         active: Whether it is attached. A compiled model notices by it that it is no longer.
         thread: The one that the pass in progress runs in.
         ran: Whether a forward pass has come to a block of it.
+        records: Collects the plans that are made; `None` where nothing is recorded.
     """
 
     model: nn.Module
@@ -68,6 +94,7 @@ class Attachment:
     active: bool = True
     thread: int | None = None
     ran: bool = False
+    records: list[Record] | None = None
 
     def check_mixed_timesteps(self) -> None:
         """Refuse a reducer that rows at different timesteps could not follow in one batch.
@@ -157,10 +184,12 @@ class Planner(Hooked):
         site: The block.
         from_block: Whether plans are made from the block's input, rather than from
             that of the first part to ask.
+        parts: The parts of the block that are reduced.
     """
 
-    def __init__(self, attachment: Attachment, site: Site, from_block: bool) -> None:
+    def __init__(self, attachment: Attachment, site: Site, from_block: bool, parts: Sequence[Part] = ("self",)) -> None:
         self.attachment, self.site, self._from_block = attachment, site, from_block
+        self._first_part = next(part for part in get_args(Part) if part in parts)  # in order of execution
         self._visit: Visit | None = None
         self.forgetting: list[Callable[[], None]] = []  # what the parts do after an exception
 
@@ -229,11 +258,27 @@ class Planner(Hooked):
     def _make(self, tokens: Tensor) -> Reduction:
         times, context, reducer = self.attachment.sharing, self._context(tokens), self._reducer()
         grid = self.attachment.adapter.fit(self.grid, tokens)
-        if times == 1:
-            return reducer.plan(tokens, grid, context)
-        # The mean of the rows that share: none of them, so no class, is the one that decides.
-        mean = tokens.reshape(-1, times, *tokens.shape[1:]).mean(dim=1, dtype=torch.float32).to(tokens.dtype)
-        return reducer.plan(mean, grid, context).repeat(times)
+        if times > 1:
+            # The mean of the rows that share: none of them, so no class, is the one that decides.
+            mean = tokens.reshape(-1, times, *tokens.shape[1:]).mean(dim=1, dtype=torch.float32)
+            tokens = mean.to(tokens.dtype)
+        plan = reducer.plan(tokens, grid, context)
+        if self.attachment.records is not None:
+            self._record(self.attachment.records, tokens, grid, plan, context.timestep)
+        return plan if times == 1 else plan.repeat(times)
+
+    def _record(
+        self, records: list[Record], tokens: Tensor, grid: Grid, plan: Reduction, timestep: Tensor | None
+    ) -> None:
+        if torch.compiler.is_compiling():
+            raise SiteError(
+                "report.recording() cannot record under torch.compile, which runs no Python between blocks: record a "
+                "pass of the model as it is, before it is compiled."
+            )
+        site, part = self.site, self._first_part
+        # A copy: the model may write to its tokens later.
+        copied = tokens.detach().clone()
+        records.append(Record(site.name, site.layer, part, site.path(part), copied, grid, plan, timestep))
 
     def _reducer(self) -> TokenReducer:
         held, moment = self.attachment, self._moment

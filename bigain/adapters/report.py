@@ -1,4 +1,4 @@
-"""What attaching did, in numbers, and what can be told it afterwards."""
+"""What `attach` returns: the modules a reducer works in, and what can be set while it is attached."""
 
 import re
 import textwrap
@@ -6,16 +6,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
 
-from bigain.adapters.counting import WIDTH, Worth
-from bigain.errors import SettingError
+from bigain.adapters.pass_state import Attachment, Record
+from bigain.errors import SettingError, SiteError
 from bigain.grid import Grid
+from bigain.profiling.operations import Operations
 
 __all__ = ["AttachReport", "SiteReport"]
 
 _LINES = 16
 """More sites than this are summed up."""
+
+_WIDTH = 100
+"""Columns of text."""
 
 
 @dataclass(frozen=True)
@@ -43,20 +46,51 @@ class AttachReport:
         reducer: The reducer, as text.
         family: The adapter's family.
         sites: One row a module.
-        worth: What it saves of one forward pass; `None` if that was not to be counted.
     """
 
     reducer: str
     family: str
     sites: tuple[SiteReport, ...]
-    _attachment: Any = field(repr=False)
-    worth: Worth | None = None
-    _undo: list[Callable[[], None]] = field(default_factory=list, repr=False)
+    _attachment: Attachment = field(repr=False)
+    _count: Callable[[], Operations] = field(repr=False)
+    _undo: list[Callable[[], None]] = field(repr=False)
 
     def detach(self) -> None:
         """Leave the model as it was. A second call does nothing."""
         while self._undo:
             self._undo.pop()()
+
+    def flops(self) -> Operations:
+        """Count the floating-point operations of a forward pass of one row, without and with the reducer.
+
+        They are counted from shapes alone, on a copy of the model without values: that takes
+        one to three seconds for the largest models.
+
+        Raises:
+            SiteError: The reducer is detached.
+            SettingError: The model cannot run on made-up inputs, or the reducer not without values.
+        """
+        self._check_attached("flops")
+        return self._count()
+
+    @contextmanager
+    def recording(self) -> Iterator[list[Record]]:
+        """Record each plan that the passes within make, with the tokens that it is made from.
+
+        Nothing is planned a second time. A plan that several parts of a block follow is one
+        record; one that a reducer caches for several blocks is one record for each of them.
+        Outside of the context nothing is recorded. The model must not be compiled.
+
+        Raises:
+            SiteError: The reducer is detached; or, in a pass, the model is compiled.
+        """
+        self._check_attached("recording")
+        attachment, records = self._attachment, list[Record]()
+        before, attachment.records = attachment.records, records
+        try:
+            yield records
+        finally:
+            attachment.records = before
 
     def check_mixed_timesteps(self) -> None:
         """Refuse a reducer that rows at different timesteps could not follow in one batch.
@@ -73,12 +107,12 @@ class AttachReport:
         A reducer that switches by timestep then runs only what that timestep needs,
         and is as short as that is. `None` says that rows may differ, as outside.
         """
-        held = self._attachment
-        before, held.chosen = held.chosen, held.settle(timestep)
+        attachment = self._attachment
+        before, attachment.chosen = attachment.chosen, attachment.settle(timestep)
         try:
             yield
         finally:
-            held.chosen = before
+            attachment.chosen = before
 
     @contextmanager
     def shared(self, rows: int) -> Iterator[None]:
@@ -94,12 +128,16 @@ class AttachReport:
         """
         if not isinstance(rows, int) or rows < 1:
             raise SettingError(f"rows that share a plan are a whole number, 1 or more; got {rows!r}.")
-        held = self._attachment
-        before, held.sharing = held.sharing, rows
+        attachment = self._attachment
+        before, attachment.sharing = attachment.sharing, rows
         try:
             yield
         finally:
-            held.sharing = before
+            attachment.sharing = before
+
+    def _check_attached(self, method: str) -> None:
+        if not self._undo:
+            raise SiteError(f"The reducer is detached; call report.{method}() while it is attached.")
 
     def __enter__(self) -> "AttachReport":
         return self
@@ -112,8 +150,8 @@ class AttachReport:
     def __str__(self) -> str:
         rows = _lines(self.sites) if len(self.sites) <= _LINES else _summed_up(self.sites)
         on = f"on {self.family}: {len(self.sites)} site{'s' * (len(self.sites) != 1)}"
-        head = textwrap.fill(f"{self.reducer} {on}", WIDTH, subsequent_indent="    ", break_on_hyphens=False)
-        return "\n".join([head, *rows, *([str(self.worth)] if self.worth else [])])
+        head = textwrap.fill(f"{self.reducer} {on}", _WIDTH, subsequent_indent="    ", break_on_hyphens=False)
+        return "\n".join([head, *rows])
 
 
 def _lines(sites: Sequence[SiteReport]) -> list[str]:

@@ -2,22 +2,32 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from bigain.adapters.attach import attach_silently, find_sites, part_report
-from bigain.adapters.counting import COUNTED, META, counted_pass, flops_of, network_pass, on_meta
+from bigain.adapters._counting import network_pass
+from bigain.adapters.attach import attach, find_sites, part_report
 from bigain.adapters.find import match
+from bigain.adapters.pass_state import Attachment, Hooked
 from bigain.adapters.placement import Placement, placement_of
 from bigain.diffusion.backbone import Backbone
 from bigain.errors import SettingError
 from bigain.grid import Grid
+from bigain.profiling.operations import COUNTED, META, count_pass, operations_of
+from bigain.profiling.operations import on_meta as _on_meta
 from bigain.reducers.base import TokenReducer
 from bigain.reducers.build import build_reducer
 
 __all__ = ["COUNTED", "FlopCount", "FlopCounter", "PartFlops", "backbone_inputs", "on_meta"]
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def on_meta(model: Model) -> Model:
+    """Copy a model to the meta device; hooks of a reducer are copied, so that attaching another is refused."""
+    return _on_meta(model, keep=(Attachment, Hooked))
 
 
 @dataclass(frozen=True)
@@ -93,7 +103,7 @@ class FlopCounter:
         whole = isinstance(model, Backbone) and shape is None
         self._evaluate = _of_backbone(model) if whole else network_pass(self.network, self.adapter, self.shape)
         size = " x ".join(map(str, self.shape))
-        counter = counted_pass(self._evaluate, 1, f"{type(self.network).__name__} cannot run on {size} tokens")
+        counter = count_pass(self._evaluate, 1, f"{type(self.network).__name__} cannot run on {size} tokens")
         self._counter = counter
         self.baseline = float(counter.get_total_flops())
 
@@ -117,8 +127,8 @@ class FlopCounter:
         """
         chosen, place = build_reducer(reducer), placement_of(placement)
         parts = self._parts(chosen, place)
-        with attach_silently(self.network, chosen, place, self.shape) as report, report.shared(sharing):
-            counter = counted_pass(self._evaluate, sharing, f"{chosen!r} cannot be counted without values")
+        with attach(self.network, chosen, placement=place, shape=self.shape) as report, report.shared(sharing):
+            counter = count_pass(self._evaluate, sharing, f"{chosen!r} cannot be counted without values")
         return FlopCount(counter.get_total_flops() / sharing, self.baseline, parts)
 
     def _parts(self, reducer: TokenReducer, placement: Placement) -> tuple[PartFlops, ...]:
@@ -128,7 +138,7 @@ class FlopCounter:
             for part in placement.parts:
                 if part in site.parts:
                     row = part_report(adapter, network, self.shape, reducer, site, part)
-                    flops = flops_of(self._counter, self.network, site.covered(part))
+                    flops = operations_of(self._counter, self.network, site.covered(part))
                     found.append(PartFlops(row.name, row.grid, row.before, row.after, flops))
         return tuple(found)
 

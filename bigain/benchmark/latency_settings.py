@@ -206,13 +206,13 @@ def _measured(
     backend = settings.backend if settings.compile else None
     if isinstance(reducer, Identity):  # the network as it is, without a hook
         return measure_passes(name, network, inputs, backend, settings.repeats, settings.warmup)
-    with attach(network, reducer, placement=settings.placement, shape=counter.shape, seed=settings.seed, quiet=True):
+    with attach(network, reducer, placement=settings.placement, shape=counter.shape, seed=settings.seed):
         return measure_passes(name, network, inputs, backend, settings.repeats, settings.warmup)
 
 
 def _refuse_mixed(counter: FlopCounter, reducer: TokenReducer, placement: Placement) -> None:
     """Rows of the timed pass are at different timesteps."""
-    with attach(counter.network, reducer, placement=placement, shape=counter.shape, quiet=True) as report:
+    with attach(counter.network, reducer, placement=placement, shape=counter.shape) as report:
         report.check_mixed_timesteps()
 
 

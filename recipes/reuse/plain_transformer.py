@@ -46,7 +46,7 @@ plain.load_state_dict(inside.state_dict())
 names = {"name": "modules", "attention": "*.attention", "shape": grid.shape, "prefix": grid.prefix}
 with torch.no_grad():
     whole, called = plain(tokens), inside(tokens)
-    with bigain.attach(plain, lgtm, adapter=names, quiet=True) as report:
+    with bigain.attach(plain, lgtm, adapter=names) as report:
         attached = plain(tokens)
 print(report)
 print(f"called and attached differ by at most {(called - attached).abs().max():.1e}")

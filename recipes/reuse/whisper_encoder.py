@@ -23,7 +23,7 @@ reducers = [{"name": "lgtm", "ratio": 0.5, "cell": 2}, {"name": "iekvd", "factor
 with torch.no_grad():
     whole = encoder(spectrogram).last_hidden_state
     for reducer in reducers:
-        with bigain.attach(encoder, reducer, adapter=names, quiet=True) as report:
+        with bigain.attach(encoder, reducer, adapter=names) as report:
             frames = encoder(spectrogram).last_hidden_state
         print(report)
         print(f"{frames.shape[1]} frames come out, changed by {(frames - whole).norm() / whole.norm():.1%}\n")

@@ -73,7 +73,7 @@ def test_a_group_follows_the_plan_made_from_its_mean(case, by_hand, spec, size):
     expected = by_hand(
         model, batch, dict.fromkeys(placement["parts"], reducer), layers, plan_from=plan_from, share=size
     )
-    with bigain.attach(model, reducer, placement=placement, quiet=True) as report:
+    with bigain.attach(model, reducer, placement=placement) as report:
         alone = model(**batch).sample
         with report.shared(size):
             shared = model(**batch).sample
@@ -87,7 +87,7 @@ def test_plans_of_keys_and_values_are_shared_as_well(case, by_hand, spec):
     model, batch, _, layers, plan_from = case
     batch, reducer = in_groups(batch, 3), bigain.build_reducer(spec)
     expected = by_hand(model, batch, {"self": reducer}, layers, plan_from=plan_from, share=3)
-    with bigain.attach(model, reducer, layers=layers, quiet=True) as report, report.shared(3):
+    with bigain.attach(model, reducer, layers=layers) as report, report.shared(3):
         close(model(**batch).sample, expected, atol=2e-5)
 
 
@@ -95,7 +95,7 @@ def test_plans_of_keys_and_values_are_shared_as_well(case, by_hand, spec):
 def test_rows_of_other_groups_do_not_matter(case):
     model, batch, placement, *_ = case
     batch = in_groups(batch, 2)
-    with bigain.attach(model, "lgtm", ratio=0.5, placement=placement, quiet=True) as report, report.shared(2):
+    with bigain.attach(model, "lgtm", ratio=0.5, placement=placement) as report, report.shared(2):
         together = model(**batch).sample
         for first in (0, 2, 4):
             pair = slice(first, first + 2)
@@ -107,7 +107,7 @@ def test_rows_of_other_groups_do_not_matter(case):
 @torch.no_grad()
 def test_a_group_of_one_is_the_plain_behaviour(case):
     model, batch, placement, *_ = case
-    with bigain.attach(model, "lgtm", ratio=0.5, placement=placement, quiet=True) as report:
+    with bigain.attach(model, "lgtm", ratio=0.5, placement=placement) as report:
         plain = model(**batch).sample
         with report.shared(1):
             assert torch.equal(model(**batch).sample, plain)
@@ -115,7 +115,7 @@ def test_a_group_of_one_is_the_plain_behaviour(case):
 
 def test_rows_that_make_no_whole_groups_are_refused(case):
     model, batch, placement, *_ = case
-    with torch.no_grad(), bigain.attach(model, "lgtm", ratio=0.5, placement=placement, quiet=True) as report:
+    with torch.no_grad(), bigain.attach(model, "lgtm", ratio=0.5, placement=placement) as report:
         plain = model(**batch).sample
         with report.shared(4), pytest.raises(SettingError, match=r"^6 rows cannot share plans 4 by 4\.$"):
             model(**batch)
@@ -135,7 +135,7 @@ def fail_while_shared(report, rows, check):
 @torch.no_grad()
 def test_sharing_ends_with_its_block_also_after_an_exception(case):
     model, batch, placement, *_ = case
-    with bigain.attach(model, "lgtm", ratio=0.5, placement=placement, quiet=True) as report:
+    with bigain.attach(model, "lgtm", ratio=0.5, placement=placement) as report:
         plain = model(**batch).sample
         with report.shared(3):
             by_three = model(**batch).sample
@@ -169,7 +169,7 @@ def test_the_classes_of_one_noise_merge_the_same_tokens(dit, batch):
         "class_labels": torch.arange(10),
     }
     places = []
-    with bigain.attach(dit, Places(), layers=2, quiet=True) as report:
+    with bigain.attach(dit, Places(), layers=2) as report:
         for block in dit.transformer_blocks[:2]:
             planner = next(iter(block._forward_pre_hooks.values())).__self__
             make = planner._make
@@ -190,7 +190,7 @@ def test_the_classes_of_one_noise_merge_the_same_tokens(dit, batch):
 def test_a_shared_plan_is_asked_for_once_a_group_at_its_timestep(dit, batch):
     rows = {key: value.repeat_interleave(2, dim=0) for key, value in batch.items()}
     reducer = Places()
-    with bigain.attach(dit, reducer, layers=2, quiet=True) as report, report.shared(2):
+    with bigain.attach(dit, reducer, layers=2) as report, report.shared(2):
         dit(**rows)
     assert reducer.seen == [((3, 64, 16), [20, 500, 980])] * 2
 
@@ -226,10 +226,10 @@ def test_each_row_follows_the_reducer_of_its_own_timestep(case, name, proportion
     scheduled = Scheduled([Rule(reducer, timesteps=(low, high)) for low, high, reducer in rules], otherwise)
     parts = ("self",) if "kv" in scheduled.kinds else placement["parts"]
     placement = {"parts": parts, "layers": layers, "proportional": proportional}
-    with bigain.attach(model, scheduled, placement=placement, quiet=True):
+    with bigain.attach(model, scheduled, placement=placement):
         together = model(**batch).sample
     for row, timestep in enumerate(batch["timestep"].tolist()):
-        with bigain.attach(model, at_timestep(rules, otherwise, timestep), placement=placement, quiet=True):
+        with bigain.attach(model, at_timestep(rules, otherwise, timestep), placement=placement):
             close(together[row : row + 1], model(**rows_of(batch, slice(row, row + 1))).sample, atol=2e-5)
 
 
@@ -247,7 +247,7 @@ def test_mixed_rows_by_stage_and_timestep_equal_the_ones_by_hand(unet, latents, 
         return dict.fromkeys(ALL, reducer)
 
     expected = by_hand(unet, batch, chosen)
-    with bigain.attach(unet, Scheduled(spec, SOME), placement={"parts": ALL, "names": "*"}, quiet=True):
+    with bigain.attach(unet, Scheduled(spec, SOME), placement={"parts": ALL, "names": "*"}):
         close(unet(**batch).sample, expected, atol=2e-5)
 
 
@@ -256,7 +256,7 @@ def test_a_merge_and_a_reducer_of_keys_and_values_at_one_block_need_one_timestep
     model, batch, _, layers, _ = case
     todo = bigain.build_reducer("todo", factor=2)
     scheduled = Scheduled([Rule(MORE, timesteps=(0, 500))], todo)
-    with bigain.attach(model, scheduled, layers=layers, quiet=True) as report:
+    with bigain.attach(model, scheduled, layers=layers) as report:
         with pytest.raises(
             SettingError, match="cannot follow a merging reducer and one of keys and values at the same"
         ):
@@ -266,7 +266,7 @@ def test_a_merge_and_a_reducer_of_keys_and_values_at_one_block_need_one_timestep
             with report.at(timestep):
                 found.append(model(**{**batch, "timestep": torch.full((6,), timestep)}).sample)
     for timestep, reducer, output in zip((20, 800), (MORE, todo), found, strict=True):
-        with bigain.attach(model, reducer, layers=layers, quiet=True):
+        with bigain.attach(model, reducer, layers=layers):
             assert torch.equal(output, model(**{**batch, "timestep": torch.full((6,), timestep)}).sample)
 
 
@@ -285,7 +285,7 @@ def test_at_a_timestep_only_what_it_needs_is_run(case):
     batch["timestep"] = torch.full((6,), 20)
     block = model.get_submodule("transformer_blocks.0" if "hidden_states" in batch else _FIRST)
     lengths, tokens = Lengths(block.attn1), 64 if "hidden_states" in batch else 108
-    with bigain.attach(model, scheduled, placement=placement, quiet=True) as report:
+    with bigain.attach(model, scheduled, placement=placement) as report:
         masked = model(**batch).sample
         with report.at(20):
             settled = model(**batch).sample
@@ -296,7 +296,7 @@ def test_at_a_timestep_only_what_it_needs_is_run(case):
             model(**batch)
         model(**batch)
     assert lengths.seen == [tokens * n // 4 for n in (3, 2, 3, 3, 2, 3)]
-    with bigain.attach(model, MORE, placement=placement, quiet=True):
+    with bigain.attach(model, MORE, placement=placement):
         assert torch.equal(model(**batch).sample, settled)
     close(masked, settled)
 
@@ -307,9 +307,7 @@ _FIRST = "down_blocks.0.attentions.0.transformer_blocks.0"
 @torch.no_grad()
 def test_a_timestep_that_ends_in_an_exception_is_forgotten(case):
     model, batch, placement, *_ = case
-    with bigain.attach(
-        model, Scheduled([Rule(SOME, timesteps=(500, 1000))], MORE), placement=placement, quiet=True
-    ) as report:
+    with bigain.attach(model, Scheduled([Rule(SOME, timesteps=(500, 1000))], MORE), placement=placement) as report:
         expected = model(**batch).sample
         with pytest.raises(StopError), report.at(20):
             raise StopError
@@ -320,7 +318,7 @@ def test_a_timestep_that_ends_in_an_exception_is_forgotten(case):
 def test_a_number_settles_by_itself_and_does_not_stick(unet, latents):
     scheduled = Scheduled([Rule(SOME, timesteps=(500, 1000))], MORE)
     lengths, batch = Lengths(unet.get_submodule(_FIRST).attn1), latents()
-    with bigain.attach(unet, scheduled, layers=1, quiet=True):
+    with bigain.attach(unet, scheduled, layers=1):
         expected = unet(**batch).sample
         for timestep in (20, 700, 20.0, batch["timestep"], torch.tensor(20), 499.5, 500):
             found = unet(**{**batch, "timestep": timestep}).sample
@@ -335,7 +333,7 @@ def test_shared_and_at_a_timestep_at_once(case, by_hand):
     batch["timestep"] = torch.full((6,), 20)
     expected = by_hand(model, batch, dict.fromkeys(placement["parts"], MORE), layers, plan_from=plan_from, share=3)
     scheduled = Scheduled([Rule(SOME, timesteps=(500, 1000))], MORE)
-    with bigain.attach(model, scheduled, placement=placement, quiet=True) as report, report.shared(3), report.at(20):
+    with bigain.attach(model, scheduled, placement=placement) as report, report.shared(3), report.at(20):
         close(model(**batch).sample, expected, atol=2e-5)
 
 
@@ -344,7 +342,7 @@ def test_a_model_compiles_once_for_each_phase(tiny_dit, batch):
     torch._dynamo.reset()
     model = tiny_dit(num_layers=1)
     scheduled = Scheduled([Rule(IDENTITY, timesteps=(500, 1000))], MORE)
-    with bigain.attach(model, scheduled, quiet=True) as report:
+    with bigain.attach(model, scheduled) as report:
         torch._dynamo.utils.counters.clear()
         compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")
         for timestep in (980, 700, 480, 20, 990, 10, 500):

@@ -46,7 +46,7 @@ def refusal(model, reducer="lgtm", settings=None, **wanted):
     """Attach, and return what it is refused with."""
     settings = {"ratio": 0.5} if settings is None else settings
     with pytest.raises((SettingError, SiteError)) as caught:
-        bigain.attach(model, reducer, **wanted, **settings, quiet=True)
+        bigain.attach(model, reducer, **wanted, **settings)
     return type(caught.value), str(caught.value)
 
 
@@ -75,7 +75,7 @@ SELECTIONS = [
 @pytest.mark.parametrize(("given", "taken"), SELECTIONS, ids=str)
 @pytest.mark.parametrize("make", [dict, Placement], ids=["mapping", "Placement"])
 def test_blocks_meet_every_condition(unet, make, given, taken):
-    with bigain.attach(unet, "lgtm", ratio=0.5, placement=make(**given), quiet=True) as report:
+    with bigain.attach(unet, "lgtm", ratio=0.5, placement=make(**given)) as report:
         assert [site.name for site in report.sites] == [f"{UNET[index]}.attn1" for index in taken]
         held = {name for name, module in unet.named_modules() if name.endswith("attn1") and Hooked.holds(module)}
         assert held == {f"{UNET[index]}.attn1" for index in taken}
@@ -100,14 +100,14 @@ def test_presets_of_stable_diffusion(unet, name):
     layers, parts = ON_UNET[name]
     expected = [f"{UNET[layer]}.{MODULES[part]}" for layer in layers for part in parts]
     for given in (name, {"preset": name}, Placement(preset=name)):
-        with bigain.attach(unet, "lgtm", ratio=0.5, placement=given, quiet=True) as report:
+        with bigain.attach(unet, "lgtm", ratio=0.5, placement=given) as report:
             assert [site.name for site in report.sites] == expected
 
 
 @pytest.mark.parametrize("name", ON_DIT)
 def test_presets_of_dit_xl_2(tiny_dit, name):
     model = tiny_dit(num_layers=28)
-    with bigain.attach(model, "lgtm", ratio=0.5, placement=name, quiet=True) as report:
+    with bigain.attach(model, "lgtm", ratio=0.5, placement=name) as report:
         assert [site.name for site in report.sites] == [f"transformer_blocks.{index}.attn1" for index in ON_DIT[name]]
 
 
@@ -215,7 +215,7 @@ def test_where_some_blocks_lack_a_part_the_others_are_taken(tiny_unet, latents, 
     model = tiny_unet(only_cross_attention=[False, True, False])
     reducer = LGTM(0.5)
     placement = {"parts": ["self", "mlp"], "names": "*"}
-    with bigain.attach(model, reducer, placement=placement, quiet=True) as report:
+    with bigain.attach(model, reducer, placement=placement) as report:
         taken = [site.name for site in report.sites]
         assert taken == [
             f"{name}.{part}"
@@ -241,7 +241,7 @@ def test_reducers_of_keys_and_values_are_refused_where_there_are_none_to_reduce(
 
 
 def test_the_report_has_a_row_for_each_part(unet):
-    with bigain.attach(unet, "lgtm", ratio=0.25, placement={"parts": ALL, "layers": [1, 6]}, quiet=True) as report:
+    with bigain.attach(unet, "lgtm", ratio=0.25, placement={"parts": ALL, "layers": [1, 6]}) as report:
         assert report.sites == tuple(
             SiteReport(f"{UNET[layer]}.{MODULES[part]}", bigain.Grid((side, side)), side * side, side * side * 3 // 4)
             for layer, side in ((1, 4), (6, 8))
@@ -271,9 +271,7 @@ def test_the_parts_of_a_block_share_one_plan(unet, latents, recording, watched, 
     first = next(MODULES[part] for part in ALL if part in parts)
     blocks = [unet.get_submodule(UNET[layer]) for layer in (0, 5)]
     inputs = [watched(block if plan_from != "part" else getattr(block, first)) for block in blocks]
-    with bigain.attach(
-        unet, recording, placement={"parts": parts, "layers": [0, 5], "plan_from": plan_from}, quiet=True
-    ):
+    with bigain.attach(unet, recording, placement={"parts": parts, "layers": [0, 5], "plan_from": plan_from}):
         for number in (1, 2):
             unet(**latents())
             assert len(recording.calls) == 2 * number
@@ -292,7 +290,7 @@ def test_the_parts_of_a_block_share_one_plan(unet, latents, recording, watched, 
 def test_in_dit_plans_come_from_the_first_part_unless_told(dit, batch, recording, watched, parts, plan_from):
     block = dit.transformer_blocks[1]
     inputs = watched(block if plan_from == "block" else getattr(block, MODULES[parts[0]]))
-    with bigain.attach(dit, recording, placement={"parts": parts, "layers": [1], "plan_from": plan_from}, quiet=True):
+    with bigain.attach(dit, recording, placement={"parts": parts, "layers": [1], "plan_from": plan_from}):
         dit(**batch)
     (call,) = recording.calls
     assert torch.equal(call.tokens, inputs[0])
@@ -306,9 +304,7 @@ def test_dit_with_its_mlp_reduced_equals_the_one_by_hand(dit, batch, by_hand, pa
     dit, batch = dit.double(), {**batch, "hidden_states": batch["hidden_states"].double()}
     for reducer in (LGTM(0.5), ToMe(0.3)):
         expected = by_hand(dit, batch, dict.fromkeys(parts, reducer), [0, 2], plan_from=plan_from)
-        with bigain.attach(
-            dit, reducer, placement={"parts": parts, "layers": [0, 2], "plan_from": plan_from}, quiet=True
-        ):
+        with bigain.attach(dit, reducer, placement={"parts": parts, "layers": [0, 2], "plan_from": plan_from}):
             close(dit(**batch).sample, expected)
 
 
@@ -318,7 +314,7 @@ def test_proportional_attention_in_dit_equals_the_one_by_hand(dit, batch, by_han
     for reducer in (LGTM(0.5), ToDo(3), bigain.build_reducer("abm", ratio=0.4)):
         expected = by_hand(dit, batch, {"self": reducer}, [0, 1], plan_from="part", proportional=True)
         assert not torch.allclose(expected, by_hand(dit, batch, {"self": reducer}, [0, 1], plan_from="part"), atol=1e-3)
-        with bigain.attach(dit, reducer, placement={"layers": 2, "proportional": True}, quiet=True):
+        with bigain.attach(dit, reducer, placement={"layers": 2, "proportional": True}):
             close(dit(**batch).sample, expected)
 
 
@@ -337,7 +333,7 @@ def test_proportional_takes_the_place_of_plain_processors_only(unet, latents, sn
         f"the processor of {UNET[5]}.attn1 is a Special. Set a plain one, or leave proportional off."
     )
     before.check(unet)
-    bigain.attach(unet, "lgtm", ratio=0.5, quiet=True).detach()
+    bigain.attach(unet, "lgtm", ratio=0.5).detach()
     unet.get_submodule(UNET[5]).attn1.set_processor(type(unet.get_submodule(UNET[0]).attn1.processor)())
     unet.get_submodule(UNET[6]).attn1.residual_connection = True
     told = f"Proportional attention does not know the norms and residuals inside {UNET[6]}.attn1."
@@ -351,7 +347,7 @@ def test_an_mlp_fed_in_chunks_is_refused(dit, batch, snapshot):
     assert kind is SiteError
     assert told.startswith("transformer_blocks.1 feeds its MLP in chunks, which hold no whole grid;")
     before.check(dit)
-    with bigain.attach(dit, "lgtm", ratio=0.5, layers=2, quiet=True):  # attention alone is not concerned
+    with bigain.attach(dit, "lgtm", ratio=0.5, layers=2):  # attention alone is not concerned
         assert dit(**batch).sample.isfinite().all()
 
 
@@ -362,10 +358,10 @@ def test_fused_projections_and_fewer_keys_do_not_go_together(unet, latents, snap
     assert kind is SiteError
     assert told.startswith(f"{UNET[0]}.attn1 projects queries, keys and values at once")
     before.check(unet)
-    with torch.no_grad(), bigain.attach(unet, "lgtm", ratio=0.5, quiet=True):
+    with torch.no_grad(), bigain.attach(unet, "lgtm", ratio=0.5):
         fused = unet(**latents()).sample
     unet.unfuse_qkv_projections()
-    with torch.no_grad(), bigain.attach(unet, "lgtm", ratio=0.5, quiet=True):
+    with torch.no_grad(), bigain.attach(unet, "lgtm", ratio=0.5):
         close(unet(**latents()).sample, fused)
 
 
@@ -373,7 +369,7 @@ def test_fused_projections_and_fewer_keys_do_not_go_together(unet, latents, snap
 @torch.no_grad()
 def test_attaching_a_part_twice_raises_and_leaves_the_first_at_work(unet, latents, snapshot, parts):
     before = snapshot(unet, latents())
-    with bigain.attach(unet, "lgtm", ratio=0.5, placement={"parts": parts, "layers": [0]}, quiet=True):
+    with bigain.attach(unet, "lgtm", ratio=0.5, placement={"parts": parts, "layers": [0]}):
         expected = unet(**latents()).sample
         taken = ", ".join(f"{UNET[0]}.{MODULES[part]}" for part in parts)
         assert refusal(unet, "tome", placement={"parts": parts, "layers": 2}) == (
@@ -394,8 +390,8 @@ def test_two_reducers_in_different_parts_of_the_same_blocks_both_work(unet, late
     alone = [by_hand(unet, batch, {"self": reducers["self"]}, [0, 5, 6])]
     alone.append(by_hand(unet, batch, {part: reducers[part] for part in ("mlp", "cross")}, [0, 5, 6], seed=3))
     reports = [
-        bigain.attach(unet, reducers["self"], placement={"parts": "self"}, seed=3, quiet=True),
-        bigain.attach(unet, reducers["mlp"], placement={"parts": ["cross", "mlp"]}, seed=3, quiet=True),
+        bigain.attach(unet, reducers["self"], placement={"parts": "self"}, seed=3),
+        bigain.attach(unet, reducers["mlp"], placement={"parts": ["cross", "mlp"]}, seed=3),
     ]
     close(unet(**batch).sample, both)
     reports[first_detached].detach()
@@ -412,7 +408,7 @@ def planner_of(unet, name=UNET[3]):
 @torch.no_grad()
 def test_an_exception_inside_a_part_leaves_no_trace(unet, latents, snapshot, inside):
     before = snapshot(unet, latents())
-    with bigain.attach(unet, "tome", ratio=0.5, placement={"parts": ALL, "names": "*"}, quiet=True) as report:
+    with bigain.attach(unet, "tome", ratio=0.5, placement={"parts": ALL, "names": "*"}) as report:
         expected = unet(**latents()).sample
         broken = unet.get_submodule(f"{UNET[3]}.{inside}").register_forward_pre_hook(fail)
         with pytest.raises(StopError):
@@ -434,14 +430,14 @@ def test_called_by_themselves_parts_and_blocks_plan_anew_each_time(unet, noise):
     block = unet.get_submodule(UNET[0])
     one, other, text = noise(2, 64, 8).double(), noise(2, 64, 8, seed=1).double(), noise(2, 5, 24).double()
     spec = {"name": "cached", "reducer": {"name": "lgtm", "ratio": 0.5}}
-    with bigain.attach(unet, spec, placement={"parts": ALL}, quiet=True) as report:
+    with bigain.attach(unet, spec, placement={"parts": ALL}) as report:
         expected = [block(x, encoder_hidden_states=text) for x in (one, other)]
         assert planner_of(unet, UNET[0])._visit is None
         assert not report._attachment.cache
         block.attn1(one)
         assert torch.equal(block(other, encoder_hidden_states=text), expected[1])
         assert torch.equal(block(one, encoder_hidden_states=text), expected[0])
-    with bigain.attach(unet, "lgtm", ratio=0.5, quiet=True):
+    with bigain.attach(unet, "lgtm", ratio=0.5):
         assert torch.equal(block.attn1(other), attn1_by_hand(block, other))
 
 
@@ -454,7 +450,7 @@ def attn1_by_hand(block, tokens):
 
 @torch.no_grad()
 def test_a_model_with_reducers_attached_can_be_copied_and_pickled(unet, latents):
-    with bigain.attach(unet, "lgtm", ratio=0.5, placement={"parts": ALL}, quiet=True):
+    with bigain.attach(unet, "lgtm", ratio=0.5, placement={"parts": ALL}):
         expected = unet(**latents()).sample
         others = copy.deepcopy(unet), pickle.loads(pickle.dumps(unet))
     assert not torch.allclose(unet(**latents()).sample, expected, atol=1e-3)
@@ -475,7 +471,7 @@ def test_a_placement_shows_what_is_not_its_default():
 )
 def test_a_pattern_that_meets_no_block_is_refused_among_others_that_do(unet, given, told):
     with pytest.raises(SiteError, match=rf"^No block meets {re.escape(told)} of "):
-        bigain.attach(unet, "lgtm", ratio=0.5, placement=given, quiet=True)
+        bigain.attach(unet, "lgtm", ratio=0.5, placement=given)
 
 
 def test_a_preset_goes_with_how_plans_are_made(unet):
@@ -490,5 +486,5 @@ def test_lists_and_tuples_are_one():
 
 
 def test_another_shape_than_the_configured_one_is_what_is_checked_and_reported(unet):
-    with bigain.attach(unet, "lgtm", ratio=0.5, placement="sd", shape=(10, 6), quiet=True) as report:
+    with bigain.attach(unet, "lgtm", ratio=0.5, placement="sd", shape=(10, 6)) as report:
         assert {(site.before, site.after) for site in report.sites} == {(60, 30)}

@@ -195,7 +195,6 @@ class Bench:
             reducer,
             placement=placement,
             adapter=self.specimen.adapter,
-            quiet=True,
         )
 
     def same(self, found: Sequence[Tensor], expected: Sequence[Tensor], what: str) -> None:

@@ -216,7 +216,7 @@ def test_attached_to_a_model_by_name():
     latents = randn(2, 4, 16, 16)
     with torch.no_grad():
         before = model(latents, **given).sample
-        with bigain.attach(model, "toma", ratio=0.5, quiet=True):
+        with bigain.attach(model, "toma", ratio=0.5):
             whole = model(latents, **given).sample
             alone = model(latents[1:], **{key: value[1:] for key, value in given.items()}).sample
         assert not torch.allclose(whole, before)
@@ -258,6 +258,6 @@ def test_shares_are_carried_on_where_merged_tokens_stay_merged():
     model.pos_embed[:, 1:] = model.pos_embed[:, 1:2]
     images = torch.randn(2, 3, 1, 1).expand(-1, -1, 32, 32)
     expected = model(images)
-    with bigain.attach(model, "toma", ratio=0.25, tile=4, placement={"progressive": True}, quiet=True):
+    with bigain.attach(model, "toma", ratio=0.25, tile=4, placement={"progressive": True}):
         torch.testing.assert_close(model(images), expected, atol=1e-4, rtol=1e-4)
         assert model(torch.randn(2, 3, 32, 32)).isfinite().all()

@@ -105,7 +105,7 @@ ON_IMAGES = {"shape": [4, 6], "prefix": 1}
 def test_attached_forward_equals_the_one_by_hand(spec):
     model, given = tiny(Plain()), image()
     expected = by_hand(model, given, spec, GRID)
-    with bigain.attach(model, spec, adapter={**KEYS, **ON_IMAGES}, quiet=True) as report:
+    with bigain.attach(model, spec, adapter={**KEYS, **ON_IMAGES}) as report:
         assert [(site.name, site.grid) for site in report.sites] == [(f"layers.{i}.attn", GRID) for i in (0, 1)]
         torch.testing.assert_close(model(given), expected)
 
@@ -115,7 +115,7 @@ def test_attention_and_mlp_of_a_layer_share_a_plan():
     model, given = tiny(Plain()), image()
     expected = by_hand(model, given, LGTM, GRID, ("self", "mlp"))
     adapter = {**NAMED, **ON_IMAGES, "mlp": "layers.*.mlp"}
-    with bigain.attach(model, LGTM, placement={"parts": ["self", "mlp"]}, adapter=adapter, quiet=True) as report:
+    with bigain.attach(model, LGTM, placement={"parts": ["self", "mlp"]}, adapter=adapter) as report:
         assert [site.name for site in report.sites][:2] == ["layers.0.attn", "layers.0.mlp"]
         torch.testing.assert_close(model(given), expected)
 
@@ -124,7 +124,7 @@ def test_attention_and_mlp_of_a_layer_share_a_plan():
 def test_only_the_modules_named_are_taken():
     model = tiny(Plain(3))
     for names in ("layers.1.attn", ["layers.2.attn", "layers.[01].attn"]):
-        with bigain.attach(model, LGTM, adapter={**NAMED, **ON_IMAGES, "attention": names}, quiet=True) as report:
+        with bigain.attach(model, LGTM, adapter={**NAMED, **ON_IMAGES, "attention": names}) as report:
             found = [site.name for site in report.sites]
         assert found == (["layers.1.attn"] if isinstance(names, str) else [f"layers.{i}.attn" for i in range(3)])
 
@@ -156,7 +156,7 @@ def test_layers_may_be_lists_of_modules(parts):
         expected = expected + fed
     adapter = {"name": "modules", "attention": "layers.*.0", "shape": [12]}
     adapter |= {"mlp": "layers.*.1"} if "mlp" in parts else {}
-    with bigain.attach(model, LGTM, placement={"parts": parts}, adapter=adapter, quiet=True) as report:
+    with bigain.attach(model, LGTM, placement={"parts": parts}, adapter=adapter) as report:
         assert report.sites[0].name == "layers.0.0"
         torch.testing.assert_close(model(x), expected)
 
@@ -185,13 +185,13 @@ def test_tokens_may_be_another_argument_and_the_output_a_tuple():
     plan = build_reducer(LGTM).plan(x, bigain.Grid((12,)))
     expected, model = attended(attn, 2 * x, plan), Around(attn)
     adapter = {"name": "modules", "attention": "attn", "tokens": "x", "shape": [12]}
-    with bigain.attach(model, LGTM, adapter=adapter, quiet=True):
+    with bigain.attach(model, LGTM, adapter=adapter):
         for args, kwargs in (((2, x), {}), ((2,), {"x": x}), ((), {"x": x, "scale": 2})):
             found, scale = model(*args, **kwargs)
             torch.testing.assert_close(found, expected)
             assert scale == 2
     with pytest.raises(SiteError, match="takes scale, x; there is no tokens='y'"):
-        bigain.attach(model, LGTM, adapter={**adapter, "tokens": "y"}, quiet=True)
+        bigain.attach(model, LGTM, adapter={**adapter, "tokens": "y"})
 
 
 @torch.no_grad()
@@ -200,13 +200,13 @@ def test_detaching_restores_the_model():
     before, hooks = model(given), [dict(vars(module)) for module in model.modules()]
     adapter = {**KEYS, **ON_IMAGES, "mlp": "layers.*.mlp"}
     for spec, parts in ((LGTM, ["self", "mlp"]), (IEKVD, ["self"])):
-        with bigain.attach(model, spec, placement={"parts": parts}, adapter=adapter, quiet=True):
+        with bigain.attach(model, spec, placement={"parts": parts}, adapter=adapter):
             assert not torch.allclose(model(given), before)
             with pytest.raises(SettingError, match="Got 17 tokens for a grid of 25"):
                 model(image(height=8, width=8))
         assert torch.equal(model(given), before)
         assert [dict(vars(module)) for module in model.modules()] == hooks
-    with bigain.attach(model, "identity", adapter=adapter, quiet=True):
+    with bigain.attach(model, "identity", adapter=adapter):
         assert torch.equal(model(given), before)
 
 
@@ -217,7 +217,7 @@ def test_a_training_step_has_the_gradients_of_the_one_by_hand(spec, checkpointin
     twin = copy.deepcopy(model)
     (by_hand(twin, given, spec, GRID) ** 2).mean().backward()
     model.checkpointing = checkpointing
-    with bigain.attach(model, spec, adapter={**KEYS, **ON_IMAGES}, quiet=True):
+    with bigain.attach(model, spec, adapter={**KEYS, **ON_IMAGES}):
         (model(given) ** 2).mean().backward()
     for parameter, other in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(parameter.grad, other.grad, atol=1e-6, rtol=1e-4)  # iekvd averages in float32

@@ -95,15 +95,15 @@ def test_conformance(subject, check):
 )
 def test_a_call_that_reduction_cannot_serve_is_refused(more, match):
     model = Bare()
-    with bigain.attach(model, LGTM, shape=(16,), quiet=True), pytest.raises(SiteError, match=match):
+    with bigain.attach(model, LGTM, shape=(16,)), pytest.raises(SiteError, match=match):
         model(tokens(), **more)
 
 
 def test_cross_attention_is_refused():
     model, x = nn.MultiheadAttention(16, 2, batch_first=True), tokens()
-    with bigain.attach(model, LGTM, shape=(16,), quiet=True), pytest.raises(SiteError, match="are not one tensor"):
+    with bigain.attach(model, LGTM, shape=(16,)), pytest.raises(SiteError, match="are not one tensor"):
         model(x, x, x + 1, need_weights=False)
-    with bigain.attach(model, LGTM, shape=(16,), quiet=True), pytest.raises(SiteError, match="of 3 axes"):
+    with bigain.attach(model, LGTM, shape=(16,)), pytest.raises(SiteError, match="of 3 axes"):
         model(*[x[0]] * 3, need_weights=False)
 
 
@@ -116,7 +116,7 @@ def test_padded_rows_are_refused(parts, plan_from):
     model, padding = encoder(), torch.zeros(3, 16, dtype=torch.bool)
     padding[:, 12:] = True
     placement = {"parts": parts, "plan_from": plan_from}
-    with bigain.attach(model, LGTM, shape=(16,), placement=placement, quiet=True):
+    with bigain.attach(model, LGTM, shape=(16,), placement=placement):
         with pytest.raises(SiteError, match=r"layers\.0 was given padded rows"):
             model(tokens(), src_key_padding_mask=padding)
         with pytest.raises(SiteError, match=r"layers\.0 was given padded rows"):
@@ -125,17 +125,17 @@ def test_padded_rows_are_refused(parts, plan_from):
 
 def test_a_shape_has_to_be_given():
     with pytest.raises(SiteError, match=r"tells how its tokens lie.*shape=\(77,\)"):
-        bigain.attach(encoder(), LGTM, quiet=True)
+        bigain.attach(encoder(), LGTM)
 
 
 def test_a_model_without_attention_is_not_matched():
     with pytest.raises(SiteError, match="Nothing to attach to in Sequential"):
-        bigain.attach(nn.Sequential(nn.Linear(4, 4)), LGTM, shape=(16,), quiet=True)
+        bigain.attach(nn.Sequential(nn.Linear(4, 4)), LGTM, shape=(16,))
 
 
 def test_a_replaced_module_is_noticed():
     model = encoder()
-    with bigain.attach(model, LGTM, shape=(16,), placement=BOTH, quiet=True):
+    with bigain.attach(model, LGTM, shape=(16,), placement=BOTH):
         model.layers[1].linear2 = nn.Linear(24, 16)
         with pytest.raises(SiteError, match=r"layers\.1\.linear2 was replaced"):
             model(tokens())
@@ -143,8 +143,8 @@ def test_a_replaced_module_is_noticed():
 
 def test_a_second_reducer_is_refused():
     model = encoder()
-    with bigain.attach(model, LGTM, shape=(16,), quiet=True), pytest.raises(SiteError, match="attached already"):
-        bigain.attach(model, LGTM, shape=(16,), quiet=True)
+    with bigain.attach(model, LGTM, shape=(16,)), pytest.raises(SiteError, match="attached already"):
+        bigain.attach(model, LGTM, shape=(16,))
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_a_second_reducer_is_refused():
 )
 def test_names_that_do_not_fit_are_refused(settings, match):
     with pytest.raises(SiteError, match=match):
-        bigain.attach(Plain(), LGTM, adapter={**NAMED, **settings}, quiet=True)
+        bigain.attach(Plain(), LGTM, adapter={**NAMED, **settings})
 
 
 @pytest.mark.parametrize(
@@ -182,12 +182,12 @@ def test_settings_that_say_nothing_are_refused(settings, match):
 def test_keys_and_values_need_names():
     model = Plain()
     with pytest.raises(SiteError, match=r'name its projections, as keys=\["to_k", "to_v"\]'):
-        bigain.attach(model, IEKVD, adapter={**NAMED}, quiet=True)
+        bigain.attach(model, IEKVD, adapter={**NAMED})
     with pytest.raises(SiteError, match="Proportional attention does not know"):
-        bigain.attach(model, LGTM, placement={"proportional": True}, adapter={**NAMED}, quiet=True)
+        bigain.attach(model, LGTM, placement={"proportional": True}, adapter={**NAMED})
     own = Plain(lambda: nn.MultiheadAttention(16, 2))
     with pytest.raises(SiteError, match="whose call is known: leave tokens and keys out"):
-        bigain.attach(own, LGTM, adapter={**KEYS}, quiet=True)
+        bigain.attach(own, LGTM, adapter={**KEYS})
 
 
 class Counting(Attention):
@@ -216,7 +216,7 @@ class Pooled(Attention):
 def test_a_module_that_cannot_follow_says_what_was_done_to_it():
     model, given = Plain(Counting), torch.randn(3, 3, 8, 8)
     for spec, told in ((LGTM, "it was given 9 tokens in place of 17"), (IEKVD, "to_k and to_v, named as keys, gave 9")):
-        with bigain.attach(model, spec, adapter={**KEYS}, quiet=True):
+        with bigain.attach(model, spec, adapter={**KEYS}):
             with pytest.raises(RuntimeError) as raised:
                 model(given)
             assert f"A reducer is attached to layers.0.attn: {told}" in " ".join(raised.value.__notes__)
@@ -225,7 +225,7 @@ def test_a_module_that_cannot_follow_says_what_was_done_to_it():
         (Pooled, LGTM, r"gave \[3, 16\] for 9 tokens"),
     ):
         other = Plain(make)
-        with bigain.attach(other, spec, adapter={**KEYS}, quiet=True), pytest.raises(SiteError, match=match):
+        with bigain.attach(other, spec, adapter={**KEYS}), pytest.raises(SiteError, match=match):
             other(given)
 
 
@@ -233,5 +233,5 @@ def test_an_argument_that_is_no_tokens_is_refused():
     model = Plain()
     adapter = {**NAMED, "attention": "patch"}
     told = r"'input', tokens \[B, N, C\], and was given \[3, 3, 8, 8\]"
-    with bigain.attach(model, LGTM, adapter=adapter, quiet=True), pytest.raises(SiteError, match=told):
+    with bigain.attach(model, LGTM, adapter=adapter), pytest.raises(SiteError, match=told):
         model(torch.randn(3, 3, 8, 8))

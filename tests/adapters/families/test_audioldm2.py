@@ -119,7 +119,7 @@ def close(found, expected):
 def test_a_reduced_pass_is_the_one_written_by_hand(model, batch, settings, parts):
     whole = model(**batch).sample
     expected = by_hand(model, batch, bigain.build_reducer(settings), parts)
-    with bigain.attach(model, settings, placement={"parts": parts, "names": "*"}, quiet=True):
+    with bigain.attach(model, settings, placement={"parts": parts, "names": "*"}):
         close(model(**batch).sample, expected)
     assert (expected - whole).abs().max() > 1e-3
     assert torch.equal(model(**batch).sample, whole)
@@ -129,7 +129,7 @@ def test_a_reduced_pass_is_the_one_written_by_hand(model, batch, settings, parts
 def test_doing_nothing_changes_nothing(model, batch):
     whole = model(**batch).sample
     close(by_hand(model, batch, None, ()), whole)
-    with bigain.attach(model, "identity", placement={"parts": ("self", "cross", "mlp"), "names": "*"}, quiet=True):
+    with bigain.attach(model, "identity", placement={"parts": ("self", "cross", "mlp"), "names": "*"}):
         assert torch.equal(model(**batch).sample, whole)
 
 
@@ -137,7 +137,7 @@ def test_doing_nothing_changes_nothing(model, batch):
 @torch.no_grad()
 def test_both_self_attentions_of_a_block_are_reduced(model, batch, settings):
     seen, block = {}, model.down_blocks[0].attentions[0].transformer_blocks[0]
-    with bigain.attach(model, settings, layers=1, quiet=True):
+    with bigain.attach(model, settings, layers=1):
         for attn in ("attn1", "attn2"):
             layer = getattr(block, attn).to_k
             layer.register_forward_pre_hook(lambda _, args, attn=attn: seen.__setitem__(attn, args[0].shape[1]))
@@ -151,7 +151,7 @@ def test_both_self_attentions_of_a_block_are_reduced(model, batch, settings):
 
 @torch.no_grad()
 def test_stages_and_grids_are_those_of_the_pass(model, batch, recording):
-    with bigain.attach(model, recording, placement={"names": "*"}, shape=(12, 6), quiet=True):
+    with bigain.attach(model, recording, placement={"names": "*"}, shape=(12, 6)):
         sample, text = batch.pop("sample")[:, :, :12], batch.pop("encoder_hidden_states")
         model(sample, 400, text, **{name: value for name, value in batch.items() if name != "timestep"})
     told = [(call.stage, call.grid.shape, call.tokens.shape[1]) for call in recording.calls]
@@ -206,7 +206,7 @@ def test_what_cannot_be_reduced_is_refused_in_either_self_attention(spoilt):
     attention.fuse_projections()
     attention.set_processor(FusedAttnProcessor2_0())
     with pytest.raises(SiteError, match=rf"transformer_blocks.0.{spoilt} projects queries, keys and values at once"):
-        bigain.attach(model, "todo", factor=2, quiet=True)
+        bigain.attach(model, "todo", factor=2)
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
@@ -217,7 +217,7 @@ def gradients(batch, checkpointed, reducer=MERGES[0]):
     for module in model.modules():
         if checkpointed == "blocks" and hasattr(module, "attentions"):
             module.gradient_checkpointing = False
-    with bigain.attach(model, reducer, placement={"names": "*", "parts": ("self", "mlp")}, quiet=True):
+    with bigain.attach(model, reducer, placement={"names": "*", "parts": ("self", "mlp")}):
         model(**batch).sample.square().sum().backward()
     return [parameter.grad for parameter in model.parameters()]
 

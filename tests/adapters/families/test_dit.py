@@ -85,7 +85,7 @@ REDUCERS = [
 def test_attached_forward_equals_the_one_by_hand(dit, batch, spec, layers):
     reducer = build_reducer(spec)
     expected = forward_by_hand(dit, **batch, reducer=reducer, layers=layers, seed=5)
-    with bigain.attach(dit, spec, layers=layers, seed=5, quiet=True):
+    with bigain.attach(dit, spec, layers=layers, seed=5):
         torch.testing.assert_close(dit(**batch).sample, expected, atol=1e-5, rtol=1e-4)
 
 
@@ -100,7 +100,7 @@ def test_patches_of_two_pixels(tiny_dit, batch):
     model = tiny_dit(patch_size=2)
     reducer = build_reducer("lgtm", ratio=0.5)
     expected = forward_by_hand(model, **batch, reducer=reducer, layers=[0, 1])
-    with bigain.attach(model, reducer, layers=2, quiet=True) as report:
+    with bigain.attach(model, reducer, layers=2) as report:
         assert [site.grid.shape for site in report.sites] == [(4, 4)] * 2
         torch.testing.assert_close(model(**batch).sample, expected, atol=1e-5, rtol=1e-4)
 
@@ -110,13 +110,13 @@ def test_the_grid_follows_the_input_not_the_configuration(dit, batch):
     batch["hidden_states"] = torch.randn(3, 3, 12, 12, generator=torch.Generator().manual_seed(2))
     reducer = build_reducer("lgtm", ratio=0.5)
     expected = forward_by_hand(dit, **batch, reducer=reducer, layers=[0])
-    with bigain.attach(dit, reducer, layers=[0], quiet=True):
+    with bigain.attach(dit, reducer, layers=[0]):
         torch.testing.assert_close(dit(**batch).sample, expected, atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
 def test_positional_arguments_are_understood(dit, batch):
-    with bigain.attach(dit, "tome", ratio=0.5, quiet=True):
+    with bigain.attach(dit, "tome", ratio=0.5):
         expected = dit(**batch).sample
         assert torch.equal(dit(*batch.values()).sample, expected)
         (as_tuple,) = dit(*batch.values(), None, False)
@@ -126,7 +126,7 @@ def test_positional_arguments_are_understood(dit, batch):
 @pytest.mark.parametrize("name", ["tome", "lgtm"])
 @torch.no_grad()
 def test_a_batch_of_mixed_timesteps_equals_row_by_row(dit, batch, name):
-    with bigain.attach(dit, name, ratio=0.5, layers=4, quiet=True):
+    with bigain.attach(dit, name, ratio=0.5, layers=4):
         together = dit(**batch).sample
         for row in range(3):
             alone = dit(**{key: value[row : row + 1] for key, value in batch.items()}).sample
@@ -137,7 +137,7 @@ def test_a_batch_of_mixed_timesteps_equals_row_by_row(dit, batch, name):
 def test_the_seed_changes_what_tome_draws(dit, batch):
     outputs = []
     for seed in (0, 0, 1):
-        with bigain.attach(dit, "tome", ratio=0.5, seed=seed, quiet=True):
+        with bigain.attach(dit, "tome", ratio=0.5, seed=seed):
             outputs.append(dit(**batch).sample)
     assert torch.equal(outputs[0], outputs[1])
     assert not torch.allclose(outputs[0], outputs[2], atol=1e-3)
@@ -145,7 +145,7 @@ def test_the_seed_changes_what_tome_draws(dit, batch):
 
 @pytest.mark.parametrize(("depth", "first"), [(1, 1), (2, 1), (4, 1), (8, 3), (28, 12)])
 def test_default_layers_are_the_first_twelve_of_twenty_eight(tiny_dit, depth, first):
-    with bigain.attach(tiny_dit(num_layers=depth), "lgtm", ratio=0.5, quiet=True) as report:
+    with bigain.attach(tiny_dit(num_layers=depth), "lgtm", ratio=0.5) as report:
         assert [site.name for site in report.sites] == [f"transformer_blocks.{i}.attn1" for i in range(first)]
 
 

@@ -240,14 +240,14 @@ def test_the_blocks_by_hand_are_the_librarys(flux, batch):
 
 def test_no_reduction_changes_nothing_at_all(flux, batch):
     plain = run(flux, batch)
-    with bigain.attach(flux, "identity", layers=4, quiet=True):
+    with bigain.attach(flux, "identity", layers=4):
         assert torch.equal(run(flux, batch), plain)
 
 
 @pytest.mark.parametrize("reducer", MERGING + SHRINKING, ids=name_of)
 def test_an_attached_pass_is_that_of_blocks_by_hand(flux, batch, reducer):
     expected, plain = by_hand(flux, batch, bigain.build_reducer(reducer)), run(flux, batch)
-    with bigain.attach(flux, reducer, layers=4, shape=SHAPE, quiet=True):
+    with bigain.attach(flux, reducer, layers=4, shape=SHAPE):
         attached = run(flux, batch)
     close(attached, expected)
     assert (attached - plain).abs().max() > 1e-3
@@ -264,7 +264,7 @@ def test_chroma_with_its_masks_is_that_of_blocks_by_hand(batch, reducer, mask):
         given = torch.rand(3, TEXT + 24, generator=torch.Generator().manual_seed(4)).double()
     batch = of_chroma(batch, given)
     expected = by_hand(model, batch, bigain.build_reducer(reducer))
-    with bigain.attach(model, reducer, layers=4, shape=SHAPE, quiet=True):
+    with bigain.attach(model, reducer, layers=4, shape=SHAPE):
         close(run(model, batch), expected)
 
 
@@ -278,7 +278,7 @@ def test_image_prompts_are_attended_to_with_queries_that_are_not_turned(flux, ba
     prompts = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(2)).double()
     batch["joint_attention_kwargs"] = {"ip_hidden_states": [prompts]}
     expected, whole = by_hand(flux, batch, bigain.build_reducer(reducer), prompts), run(flux, batch)
-    with bigain.attach(flux, reducer, layers=4, shape=SHAPE, quiet=True):
+    with bigain.attach(flux, reducer, layers=4, shape=SHAPE):
         attached = run(flux, batch)
     close(attached, expected)
     assert torch.allclose(attached, whole) == (reducer["name"] == "identity")
@@ -304,14 +304,14 @@ def test_projections_inside_other_modules_are_used_as_they_are(flux, batch, redu
     for block in flux.single_transformer_blocks:
         block.proj_mlp, block.proj_out = Wrapped(block.proj_mlp), Wrapped(block.proj_out)
     expected = by_hand(flux, batch, bigain.build_reducer(reducer))
-    with bigain.attach(flux, reducer, layers=4, shape=SHAPE, quiet=True):
+    with bigain.attach(flux, reducer, layers=4, shape=SHAPE):
         close(run(flux, batch), expected)
 
 
 def test_fused_projections_merge_and_cannot_shrink_keys(flux, batch):
     expected = by_hand(flux, batch, bigain.build_reducer("lgtm", ratio=0.5))
     flux.fuse_qkv_projections()
-    with bigain.attach(flux, "lgtm", ratio=0.5, layers=4, quiet=True):
+    with bigain.attach(flux, "lgtm", ratio=0.5, layers=4):
         close(run(flux, batch), expected)
     with pytest.raises(SiteError, match="unfuse_qkv_projections"):
-        bigain.attach(flux, "todo", factor=2, quiet=True)
+        bigain.attach(flux, "todo", factor=2)

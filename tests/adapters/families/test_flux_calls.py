@@ -65,13 +65,13 @@ def run(model, batch):
 def test_the_grid_is_read_from_positions(flux, recording, shape, old):
     batch = inputs(flux, places(*shape))
     batch["img_ids"] = batch["img_ids"][None] if old else batch["img_ids"]
-    with bigain.attach(flux, recording, layers=3, quiet=True):
+    with bigain.attach(flux, recording, layers=3):
         run(flux, batch)
     assert [call.grid for call in recording.calls] == [bigain.Grid(shape)] * 3
 
 
 def test_timesteps_run_to_1000(flux, recording):
-    with bigain.attach(flux, recording, layers=1, quiet=True):
+    with bigain.attach(flux, recording, layers=1):
         run(flux, inputs(flux, places(2, 4)))
     assert recording.calls[0].timestep.tolist() == [250, 750]
 
@@ -80,7 +80,7 @@ def test_positions_are_read_once_a_tensor_and_again_once_written_to(flux, record
     read, lie_of = [], positions.lie_of
     monkeypatch.setattr(positions, "lie_of", lambda ids: read.append(len(ids)) or lie_of(ids))
     batch = inputs(flux, places(4, 6))
-    with bigain.attach(flux, recording, layers=1, quiet=True):
+    with bigain.attach(flux, recording, layers=1):
         run(flux, batch)
         run(flux, batch)
         assert read == [24]
@@ -92,14 +92,14 @@ def test_positions_are_read_once_a_tensor_and_again_once_written_to(flux, record
 
 
 def test_positions_made_in_inference_mode_are_read(flux, recording):
-    with bigain.attach(flux, recording, layers=1, quiet=True), torch.inference_mode():
+    with bigain.attach(flux, recording, layers=1), torch.inference_mode():
         flux(**inputs(flux, places(4, 6)))
     assert recording.calls[0].grid.shape == (4, 6)
 
 
 @pytest.mark.parametrize("ids", [torch.zeros(24, 3), places(4, 6)[torch.randperm(24)]], ids=["zeros", "shuffled"])
 def test_positions_that_tell_nothing_leave_the_shape_attached_for(flux, recording, ids):
-    with bigain.attach(flux, recording, layers=1, shape=(3, 8), quiet=True):
+    with bigain.attach(flux, recording, layers=1, shape=(3, 8)):
         run(flux, inputs(flux, ids))
     assert recording.calls[0].grid.shape == (3, 8)
 
@@ -108,7 +108,7 @@ def test_positions_that_tell_nothing_leave_the_shape_attached_for(flux, recordin
 def test_without_that_another_number_of_tokens_is_an_error(flux, recording, count):
     """Also a square number: every image of 16:9 has one."""
     told = pytest.raises(SettingError, match=rf"given {count} tokens.*attached for is 64 x 64.*shape=\(36, 64\)")
-    with bigain.attach(flux, recording, layers=1, quiet=True), told:
+    with bigain.attach(flux, recording, layers=1), told:
         run(flux, inputs(flux, torch.zeros(count, 3)))
 
 
@@ -117,14 +117,14 @@ def test_of_several_images_the_first_is_reduced(recording, kind):
     model, lengths = tiny(kind), []
     batch = inputs(model, torch.cat([places(4, 6), places(2, 5, image=1)]))
     plain = run(model, batch)
-    with bigain.attach(model, "identity", layers=3, quiet=True):
+    with bigain.attach(model, "identity", layers=3):
         assert torch.equal(run(model, batch), plain)
-    with bigain.attach(model, "lgtm", ratio=0.5, layers=3, quiet=True):
+    with bigain.attach(model, "lgtm", ratio=0.5, layers=3):
         for block in [*model.transformer_blocks, *model.single_transformer_blocks]:
             block.attn.to_q.register_forward_hook(lambda _, args, out: lengths.append(out.shape[1]))
         run(model, batch)
     assert lengths == [12 + 10, 5 + 12 + 10, 5 + 12 + 10]
-    with bigain.attach(model, recording, layers=3, quiet=True):
+    with bigain.attach(model, recording, layers=3):
         run(model, batch)
     assert [call.grid for call in recording.calls] == [bigain.Grid((4, 6), suffix=10)] * 3
 
@@ -134,7 +134,7 @@ def test_the_mlp_beside_the_attention_shrinks_in_single_blocks_only(flux):
     for name, module in flux.named_modules():
         if name.endswith(("proj_mlp", "ff_context", "ff")):
             module.register_forward_hook(lambda _, args, out, name=name: lengths.update({name: out.shape[1]}))
-    with bigain.attach(flux, "lgtm", ratio=0.5, layers=3, quiet=True) as report:
+    with bigain.attach(flux, "lgtm", ratio=0.5, layers=3) as report:
         run(flux, inputs(flux, places(4, 6)))
     assert lengths == {
         "transformer_blocks.0.ff": 24,
@@ -151,7 +151,7 @@ def test_plans_can_be_made_from_the_blocks_input(recording, kind):
     batch = inputs(model, places(4, 6))
     block = model.single_transformer_blocks[1]
     block.register_forward_pre_hook(lambda _, args, kwargs: given.append(kwargs["hidden_states"]), with_kwargs=True)
-    with bigain.attach(model, recording, placement={"layers": [2], "plan_from": "block"}, quiet=True):
+    with bigain.attach(model, recording, placement={"layers": [2], "plan_from": "block"}):
         run(model, batch)
     assert torch.equal(recording.calls[0].tokens, given[0][:, -24:])
 
@@ -159,7 +159,7 @@ def test_plans_can_be_made_from_the_blocks_input(recording, kind):
 def test_rows_that_share_follow_the_mean_of_what_attention_is_given(flux, recording):
     normed = []
     flux.single_transformer_blocks[0].norm.register_forward_hook(lambda _, args, out: normed.append(out[0][:, 5:]))
-    with bigain.attach(flux, recording, layers=[1], quiet=True) as report, report.shared(2):
+    with bigain.attach(flux, recording, layers=[1]) as report, report.shared(2):
         batch = {
             k: v.repeat_interleave(2, 0) if k not in ("img_ids", "txt_ids") else v
             for k, v in inputs(flux, places(4, 6)).items()
@@ -175,7 +175,7 @@ def test_a_block_run_again_during_backward_follows_its_plan_at_a_size_not_attach
         for checkpointed in (False, True):
             model = tiny(kind).train()
             (model.enable_gradient_checkpointing if checkpointed else model.disable_gradient_checkpointing)()
-            with bigain.attach(model, "tome", ratio=0.5, layers=3, quiet=True):
+            with bigain.attach(model, "tome", ratio=0.5, layers=3):
                 loss = model(**inputs(model, places(4, 6)), return_dict=False)[0].square().mean()
                 loss.backward()
             gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
@@ -194,31 +194,31 @@ def test_a_backend_that_is_set_stays_set_and_is_used(flux, monkeypatch):
 
     monkeypatch.setitem(_AttentionBackendRegistry._backends, name, counted)
     flux.set_attention_backend("_native_math")
-    with bigain.attach(flux, "lgtm", ratio=0.5, layers=3, quiet=True):
+    with bigain.attach(flux, "lgtm", ratio=0.5, layers=3):
         run(flux, inputs(flux, places(4, 6)))
     assert lengths == [5 + 12] * 3
     assert all(processor._attention_backend == name for processor in flux.attn_processors.values())
 
 
 def test_a_projection_replaced_after_attaching_is_an_error(flux):
-    with bigain.attach(flux, "lgtm", ratio=0.5, layers=3, quiet=True):
+    with bigain.attach(flux, "lgtm", ratio=0.5, layers=3):
         flux.single_transformer_blocks[0].proj_out = copy.deepcopy(flux.single_transformer_blocks[0].proj_out)
         with pytest.raises(SiteError, match=r"single_transformer_blocks\.0\.proj_out was replaced"):
             run(flux, inputs(flux, places(4, 6)))
 
 
 def test_by_default_all_single_blocks_but_the_first_5_of_38_are_taken():
-    with bigain.attach(tiny(num_layers=2, num_single_layers=8), "identity", quiet=True) as report:
+    with bigain.attach(tiny(num_layers=2, num_single_layers=8), "identity") as report:
         names = [site.name for site in report.sites]
     assert names == [f"single_transformer_blocks.{index}.attn" for index in range(1, 8)]
-    with bigain.attach(tiny(num_layers=5, num_single_layers=0), "identity", quiet=True) as report:
+    with bigain.attach(tiny(num_layers=5, num_single_layers=0), "identity") as report:
         assert [site.name for site in report.sites] == [f"transformer_blocks.{index}.attn" for index in (0, 1)]
 
 
 @pytest.mark.parametrize("shape", [(64,), (0, 64), (64.0, 64)], ids=str)
 def test_a_shape_that_is_none_is_refused(flux, shape):
     with pytest.raises(SettingError, match="tokens along height and width"):
-        bigain.attach(flux, "lgtm", ratio=0.5, adapter={"name": "flux", "shape": shape}, quiet=True)
+        bigain.attach(flux, "lgtm", ratio=0.5, adapter={"name": "flux", "shape": shape})
 
 
 CONTROLNETS = [{}, {"num_mode": 3}, {"conditioning_embedding_channels": 3, "num_mode": 2}]
@@ -231,7 +231,7 @@ def test_a_controlnets_blocks_are_reduced(recording, changes):
     net = tiny("FluxControlNetModel", **changes)
     batch = FluxAdapter().inputs(net, 2, (4, 6), torch.device("cpu"), torch.float32)
     plain = run(net, batch)
-    with bigain.attach(net, recording, layers=3, quiet=True):
+    with bigain.attach(net, recording, layers=3):
         changed = run(net, batch)
     assert [call.grid.shape for call in recording.calls] == [(4, 6)] * 3
     assert not torch.allclose(changed[0], plain[0])
@@ -259,7 +259,7 @@ REDUCERS = [
 def test_it_compiles_without_a_graph_break(reducer):
     model = tiny(num_single_layers=1, guidance_embeds=True)
     batch = inputs(model, places(4, 6)) | {"guidance": torch.tensor([3.5, 3.5])}
-    with bigain.attach(model, reducer, layers=2, shape=(4, 6), quiet=True):
+    with bigain.attach(model, reducer, layers=2, shape=(4, 6)):
         expected = run(model, batch)
         torch.testing.assert_close(run(torch.compile(model, fullgraph=True, backend="aot_eager"), batch), expected)
     torch.compiler.reset()
@@ -267,7 +267,7 @@ def test_it_compiles_without_a_graph_break(reducer):
 
 def test_a_compiled_pass_takes_the_shape_attached_for():
     model = tiny(num_layers=0, num_single_layers=1)
-    with bigain.attach(model, "lgtm", ratio=0.5, layers=1, shape=(3, 8), quiet=True):
+    with bigain.attach(model, "lgtm", ratio=0.5, layers=1, shape=(3, 8)):
         compiled = torch.compile(model, fullgraph=True, backend="eager")
         batch = inputs(model, places(4, 6))
         torch.testing.assert_close(run(compiled, batch), by_shape(model, batch, places(3, 8)))
@@ -278,7 +278,7 @@ def test_a_compiled_pass_takes_the_shape_attached_for():
 
 def test_blocks_compiled_one_by_one_follow_the_positions():
     model = tiny(num_single_layers=1)
-    with bigain.attach(model, "lgtm", ratio=0.5, layers=2, quiet=True):
+    with bigain.attach(model, "lgtm", ratio=0.5, layers=2):
         batches = [inputs(model, places(*shape)) for shape in ((4, 6), (6, 4))]
         expected = [run(model, batch) for batch in batches]
         model.compile_repeated_blocks(fullgraph=True, backend="eager")
@@ -310,7 +310,7 @@ def test_a_pipeline_makes_finite_images():
         return pipe(**given, height=8, width=12, num_inference_steps=2, generator=noise, output_type="pt").images
 
     plain = images()
-    with bigain.attach(pipe, "lgtm", ratio=0.5, layers=3, quiet=True):
+    with bigain.attach(pipe, "lgtm", ratio=0.5, layers=3):
         merged = images()
     assert merged.shape == (2, 3, 8, 12)
     assert torch.isfinite(merged).all()

@@ -131,7 +131,7 @@ def close(found, expected):
 def test_a_reduced_pass_is_the_one_written_by_hand(model, batch, settings, parts):
     whole = model(**batch).sample
     expected = by_hand(model, batch, bigain.build_reducer(settings), parts)
-    with bigain.attach(model, settings, placement={"parts": parts, "layers": 4}, quiet=True):
+    with bigain.attach(model, settings, placement={"parts": parts, "layers": 4}):
         close(model(**batch).sample, expected)
     assert (expected - whole).abs().max() > 0.01
     assert torch.equal(model(**batch).sample, whole)
@@ -141,13 +141,13 @@ def test_a_reduced_pass_is_the_one_written_by_hand(model, batch, settings, parts
 def test_doing_nothing_changes_nothing(model, batch):
     whole = model(**batch).sample
     close(by_hand(model, batch, None, ()), whole)
-    with bigain.attach(model, "identity", placement={"parts": ("self", "cross", "mlp"), "layers": 4}, quiet=True):
+    with bigain.attach(model, "identity", placement={"parts": ("self", "cross", "mlp"), "layers": 4}):
         close(model(**batch).sample, whole)
 
 
 @torch.no_grad()
 def test_positions_matter_to_the_reduced_pass(model, batch):
-    with bigain.attach(model, "lgtm", ratio=0.5, layers=4, quiet=True):
+    with bigain.attach(model, "lgtm", ratio=0.5, layers=4):
         found = model(**batch).sample
         cosines, sines = batch["image_rotary_emb"]
         mirrored = model(**{**batch, "image_rotary_emb": (cosines, -sines)}).sample
@@ -160,7 +160,7 @@ def test_positions_matter_to_the_reduced_pass(model, batch):
 def test_plans_from_the_block_are_made_before_the_long_skip(model, batch):
     reducer = bigain.build_reducer("lgtm", ratio=0.5)
     expected = by_hand(model, batch, reducer, ("self",), from_block=True)
-    with bigain.attach(model, reducer, placement={"layers": 4, "plan_from": "block"}, quiet=True):
+    with bigain.attach(model, reducer, placement={"layers": 4, "plan_from": "block"}):
         close(model(**batch).sample, expected)
 
 
@@ -173,14 +173,14 @@ def test_without_norms_positions_are_applied_behind_the_projections(batch, setti
             attn.norm_q = attn.norm_k = None
     parts = ("self", "cross") if settings in MERGES else ("self",)
     expected = by_hand(model, batch, bigain.build_reducer(settings), parts)
-    with bigain.attach(model, settings, placement={"parts": parts, "layers": 4}, quiet=True):
+    with bigain.attach(model, settings, placement={"parts": parts, "layers": 4}):
         close(model(**batch).sample, expected)
 
 
 @torch.no_grad()
 def test_grid_and_moment_are_read_from_positional_arguments_too(model, batch, recording):
     sample, timestep = batch.pop("hidden_states"), batch.pop("timestep")
-    with bigain.attach(model, recording, layers=1, quiet=True):
+    with bigain.attach(model, recording, layers=1):
         table = tuple(part[:28] for part in batch["image_rotary_emb"])
         model(sample[..., :8, :], timestep, **{**batch, "image_rotary_emb": table})
     (call,) = recording.calls

@@ -108,7 +108,7 @@ def by_hand(model, batch, reducer, parts):
 def test_a_reduced_pass_is_the_one_written_by_hand(model, batch, settings, parts):
     whole = model(**batch).sample
     expected = by_hand(model, batch, bigain.build_reducer(settings), parts)
-    with bigain.attach(model, settings, placement={"parts": parts, "layers": 3}, quiet=True):
+    with bigain.attach(model, settings, placement={"parts": parts, "layers": 3}):
         found = model(**batch).sample
     torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
     assert (expected - whole).abs().max() > 0.01
@@ -118,13 +118,13 @@ def test_a_reduced_pass_is_the_one_written_by_hand(model, batch, settings, parts
 def test_doing_nothing_changes_nothing(model, batch):
     whole = model(**batch).sample
     torch.testing.assert_close(by_hand(model, batch, None, ()), whole, atol=1e-9, rtol=1e-9)
-    with bigain.attach(model, "identity", placement={"parts": ("self", "cross", "mlp"), "layers": 3}, quiet=True):
+    with bigain.attach(model, "identity", placement={"parts": ("self", "cross", "mlp"), "layers": 3}):
         assert torch.equal(model(**batch).sample, whole)
 
 
 @torch.no_grad()
 def test_grid_and_moment_are_read_from_positional_arguments_too(model, batch, recording):
-    with bigain.attach(model, recording, layers=1, quiet=True):
+    with bigain.attach(model, recording, layers=1):
         model(batch["hidden_states"][..., :8, :], batch["encoder_hidden_states"], batch["timestep"])
     (call,) = recording.calls
     assert call.grid == bigain.Grid((4, 7))
@@ -172,7 +172,7 @@ def test_a_pipeline_of_pixart_sigma_gives_finite_images():
         return pipe(height=16, width=24, generator=generator, **texts, **masks, **how).images
 
     whole = draw()
-    with bigain.attach(pipe, "lgtm", ratio=0.5, quiet=True):
+    with bigain.attach(pipe, "lgtm", ratio=0.5):
         reduced = draw()
     assert reduced.shape == (1, 16, 24, 3)
     check_images(reduced, whole, draw())
@@ -190,7 +190,7 @@ def test_a_pipeline_of_dit_gives_finite_images(tiny_dit):
         return pipe(class_labels=[1, 7, 3], num_inference_steps=2, generator=generator, output_type="np").images
 
     whole = draw()
-    with bigain.attach(pipe, "abm", ratio=0.5, placement={"parts": ("self", "mlp"), "layers": 4}, quiet=True):
+    with bigain.attach(pipe, "abm", ratio=0.5, placement={"parts": ("self", "mlp"), "layers": 4}):
         reduced = draw()
     assert reduced.shape == (3, 16, 16, 3)
     check_images(reduced, whole, draw())

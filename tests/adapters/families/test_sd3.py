@@ -191,7 +191,7 @@ def test_the_blocks_by_hand_are_the_librarys(sd3, batch):
 def test_an_attached_pass_is_that_of_blocks_by_hand(sd3, batch, reducer):
     expected = by_hand(sd3, batch, bigain.build_reducer(reducer))
     plain = run(sd3, batch)
-    with bigain.attach(sd3, reducer, layers=3, shape=SHAPE, quiet=True):
+    with bigain.attach(sd3, reducer, layers=3, shape=SHAPE):
         attached = run(sd3, batch)
     close(attached, expected)
     assert (attached - plain).abs().max() > 1e-3
@@ -200,7 +200,7 @@ def test_an_attached_pass_is_that_of_blocks_by_hand(sd3, batch, reducer):
 @pytest.mark.parametrize("parts", [("mlp",), ("self", "mlp")], ids="-".join)
 def test_the_mlp_of_the_image_shrinks_by_the_blocks_plan(sd3, batch, parts):
     expected = by_hand(sd3, batch, bigain.build_reducer("lgtm", ratio=0.5), parts)
-    with bigain.attach(sd3, "lgtm", ratio=0.5, placement={"layers": 3, "parts": parts}, quiet=True):
+    with bigain.attach(sd3, "lgtm", ratio=0.5, placement={"layers": 3, "parts": parts}):
         close(run(sd3, batch), expected)
 
 
@@ -209,7 +209,7 @@ def test_rows_that_share_follow_the_plan_of_their_mean(sd3, batch):
     batch["encoder_hidden_states"][1::2] *= -1
     expected = by_hand(sd3, batch, bigain.build_reducer("tome", ratio=0.5), share=2)
     alone = by_hand(sd3, batch, bigain.build_reducer("tome", ratio=0.5))
-    with bigain.attach(sd3, "tome", ratio=0.5, layers=3, quiet=True) as report:
+    with bigain.attach(sd3, "tome", ratio=0.5, layers=3) as report:
         with report.shared(2):
             close(run(sd3, batch), expected)
         close(run(sd3, batch), alone)
@@ -218,7 +218,7 @@ def test_rows_that_share_follow_the_plan_of_their_mean(sd3, batch):
 
 def test_both_attentions_of_a_block_are_one_site_and_both_shrink(sd3, batch):
     lengths = {}
-    with bigain.attach(sd3, "lgtm", ratio=0.5, layers=3, quiet=True) as report:
+    with bigain.attach(sd3, "lgtm", ratio=0.5, layers=3) as report:
         for name, module in sd3.named_modules():
             if name.endswith(("attn", "attn2")):
                 module.to_q.register_forward_hook(lambda _, args, out, name=name: lengths.update({name: out.shape[1]}))
@@ -245,7 +245,7 @@ def test_what_is_saved_counts_both_attentions(sd3):
 
 
 def test_the_grid_follows_the_latents_not_the_configuration(sd3, batch, recording):
-    with bigain.attach(sd3, recording, quiet=True) as report:
+    with bigain.attach(sd3, recording) as report:
         assert report.sites[0].grid.shape == (8, 8)
         run(sd3, batch)
     (call,) = recording.calls
@@ -254,7 +254,7 @@ def test_the_grid_follows_the_latents_not_the_configuration(sd3, batch, recordin
 
 
 def test_arguments_may_be_given_by_position(sd3, batch, recording):
-    with bigain.attach(sd3, recording, quiet=True):
+    with bigain.attach(sd3, recording):
         order = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep")
         sd3(*(batch[name] for name in order))
     assert recording.calls[0].timestep.tolist() == [20, 500, 980]
@@ -272,7 +272,7 @@ def test_positional_orders_are_those_of_the_library():
 
 def test_by_default_the_first_12_of_28_blocks_are_taken():
     model = tiny_sd3(num_layers=24, dual_attention_layers=())
-    with bigain.attach(model, "identity", quiet=True) as report:
+    with bigain.attach(model, "identity") as report:
         assert [site.name.split(".")[1] for site in report.sites] == [str(index) for index in range(10)]
 
 
@@ -293,7 +293,7 @@ def test_a_controlnets_blocks_are_reduced(batch, recording, alone):
     if alone:
         batch |= {"encoder_hidden_states": None, "hidden_states": torch.randn(3, 24, 16, generator=noise).double()}
     plain = torch.stack(run(net, batch))
-    with bigain.attach(net, recording, layers=2, quiet=True):
+    with bigain.attach(net, recording, layers=2):
         changed = torch.stack(run(net, batch))
     assert [call.grid.shape for call in recording.calls] == [SHAPE, SHAPE]
     assert not torch.allclose(changed, plain)
@@ -317,12 +317,12 @@ def test_projections_inside_other_modules_are_used_as_they_are(sd3, batch, reduc
     for block in sd3.transformer_blocks:
         block.attn.to_k, block.attn.to_v = Wrapped(block.attn.to_k), Wrapped(block.attn.to_v)
     expected = by_hand(sd3, batch, bigain.build_reducer(reducer))
-    with bigain.attach(sd3, reducer, layers=3, shape=SHAPE, quiet=True):
+    with bigain.attach(sd3, reducer, layers=3, shape=SHAPE):
         close(run(sd3, batch), expected)
 
 
 def test_a_projection_replaced_after_attaching_is_an_error_where_keys_shrink(sd3, batch):
-    with bigain.attach(sd3, "todo", factor=2, shape=SHAPE, quiet=True):
+    with bigain.attach(sd3, "todo", factor=2, shape=SHAPE):
         sd3.transformer_blocks[0].attn2.to_k = Wrapped(sd3.transformer_blocks[0].attn2.to_k)
         with pytest.raises(SiteError, match=r"transformer_blocks\.0\.attn2\.to_k was replaced"):
             run(sd3, batch)
@@ -332,16 +332,16 @@ def test_fused_projections_merge_and_cannot_shrink_keys(batch):
     model = tiny_sd3(qk_norm=None, dual_attention_layers=())
     expected = by_hand(model, batch, bigain.build_reducer("lgtm", ratio=0.5))
     model.fuse_qkv_projections()
-    with bigain.attach(model, "lgtm", ratio=0.5, layers=3, quiet=True):
+    with bigain.attach(model, "lgtm", ratio=0.5, layers=3):
         close(run(model, batch), expected)
     with pytest.raises(SiteError, match="unfuse_qkv_projections"):
-        bigain.attach(model, "todo", factor=2, quiet=True)
+        bigain.attach(model, "todo", factor=2)
 
 
 def test_rows_of_different_lengths_are_refused(sd3, batch):
     rules = [{"reducer": {"name": "lgtm", "ratio": 0.5}, "timesteps": [400, 1000]}]
     with (
-        bigain.attach(sd3, "scheduled", rules=rules, otherwise={"name": "lgtm", "ratio": 0.2}, quiet=True),
+        bigain.attach(sd3, "scheduled", rules=rules, otherwise={"name": "lgtm", "ratio": 0.2}),
         pytest.raises(SettingError, match="different lengths"),
     ):
         run(sd3, batch)
@@ -354,9 +354,9 @@ def test_perturbed_attention_guidance_merges(sd3, batch, rows):
     sd3.transformer_blocks[2].attn.set_processor(PAGCFGJointAttnProcessor2_0())
     batch = {name: value[:1].repeat(3 * rows, *[1] * (value.ndim - 1)) for name, value in batch.items()}
     plain = run(sd3, batch)
-    with bigain.attach(sd3, "identity", layers=3, quiet=True):
+    with bigain.attach(sd3, "identity", layers=3):
         assert torch.equal(run(sd3, batch), plain)
-    with bigain.attach(sd3, "lgtm", ratio=0.5, layers=3, quiet=True):
+    with bigain.attach(sd3, "lgtm", ratio=0.5, layers=3):
         merged = run(sd3, batch)
     # The last third of the rows is perturbed: each of its image tokens sees itself and the text alone.
     assert torch.isfinite(merged).all()
@@ -367,7 +367,7 @@ def test_perturbed_attention_guidance_merges(sd3, batch, rows):
 def test_perturbed_attention_guidance_refuses_fewer_keys(sd3, batch):
     from diffusers.models.attention_processor import PAGCFGJointAttnProcessor2_0
 
-    with bigain.attach(sd3, "todo", factor=2, layers=3, shape=SHAPE, quiet=True):
+    with bigain.attach(sd3, "todo", factor=2, layers=3, shape=SHAPE):
         sd3.transformer_blocks[2].attn.set_processor(PAGCFGJointAttnProcessor2_0())  # as its pipeline does
         with pytest.raises(SettingError, match="take a merging reducer"):
             run(sd3, batch)
@@ -388,7 +388,7 @@ def test_image_prompts_are_attended_to(sd3, batch, reducer):
         return run(sd3, batch | {"joint_attention_kwargs": {"ip_hidden_states": prompts, "temb": temb}})
 
     whole = prompted()
-    with bigain.attach(sd3, reducer, layers=3, shape=SHAPE, quiet=True):
+    with bigain.attach(sd3, reducer, layers=3, shape=SHAPE):
         found, without = prompted(), run(sd3, batch)
     assert not torch.allclose(found, without)
     assert torch.equal(found, whole) == (reducer["name"] == "identity")
@@ -398,7 +398,7 @@ def test_image_prompts_are_attended_to(sd3, batch, reducer):
 @pytest.mark.parametrize("reducer", [MERGING[2], MERGING[3], SHRINKING[0]], ids=name_of)  # the cached one holds lgtm
 def test_it_compiles_without_a_graph_break(batch, reducer):
     model = tiny_sd3(num_layers=1, dual_attention_layers=(0,))
-    with bigain.attach(model, reducer, layers=1, shape=SHAPE, quiet=True):
+    with bigain.attach(model, reducer, layers=1, shape=SHAPE):
         expected = run(model, batch)
         close(run(torch.compile(model, fullgraph=True, backend="aot_eager"), batch), expected)
     torch.compiler.reset()
@@ -422,7 +422,7 @@ def test_a_pipeline_makes_finite_images():
         return pipe(**prompts, **pooled, **settings, latents=latents.clone()).images
 
     plain = images()
-    with bigain.attach(pipe, "lgtm", ratio=0.5, layers=3, quiet=True):
+    with bigain.attach(pipe, "lgtm", ratio=0.5, layers=3):
         merged = images()
     assert merged.shape == (2, 3, 8, 12)
     assert torch.isfinite(merged).all()

@@ -124,7 +124,7 @@ def close(found, expected):
 def test_a_reduced_pass_is_the_one_written_by_hand(model, batch, settings, parts):
     whole = model(**batch)[0]
     expected = by_hand(model, batch, bigain.build_reducer(settings), parts)
-    with bigain.attach(model, settings, placement={"parts": parts, "layers": 3}, quiet=True):
+    with bigain.attach(model, settings, placement={"parts": parts, "layers": 3}):
         close(model(**batch)[0], expected)
     assert (expected - whole).abs().max() > 0.01
     assert torch.equal(model(**batch)[0], whole)
@@ -134,7 +134,7 @@ def test_a_reduced_pass_is_the_one_written_by_hand(model, batch, settings, parts
 def test_doing_nothing_changes_nothing(model, batch):
     whole = model(**batch)[0]
     close(by_hand(model, batch, None, ()), whole)
-    with bigain.attach(model, "identity", placement={"parts": ("self", "cross", "mlp"), "layers": 3}, quiet=True):
+    with bigain.attach(model, "identity", placement={"parts": ("self", "cross", "mlp"), "layers": 3}):
         close(model(**batch)[0], whole)
 
 
@@ -142,7 +142,7 @@ def test_doing_nothing_changes_nothing(model, batch):
 def test_the_token_of_time_and_length_is_never_merged(model, batch):
     seen, attn = [], model.transformer_blocks[0].attn1
     handle = attn.to_q.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    with bigain.attach(model, MERGES[0], layers=1, quiet=True):
+    with bigain.attach(model, MERGES[0], layers=1):
         model(**batch)
     model(**batch)
     handle.remove()
@@ -154,7 +154,7 @@ def test_the_token_of_time_and_length_is_never_merged(model, batch):
 def test_a_timestep_between_0_and_1_is_one_of_1000_to_the_reducer(model, batch, recording):
     sample, batch["timestep"] = batch.pop("hidden_states"), torch.tensor([2 / math.pi * math.atan(1.0)])
     batch["rotary_embedding"] = tuple(part[:12] for part in batch["rotary_embedding"])
-    with bigain.attach(model, recording, layers=1, shape=(11,), quiet=True):
+    with bigain.attach(model, recording, layers=1, shape=(11,)):
         model(sample[..., :11], batch.pop("timestep"), **batch)  # as its pipeline calls it: one timestep for all rows
     (call,) = recording.calls
     assert call.grid == bigain.Grid((11,), prefix=1)
@@ -166,13 +166,13 @@ def test_the_table_of_positions_may_lie_on_another_device(model, batch):
     on_meta = copy.deepcopy(model).to("meta")
     given = {name: value.to("meta") if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
     assert given["rotary_embedding"][0].device.type == "cpu"
-    with bigain.attach(on_meta, MERGES[0], layers=3, quiet=True):
+    with bigain.attach(on_meta, MERGES[0], layers=3):
         assert on_meta(**given)[0].shape == (3, 3, 23)
 
 
 @torch.no_grad()
 def test_positions_may_be_left_out(model, batch):
-    with bigain.attach(model, MERGES[0], layers=3, quiet=True):
+    with bigain.attach(model, MERGES[0], layers=3):
         turned, unturned = (model(**{**batch, **change})[0] for change in ({}, {"rotary_embedding": None}))
     assert (turned - unturned).abs().max() > 0.01
 
@@ -218,7 +218,7 @@ def test_a_pipeline_gives_finite_audio():
         return pipe(**texts, num_inference_steps=2, audio_end_in_s=10.0, generator=generator).audios
 
     whole = draw()
-    with bigain.attach(pipe, MERGES[0], quiet=True):
+    with bigain.attach(pipe, MERGES[0]):
         reduced = draw()
     assert reduced.shape == (1, 1, 80)
     assert reduced.isfinite().all()

@@ -68,7 +68,7 @@ def images(rows=3, size=(32, 32), seed=1):
 
 def refusal(model, *given, **settings):
     with pytest.raises((SiteError, SettingError)) as caught:
-        bigain.attach(model, *given, quiet=True, **settings)
+        bigain.attach(model, *given, **settings)
     return type(caught.value), str(caught.value)
 
 
@@ -192,7 +192,7 @@ def test_the_attached_forward_equals_the_one_by_hand(form, spec):
         expected = ByHand(model, reducer, (4, 4), proportional, parts)(x)
         assert not torch.allclose(expected, plain, atol=1e-3)
         where = {"parts": parts, "proportional": proportional}
-        with bigain.attach(model, reducer, placement=where, quiet=True):
+        with bigain.attach(model, reducer, placement=where):
             torch.testing.assert_close(model(x), expected, atol=1e-6, rtol=1e-6)
         assert torch.equal(model(x), plain)
 
@@ -203,7 +203,7 @@ def test_images_of_other_sizes_lie_on_grids_of_their_own(form):
     model, reducer = tiny(form, dynamic_img_size=True), bigain.build_reducer("lgtm", ratio=0.3)
     given = {(4, 6): images(2, (32, 48)), (6, 2): images(2, (48, 16))}
     expected = {shape: ByHand(model, reducer, shape, parts=("self",))(x) for shape, x in given.items()}
-    with bigain.attach(model, reducer, quiet=True) as report:
+    with bigain.attach(model, reducer) as report:
         for shape, x in given.items():
             torch.testing.assert_close(model(x), expected[shape], atol=1e-6, rtol=1e-6)
     assert [(site.grid.shape, site.before, site.after) for site in report.sites] == [((4, 4), 17, 13)] * 3
@@ -211,7 +211,7 @@ def test_images_of_other_sizes_lie_on_grids_of_their_own(form):
 
 def test_a_model_for_images_that_are_not_square_has_its_grid():
     model = tiny(img_size=(32, 48))
-    with bigain.attach(model, "tome", ratio=0.5, quiet=True) as report:
+    with bigain.attach(model, "tome", ratio=0.5) as report:
         assert {site.grid for site in report.sites} == {bigain.Grid((4, 6), prefix=1)}
         assert model(images(1, (32, 48))).isfinite().all()
 
@@ -220,7 +220,7 @@ def test_a_model_for_images_that_are_not_square_has_its_grid():
 def test_class_distillation_and_register_tokens_stay_as_they_are():
     for form, prefix in {"class": 1, "distilled": 2, "registers": 5, "map": 0, "rope_halves": 5}.items():
         model = tiny(form)
-        with bigain.attach(model, "tome", ratio=0.5, quiet=True) as report:
+        with bigain.attach(model, "tome", ratio=0.5) as report:
             assert {(site.grid.prefix, site.before, site.after) for site in report.sites} == {
                 (prefix, 16 + prefix, 8 + prefix)
             }
@@ -230,7 +230,7 @@ def test_class_distillation_and_register_tokens_stay_as_they_are():
 def test_blocks_are_all_of_them_unless_told():
     model, x = tiny(), images()
     reducer = bigain.build_reducer(REDUCERS["merge"])
-    with bigain.attach(model, reducer, layers=[1], quiet=True) as report:
+    with bigain.attach(model, reducer, layers=[1]) as report:
         assert [site.name for site in report.sites] == ["blocks.1.attn"]
         torch.testing.assert_close(model(x), ByHand(model, reducer, (4, 4), parts=("self",), layers=(1,))(x))
 
@@ -246,7 +246,7 @@ class Halved(nn.Linear):
 def test_a_fused_projection_is_sliced_only_where_it_is_a_plain_layer():
     x, spec = images(), REDUCERS["kv"]
     model, seen = tiny("map"), []
-    with bigain.attach(model, spec, quiet=True):
+    with bigain.attach(model, spec):
         sliced = model(x)
         hook = model.blocks[1].attn.qkv.register_forward_hook(lambda module, args, output: seen.append(output.shape[1]))
         torch.testing.assert_close(model(x), sliced)
@@ -256,12 +256,12 @@ def test_a_fused_projection_is_sliced_only_where_it_is_a_plain_layer():
     half = Halved(32, 96).double()
     half.load_state_dict(plain.state_dict())
     model.blocks[1].attn.qkv = half
-    with bigain.attach(model, spec, quiet=True):
+    with bigain.attach(model, spec):
         halved = model(x)
     model.blocks[1].attn.qkv = plain
     for parameter in plain.parameters():
         parameter.div_(2)
-    with bigain.attach(model, spec, quiet=True):
+    with bigain.attach(model, spec):
         torch.testing.assert_close(halved, model(x))
     assert not torch.allclose(halved, sliced, atol=1e-3)
 
@@ -269,7 +269,7 @@ def test_a_fused_projection_is_sliced_only_where_it_is_a_plain_layer():
 @torch.no_grad()
 def test_attention_that_timm_was_told_not_to_fuse_stays_so():
     x, model, seen = images(), tiny(), []
-    with bigain.attach(model, REDUCERS["kv"], placement={"proportional": True}, quiet=True):
+    with bigain.attach(model, REDUCERS["kv"], placement={"proportional": True}):
         fused = model(x)
         for block in model.blocks:
             block.attn.fused_attn = False
@@ -293,7 +293,7 @@ def test_keys_of_attention_that_is_not_timms_are_not_made_fewer():
         assert told.format(name) in text
         with torch.no_grad():
             plain = model(x)
-            with bigain.attach(model, REDUCERS["merge"], quiet=True):  # which needs to know nothing of it
+            with bigain.attach(model, REDUCERS["merge"]):  # which needs to know nothing of it
                 assert not torch.allclose(model(x), plain, atol=1e-3)
             assert torch.equal(model(x), plain)
 
@@ -313,7 +313,7 @@ def test_blocks_that_do_everything_at_once_are_refused():
 def test_masks_of_unmerged_tokens_are_refused_in_the_call():
     model = tiny()
     for spec in REDUCERS.values():
-        with bigain.attach(model, spec, quiet=True):
+        with bigain.attach(model, spec):
             with pytest.raises(
                 SiteError, match=r"^blocks.0.attn was called with attn_mask, which says nothing of merg"
             ):
@@ -326,7 +326,7 @@ def test_masks_of_unmerged_tokens_are_refused_in_the_call():
 def test_detaching_takes_the_own_attention_away():
     model = tiny("eva")
     before = {name: set(vars(module)) for name, module in model.named_modules()}
-    with bigain.attach(model, REDUCERS["kv"], layers=2, quiet=True):
+    with bigain.attach(model, REDUCERS["kv"], layers=2):
         ours = [name for name, module in model.named_modules() if "forward" in vars(module)]
         assert ours == ["blocks.0.attn", "blocks.1.attn"]
     assert {name: set(vars(module)) for name, module in model.named_modules()} == before
@@ -335,7 +335,7 @@ def test_detaching_takes_the_own_attention_away():
 @torch.no_grad()
 def test_a_forward_that_is_replaced_later_is_noticed():
     model = tiny()
-    with bigain.attach(model, REDUCERS["kv"], quiet=True):
+    with bigain.attach(model, REDUCERS["kv"]):
         attention = model.blocks[2].attn
         ours, attention.forward = attention.forward, lambda x, **_: x
         with pytest.raises(SiteError, match=r"^blocks\.2\.attn\.forward was replaced after a reducer was attached"):
@@ -348,7 +348,7 @@ def test_a_forward_that_is_replaced_later_is_noticed():
 def test_features_can_be_asked_for_without_the_head():
     model, x = tiny(), images()
     for spec in REDUCERS.values():
-        with bigain.attach(model, spec, quiet=True):
+        with bigain.attach(model, spec):
             torch.testing.assert_close(model.forward_head(model.forward_features(x)), model(x))
             assert model.forward_intermediates(x, intermediates_only=True)[-1].shape == (3, 32, 4, 4)
 
@@ -361,7 +361,7 @@ def test_a_model_without_an_image_size_has_to_be_told_how_its_tokens_lie():
         "This VisionTransformer has no image size of its own; say how its tokens lie, as in "
         "attach(model, ..., shape=(14, 14)).",
     )
-    report = bigain.attach(model, "tome", ratio=0.5, shape=(6, 4), quiet=True)
+    report = bigain.attach(model, "tome", ratio=0.5, shape=(6, 4))
     assert report.sites[0].grid.shape == (6, 4)
 
 

@@ -74,7 +74,7 @@ def output_of(model, x, **given):
 
 def refusal(model, *given, **settings):
     with pytest.raises((SiteError, SettingError)) as caught:
-        bigain.attach(model, *given, quiet=True, **settings)
+        bigain.attach(model, *given, **settings)
     return type(caught.value), str(caught.value)
 
 
@@ -124,7 +124,7 @@ def test_the_attached_forward_equals_the_one_by_hand(name):
             with by_hand(model, name, reducer, proportional=proportional):
                 expected = output_of(model, x)
             assert not torch.allclose(expected, plain, atol=1e-3)
-            with bigain.attach(model, reducer, placement={"parts": parts, "proportional": proportional}, quiet=True):
+            with bigain.attach(model, reducer, placement={"parts": parts, "proportional": proportional}):
                 torch.testing.assert_close(output_of(model, x), expected, atol=1e-6, rtol=1e-6)
             assert torch.equal(output_of(model, x), plain)
 
@@ -138,7 +138,7 @@ def test_images_of_other_sizes_lie_on_grids_of_their_own(name):
         x = images(2, (shape[0] * 8, shape[1] * 8))
         with by_hand(model, name, reducer, shape, mlp=False):
             expected = output_of(model, x, **more)
-        with bigain.attach(model, reducer, quiet=True) as report:
+        with bigain.attach(model, reducer) as report:
             torch.testing.assert_close(output_of(model, x, **more), expected, atol=1e-6, rtol=1e-6)
             assert {site.grid.shape for site in report.sites} == {(4, 4)}
 
@@ -146,7 +146,7 @@ def test_images_of_other_sizes_lie_on_grids_of_their_own(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_class_and_register_tokens_stand_before_the_grid(name):
     prefix = MODELS[name][1][4]
-    with bigain.attach(tiny(name), "tome", ratio=0.5, quiet=True) as report:
+    with bigain.attach(tiny(name), "tome", ratio=0.5) as report:
         assert [(site.grid, site.before, site.after) for site in report.sites] == [
             (bigain.Grid((4, 4), prefix=prefix), 16 + prefix, 8 + prefix)
         ] * 3
@@ -167,7 +167,7 @@ def test_a_backend_that_is_set_stays_set():
     for name in ("ViTModel", "CLIPVisionModel", "SiglipVisionModel", "Dinov2Model"):
         model, x, cut = tiny(name), images(), 16 + MODELS[name][1][4]
         for spec, lengths in (("merge", (cut - 6, cut - 6)), ("kv", (cut, cut - 6))):
-            with bigain.attach(model, REDUCERS[spec], quiet=True):
+            with bigain.attach(model, REDUCERS[spec]):
                 expected = output_of(model, x)
                 model.set_attn_implementation("eager")
                 torch.testing.assert_close(output_of(model, x), expected, **ROUNDED)
@@ -188,14 +188,14 @@ def test_backends_that_cannot_add_to_logits_are_refused_where_keys_are_weighted(
         'tokens they stand for does: set_attn_implementation("sdpa"), or leave proportional off.'
     )
     model = tiny()
-    with bigain.attach(model, REDUCERS["merge"], placement={"proportional": True}, quiet=True):
+    with bigain.attach(model, REDUCERS["merge"], placement={"proportional": True}):
         model.set_attn_implementation("quick")
         with pytest.raises(SiteError) as caught:
             model(images())
         assert str(caught.value) == told
     for where in ({"proportional": True}, {"progressive": 2}):
         assert refusal(model, "tome", ratio=0.5, cell=2, placement=where) == (SiteError, told)
-    bigain.attach(model, "tome", ratio=0.5, quiet=True).detach()
+    bigain.attach(model, "tome", ratio=0.5).detach()
 
 
 @torch.no_grad()
@@ -203,7 +203,7 @@ def test_masks_are_refused_in_the_call():
     model, mask = tiny(), torch.ones(3, 17, dtype=torch.int64)
     mask[:, 9:] = 0
     for spec in REDUCERS.values():
-        with bigain.attach(model, spec, quiet=True):
+        with bigain.attach(model, spec):
             with pytest.raises(SiteError, match=r"^vit.layers.0.attention was called with attention_mask, which says"):
                 model(images(), attention_mask=mask)
             assert model(images()).logits.isfinite().all()
@@ -215,7 +215,7 @@ def test_a_model_of_image_and_text_is_attached_to_by_its_image_tower():
     config = transformers.CLIPConfig(vision_config={**SHAPE, "intermediate_size": 64}, text_config=WORDS)
     model, x = noisy(transformers.CLIPModel(config)), images()
     plain = model.get_image_features(x).pooler_output
-    with bigain.attach(model, "tome", ratio=0.5, quiet=True) as report:
+    with bigain.attach(model, "tome", ratio=0.5) as report:
         assert [site.name for site in report.sites] == [f"encoder.layers.{index}.self_attn" for index in range(3)]
         assert not torch.allclose(model.get_image_features(x).pooler_output, plain, atol=1e-3)
     assert torch.equal(model.get_image_features(x).pooler_output, plain)
@@ -233,18 +233,18 @@ def test_derived_classes_are_served_if_their_attention_is_the_librarys():
             return super().forward(hidden_states, attention_mask, **given)
 
     model, x = tiny(), images()
-    with bigain.attach(model, REDUCERS["kv"], quiet=True):
+    with bigain.attach(model, REDUCERS["kv"]):
         expected = output_of(model, x)
     for layer in model.vit.layers:
         layer.attention.__class__ = Renamed
     model.set_attn_implementation("eager")
-    with bigain.attach(model, REDUCERS["kv"], quiet=True):
+    with bigain.attach(model, REDUCERS["kv"]):
         torch.testing.assert_close(output_of(model, x), expected, **ROUNDED)
     model.vit.layers[1].attention.__class__ = Own
     kind, text = refusal(model, REDUCERS["kv"])
     assert kind is SiteError
     assert "nothing is known of how vit.layers.1.attention, a Own, makes them" in text
-    with bigain.attach(model, REDUCERS["merge"], quiet=True):
+    with bigain.attach(model, REDUCERS["merge"]):
         assert output_of(model, x).isfinite().all()
 
 
@@ -261,7 +261,7 @@ def test_another_version_of_the_library_is_told_apart_in_words():
 def test_hidden_states_keep_their_lengths():
     model, x = tiny(), images()
     for spec in REDUCERS.values():
-        with bigain.attach(model, spec, quiet=True):
+        with bigain.attach(model, spec):
             assert [state.shape for state in model(x, output_hidden_states=True).hidden_states] == [(3, 17, 32)] * 4
 
 
@@ -280,7 +280,7 @@ def test_gradient_checkpointing_gives_the_gradients_there_are_without(name, reen
     for spec in ({"name": "tome", "ratio": 0.5}, {"name": "kv_merge", "reducer": {"name": "tome", "ratio": 0.4}}):
         for source in ("part", "block"):
             where = {"parts": parts[spec["name"]], "plan_from": source}
-            with bigain.attach(model, spec, placement=where, quiet=True):
+            with bigain.attach(model, spec, placement=where):
                 model.activation_checkpointing_disable()
                 expected = gradients(model, batches)
                 model.activation_checkpointing_enable({"use_reentrant": reentrant})

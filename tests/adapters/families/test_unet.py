@@ -70,7 +70,7 @@ def test_attached_forward_equals_the_one_by_hand(unet, latents, by_hand, spec, p
     reducer, batch = bigain.build_reducer(spec), latents(3, (12, 10))
     expected = by_hand(unet, batch, dict.fromkeys(parts, reducer), FINEST, seed=5)
     differ(expected, unet(**batch).sample)
-    with bigain.attach(unet, reducer, placement={"parts": parts}, seed=5, quiet=True):
+    with bigain.attach(unet, reducer, placement={"parts": parts}, seed=5):
         close(unet(**batch).sample, expected)
 
 
@@ -80,7 +80,7 @@ def test_keys_and_values_alone_equal_the_ones_by_hand(unet, latents, by_hand, sp
     reducer, batch = bigain.build_reducer(spec), latents(3, (12, 10))
     expected = by_hand(unet, batch, {"self": reducer}, FINEST)
     differ(expected, unet(**batch).sample)
-    with bigain.attach(unet, reducer, quiet=True):
+    with bigain.attach(unet, reducer):
         close(unet(**batch).sample, expected)
 
 
@@ -91,7 +91,7 @@ def test_every_block_on_latents_of_any_shape(tiny_unet, latents, by_hand, shape,
     model, batch = tiny_unet(use_linear_projection=linear), latents(3, shape)
     reducer = LGTM(0.5)
     expected = by_hand(model, batch, dict.fromkeys(PARTS[-1], reducer))
-    with bigain.attach(model, reducer, placement={"parts": PARTS[-1], "names": "*"}, quiet=True) as report:
+    with bigain.attach(model, reducer, placement={"parts": PARTS[-1], "names": "*"}) as report:
         assert [site.grid.shape for site in report.sites[::3]] == [(n, n) for n in (8, 4, 2, 4, 4, 8, 8)]
         close(model(**batch).sample, expected)
 
@@ -100,7 +100,7 @@ def test_every_block_on_latents_of_any_shape(tiny_unet, latents, by_hand, shape,
 @torch.no_grad()
 def test_rows_do_not_matter_to_each_other(unet, latents, rows):
     batch = latents(rows)
-    with bigain.attach(unet, HYBRID, placement={"parts": PARTS[-1], "names": "*"}, quiet=True):
+    with bigain.attach(unet, HYBRID, placement={"parts": PARTS[-1], "names": "*"}):
         together = unet(**batch).sample
         for row in range(rows):
             close(unet(**{key: value[row : row + 1] for key, value in batch.items()}).sample[0], together[row])
@@ -112,7 +112,7 @@ def test_sdxl_has_two_blocks_in_a_transformer_and_none_at_full_resolution(tiny_u
     model, batch = tiny_unet(**XL), xl_batch(latents(2, (9, 12)))
     reducer = LGTM(0.5)
     expected = by_hand(model, batch, dict.fromkeys(parts, reducer), [0, 1, 6, 7, 8, 9])
-    with bigain.attach(model, reducer, placement={"parts": parts}, quiet=True) as report:
+    with bigain.attach(model, reducer, placement={"parts": parts}) as report:
         names = [site.name.rpartition(".")[0] for site in report.sites[:: len(parts)]]
         assert names == [
             *(f"down_blocks.1.attentions.0.transformer_blocks.{i}" for i in range(2)),
@@ -120,7 +120,7 @@ def test_sdxl_has_two_blocks_in_a_transformer_and_none_at_full_resolution(tiny_u
         ]
         close(model(**batch).sample, expected)
     with pytest.raises(SiteError, match=r"^No block meets downsample=1\. There are 10 .* with downsample 2, 4\.$"):
-        bigain.attach(model, reducer, placement="sd", quiet=True)
+        bigain.attach(model, reducer, placement="sd")
 
 
 @pytest.mark.parametrize("plan_from", ["block", "part"])
@@ -133,9 +133,9 @@ def test_plans_come_from_the_blocks_input_or_from_the_first_parts(unet, latents,
             unet, batch, dict.fromkeys(parts, reducer), FINEST, plan_from={"block": "part", "part": "block"}[plan_from]
         )
         differ(expected, other)
-        with bigain.attach(unet, reducer, placement={"parts": parts, "plan_from": plan_from}, quiet=True):
+        with bigain.attach(unet, reducer, placement={"parts": parts, "plan_from": plan_from}):
             close(unet(**batch).sample, expected)
-    with bigain.attach(unet, reducer, placement={"parts": parts}, quiet=True):  # as published
+    with bigain.attach(unet, reducer, placement={"parts": parts}):  # as published
         close(unet(**batch).sample, by_hand(unet_of(unet), batch, dict.fromkeys(parts, reducer), FINEST))
 
 
@@ -157,7 +157,7 @@ def test_proportional_attention_adds_the_logarithm_of_sizes(unet, latents, by_ha
     expected = by_hand(unet, batch, {"self": reducer}, FINEST, proportional=True)
     if spec["name"] != "todo":  # 9 x 13 has cells of 4, 2 and 1 tokens
         differ(expected, by_hand(unet, batch, {"self": reducer}, FINEST))
-    with bigain.attach(unet, reducer, placement={"proportional": True}, quiet=True):
+    with bigain.attach(unet, reducer, placement={"proportional": True}):
         close(unet(**batch).sample, expected)
 
 
@@ -165,7 +165,7 @@ def test_proportional_attention_adds_the_logarithm_of_sizes(unet, latents, by_ha
 def test_proportional_weights_keys_of_self_attention_alone(unet, latents, by_hand):
     reducer, batch = LGTM(0.5), latents()
     expected = by_hand(unet, batch, dict.fromkeys(PARTS[-1], reducer), FINEST, proportional=True)
-    with bigain.attach(unet, reducer, placement={"parts": PARTS[-1], "proportional": True}, quiet=True):
+    with bigain.attach(unet, reducer, placement={"parts": PARTS[-1], "proportional": True}):
         close(unet(**batch).sample, expected)
 
 
@@ -186,7 +186,7 @@ class Counting(LGTM):
 def test_a_cached_plan_is_made_once_a_stage(unet, latents, per, planned):
     """Once a forward pass: blocks of one plan see one grid, and 1, 2, 4 are three."""
     inner = Counting()
-    with bigain.attach(unet, Cached(inner, per=per), placement={"parts": PARTS[-1], "names": "*"}, quiet=True):
+    with bigain.attach(unet, Cached(inner, per=per), placement={"parts": PARTS[-1], "names": "*"}):
         for _ in range(2):
             unet(**latents())
             assert inner.at_layers == planned
@@ -222,7 +222,7 @@ def test_sites_are_in_order_of_execution(tiny_unet, latents, shapes_of_blocks):
 
 @torch.no_grad()
 def test_full_resolution_self_attention_is_the_default(unet, latents, by_hand):
-    with bigain.attach(unet, "lgtm", ratio=0.5, quiet=True) as report:
+    with bigain.attach(unet, "lgtm", ratio=0.5) as report:
         assert [site.name for site in report.sites] == [
             f"{stage}.transformer_blocks.0.attn1"
             for stage in ("down_blocks.0.attentions.0", "up_blocks.2.attentions.0", "up_blocks.2.attentions.1")
@@ -239,17 +239,17 @@ def test_a_timestep_may_come_as_a_number_or_a_tensor(unet, latents, value):
     batch["timestep"] = torch.full((3,), 500)
     rule = {"reducer": {"name": "tome", "ratio": 0.5}, "timesteps": [500, 501]}
     spec = {"name": "scheduled", "rules": [rule], "otherwise": {"name": "lgtm", "ratio": 0.25}}
-    with bigain.attach(unet, "tome", ratio=0.5, quiet=True):
+    with bigain.attach(unet, "tome", ratio=0.5):
         expected = unet(**batch).sample
         close(unet(**{**batch, "timestep": value}).sample, expected)
-    with bigain.attach(unet, spec, quiet=True):
+    with bigain.attach(unet, spec):
         close(unet(**{**batch, "timestep": value}).sample, expected)
 
 
 @torch.no_grad()
 def test_positional_arguments_are_understood(unet, latents):
     batch = latents()
-    with bigain.attach(unet, "tome", ratio=0.5, quiet=True):
+    with bigain.attach(unet, "tome", ratio=0.5):
         expected = unet(**batch).sample
         assert torch.equal(unet(*batch.values()).sample, expected)
         assert torch.equal(unet(*batch.values(), return_dict=False)[0], expected)
@@ -263,7 +263,7 @@ def test_half_precision_models(unet, latents, dtype, placement):
     plain, batch = unet(**latents()).sample, latents()
     unet.to(dtype)
     batch |= {key: batch[key].to(dtype) for key in ("sample", "encoder_hidden_states")}
-    with bigain.attach(unet, HYBRID, placement={"parts": PARTS[-1], **placement}, quiet=True):
+    with bigain.attach(unet, HYBRID, placement={"parts": PARTS[-1], **placement}):
         output = unet(**batch).sample
     assert output.dtype == dtype
     assert output.isfinite().all()
@@ -273,7 +273,7 @@ def test_half_precision_models(unet, latents, dtype, placement):
 @pytest.mark.parametrize("parts", PARTS, ids="+".join)
 def test_detaching_leaves_no_trace(unet, latents, snapshot, parts):
     before = snapshot(unet, latents())
-    report = bigain.attach(unet, HYBRID, placement={"parts": parts, "names": "*"}, quiet=True)
+    report = bigain.attach(unet, HYBRID, placement={"parts": parts, "names": "*"})
     with torch.no_grad():
         differ(unet(**latents()).sample, before.output)
     report.detach()
@@ -284,7 +284,7 @@ def test_detaching_leaves_no_trace(unet, latents, snapshot, parts):
 def test_the_unet_inside_a_pipeline_is_found(unet, latents, by_hand):
     pipeline = SimpleNamespace(unet=unet, vae=torch.nn.Linear(2, 2), scheduler=object())
     expected = by_hand(unet, latents(), {"self": LGTM(0.5)}, FINEST)
-    with bigain.attach(pipeline, "lgtm", ratio=0.5, quiet=True):
+    with bigain.attach(pipeline, "lgtm", ratio=0.5):
         close(unet(**latents()).sample, expected)
 
 
@@ -297,7 +297,7 @@ def test_gradients_reach_every_parameter_that_they_reach_without(unet, latents):
 
     plain = reached()
     for placement in [{"parts": PARTS[-1]}, {"proportional": True}]:
-        with bigain.attach(unet, HYBRID, placement={**placement, "names": "*"}, quiet=True):
+        with bigain.attach(unet, HYBRID, placement={**placement, "names": "*"}):
             assert reached() == plain
 
 
@@ -308,7 +308,7 @@ def test_gradient_checkpointing_gives_the_gradients_there_are_without(unet, late
 
     def gradients():
         unet.zero_grad()
-        with bigain.attach(unet, spec, placement={"parts": PARTS[-1], "names": "*"}, quiet=True):
+        with bigain.attach(unet, spec, placement={"parts": PARTS[-1], "names": "*"}):
             unet(**latents()).sample.square().sum().backward()
         return [parameter.grad for parameter in unet.parameters()]
 
@@ -322,7 +322,7 @@ def test_masks_of_text_reach_cross_attention_and_masks_of_tokens_are_refused(une
     batch = latents()
     batch["encoder_attention_mask"] = torch.tensor([[1, 1, 0, 0, 1]] * 3)
     without = {**latents(), "encoder_hidden_states": latents()["encoder_hidden_states"][:, [0, 1, 4]]}
-    with torch.no_grad(), bigain.attach(unet, "lgtm", ratio=0.5, placement={"parts": PARTS[-1]}, quiet=True):
+    with torch.no_grad(), bigain.attach(unet, "lgtm", ratio=0.5, placement={"parts": PARTS[-1]}):
         close(unet(**batch).sample, unet(**without).sample)
         with pytest.raises(SiteError, match=r"down_blocks\.0\..*\.attn1 is reduced as self-attention"):
             unet(**latents(), attention_mask=torch.ones(3, 64))
@@ -344,7 +344,7 @@ def test_arguments_of_a_processor_of_ones_own_still_reach_it(unet, latents):
     louder = {**latents(), "cross_attention_kwargs": {"strength": 3.0}}
     expected = unet(**louder).sample
     differ(expected, unet(**latents()).sample)
-    with bigain.attach(unet, "identity", placement={"parts": PARTS[-1], "names": "*"}, quiet=True):
+    with bigain.attach(unet, "identity", placement={"parts": PARTS[-1], "names": "*"}):
         assert torch.equal(unet(**louder).sample, expected)
 
 
@@ -352,15 +352,15 @@ def test_a_unet_without_transformers_or_without_a_size_is_refused_in_a_sentence(
     blocks = {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
     model = tiny_unet(**blocks, block_out_channels=(8, 8), mid_block_type=None)
     with pytest.raises(SiteError, match=r"^The model has no transformer block that a reducer could work in\.$"):
-        bigain.attach(model, "lgtm", ratio=0.5, quiet=True)
+        bigain.attach(model, "lgtm", ratio=0.5)
     with pytest.raises(SiteError, match=r"no sample_size, .*register_to_config\(sample_size=64\)"):
-        bigain.attach(tiny_unet(sample_size=None), "lgtm", ratio=0.5, quiet=True)
+        bigain.attach(tiny_unet(sample_size=None), "lgtm", ratio=0.5)
 
 
 def test_an_impossible_ratio_is_refused_before_anything_is_touched(unet, latents, snapshot):
     before = snapshot(unet, latents())
     with pytest.raises(SettingError, match=r"at most 48 \(ratio 0\.75\)"):
-        bigain.attach(unet, "lgtm", ratio=0.8, quiet=True)
+        bigain.attach(unet, "lgtm", ratio=0.8)
     before.check(unet)
 
 
@@ -406,7 +406,7 @@ def one_stage(tiny_unet):
 def test_compiles_into_one_graph(one_stage, latents, spec, placement):
     batch, later = latents(), latents(seed=2)
     later["timestep"] = later["timestep"] - 15
-    with bigain.attach(one_stage, spec, placement=placement, quiet=True):
+    with bigain.attach(one_stage, spec, placement=placement):
         torch._dynamo.utils.counters.clear()
         compiled = torch.compile(one_stage, fullgraph=True, dynamic=False, backend="aot_eager")
         close(compiled(**batch).sample, one_stage(**batch).sample)
@@ -420,7 +420,7 @@ def test_compiles_into_one_graph(one_stage, latents, spec, placement):
 def test_compiles_where_the_timestep_is_a_number(one_stage, latents):
     rule = {"reducer": {"name": "lgtm", "ratio": 0.25}, "timesteps": [500, 1000]}
     spec = {"name": "scheduled", "rules": [rule], "otherwise": {"name": "lgtm", "ratio": 0.5}}
-    with bigain.attach(one_stage, spec, layers=1, quiet=True):
+    with bigain.attach(one_stage, spec, layers=1):
         compiled = torch.compile(one_stage, fullgraph=True, dynamic=False, backend="aot_eager")
         batch = {**latents(), "timestep": 20}
         close(compiled(**batch).sample, one_stage(**batch).sample)

@@ -22,7 +22,7 @@ def test_every_block_removes_the_reducers_share_of_what_is_left(tiny, images):
     for block in model.blocks:
         block.register_forward_hook(lambda module, args, output: lengths.append(output.shape[1]))
     reducer = ToMe(0.3, randomize=False, cell=3)
-    with bigain.attach(model, reducer, placement={"progressive": True}, quiet=True) as report:
+    with bigain.attach(model, reducer, placement={"progressive": True}) as report:
         model(x)
     assert lengths == [13, 10, 8]  # 16 - 4, 12 - 3, 9 - 2 and a class token
     assert [(site.name, site.before, site.after) for site in report.sites] == [
@@ -41,7 +41,7 @@ def test_images_of_other_sizes_lose_as_many_tokens(tiny, images):
         x = images(2, size)
         found = model.patch_embed(x)
         assert found.shape[1] * found.shape[2] == after + 9
-    with bigain.attach(model, TOME, placement={"progressive": [4, 3, 2]}, quiet=True):
+    with bigain.attach(model, TOME, placement={"progressive": [4, 3, 2]}):
         for size, after in (((48, 32), 15), ((32, 32), 7), ((16, 64), 7)):
             assert model.forward_features(images(2, size)).shape == (2, after + 1, 32)
         with pytest.raises(
@@ -59,7 +59,7 @@ def test_plans_come_from_keys_unless_told(tiny, images, source):
     block.norm2.register_forward_pre_hook(lambda _, args: seen.update(part=args[0]))
     block.attn.k_norm.register_forward_hook(lambda *given: seen.update(keys=given[2].mean(dim=1)))
     where = {"progressive": True, "layers": [0, 1], "plan_from": source}
-    with bigain.attach(model, reducer, placement=where, quiet=True):
+    with bigain.attach(model, reducer, placement=where):
         model(x)
     first, second = reducer.calls
     assert (first.grid, second.grid) == (bigain.Grid((16,), prefix=5), bigain.Grid((8,), prefix=5))
@@ -71,7 +71,7 @@ def test_identity_changes_nothing(tiny, images, output_of):
     for form in ("mean", "eva", "SiglipVisionModel", "Dinov2ForImageClassification"):
         model, x = tiny(form), images()
         plain = output_of(model, x)
-        with bigain.attach(model, "identity", placement={"progressive": True}, quiet=True) as report:
+        with bigain.attach(model, "identity", placement={"progressive": True}) as report:
             assert torch.equal(output_of(model, x), plain)
             assert all(site.before == site.after for site in report.sites)
 
@@ -81,7 +81,7 @@ def test_reducers_that_do_not_average_keep_their_rule(tiny, images):
     model, x, seen = tiny(), images(), {}
     reducer = ToMe(0.25, randomize=False, cell=2, mode="prune")
     model.blocks[0].norm2.register_forward_pre_hook(lambda _, args: seen.update(before=args[0]))
-    with bigain.attach(model, reducer, placement={"progressive": True, "layers": 1, "plan_from": "part"}, quiet=True):
+    with bigain.attach(model, reducer, placement={"progressive": True, "layers": 1, "plan_from": "part"}):
         model.blocks[0].norm2.register_forward_pre_hook(lambda _, args: seen.update(after=args[0]))
         model(x)
     plan = reducer.plan(seen["before"], bigain.Grid((16,), prefix=1))
@@ -91,7 +91,7 @@ def test_reducers_that_do_not_average_keep_their_rule(tiny, images):
 @pytest.mark.parametrize("form", ["mean", "rope_each_head", "attention_pool", "SiglipForImageClassification"])
 def test_it_compiles_to_one_graph(tiny, images, output_of, form):
     model, x = tiny(form), images()
-    with bigain.attach(model, TOME, placement={"progressive": [4, 3, 2]}, quiet=True), torch.no_grad():
+    with bigain.attach(model, TOME, placement={"progressive": [4, 3, 2]}), torch.no_grad():
         expected = output_of(model, x)
         compiled = torch.compile(model, fullgraph=True, backend="eager")
         torch.testing.assert_close(output_of(compiled, x), expected)
@@ -102,7 +102,7 @@ def test_it_compiles_to_one_graph(tiny, images, output_of, form):
 def test_hidden_states_are_shorter_from_block_to_block(tiny, images):
     model, x = tiny("ViTForImageClassification"), images()
     model(x, output_hidden_states=True)  # transformers puts its hooks in before
-    with bigain.attach(model, TOME, placement={"progressive": [4, 3, 2]}, quiet=True):
+    with bigain.attach(model, TOME, placement={"progressive": [4, 3, 2]}):
         states, seen = model(x, output_hidden_states=True).hidden_states, []
         model.vit.layernorm.register_forward_hook(lambda module, args, output: seen.append(args[0]))
         model(x)
@@ -113,7 +113,7 @@ def test_hidden_states_are_shorter_from_block_to_block(tiny, images):
 @torch.no_grad()
 def test_rows_do_not_depend_on_each_other_and_may_share_plans(tiny, images):
     model, x = tiny("eva"), images()
-    with bigain.attach(model, TOME, placement={"progressive": [4, 3, 2]}, quiet=True) as report:
+    with bigain.attach(model, TOME, placement={"progressive": [4, 3, 2]}) as report:
         whole = model(x)
         for row in range(3):
             torch.testing.assert_close(model(x[row : row + 1])[0], whole[row])
@@ -127,7 +127,7 @@ def test_rows_do_not_depend_on_each_other_and_may_share_plans(tiny, images):
 def test_half_precision_stays_half_precision(tiny, images, output_of, form):
     for dtype in (torch.float16, torch.bfloat16):
         model = tiny(form).to(dtype)
-        with bigain.attach(model, TOME, placement={"progressive": [4, 3, 2]}, quiet=True):
+        with bigain.attach(model, TOME, placement={"progressive": [4, 3, 2]}):
             found = output_of(model, images().to(dtype))
         assert found.dtype == dtype
         assert found.isfinite().all()
@@ -143,7 +143,7 @@ def test_detaching_leaves_nothing_behind_also_after_an_exception(tiny, images, o
         for name, module in model.named_modules()
     }
     before, plain = look(), output_of(model, x)
-    with bigain.attach(model, TOME, placement={"progressive": [4, 3, 2]}, quiet=True):
+    with bigain.attach(model, TOME, placement={"progressive": [4, 3, 2]}):
         expected = output_of(model, x)
         assert look() != before
         (*_, (_, _, second)) = blocks_of(model)
@@ -162,7 +162,7 @@ def test_blocks_with_norms_behind_their_branches_merge_before_the_mlp(tiny, imag
     from timm.models.vision_transformer import ResPostBlock
 
     model, x, seen = tiny(block_fn=ResPostBlock, init_values=1.0), images(), []
-    with bigain.attach(model, TOME, placement={"progressive": [8, 0, 0]}, quiet=True):
+    with bigain.attach(model, TOME, placement={"progressive": [8, 0, 0]}):
         model.blocks[0].mlp.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         model.blocks[0].register_forward_hook(lambda module, args, output: seen.append(output))
         model(x)
@@ -182,5 +182,5 @@ def test_the_schedule_is_tomes(tiny):
         with pytest.raises(SettingError, match=r"^tome_schedule takes 1 block or more, 0 tokens or more, and an infle"):
             tome_schedule(*wrong)
     model = tiny()
-    with bigain.attach(model, TOME, placement={"progressive": tome_schedule(3, 3, -1)}, quiet=True) as report:
+    with bigain.attach(model, TOME, placement={"progressive": tome_schedule(3, 3, -1)}) as report:
         assert [site.before - site.after for site in report.sites] == [6, 3, 0]

@@ -83,7 +83,7 @@ def test_progressive_merging_is_tome(tiny, images, form, numbers):
         expected = by_loop(model, x, numbers, proportional)
         assert not torch.allclose(expected, plain, atol=1e-3)
         where = {"progressive": numbers, **({} if proportional else {"proportional": False})}
-        with bigain.attach(model, TOME, placement=where, quiet=True):
+        with bigain.attach(model, TOME, placement=where):
             torch.testing.assert_close(model(x), expected, atol=1e-6, rtol=1e-6)
         assert torch.equal(model(x), plain)
 
@@ -94,7 +94,7 @@ def test_the_order_of_tokens_is_tomes(tiny, images):
     hook = model.norm.register_forward_hook(lambda module, args, output: seen.append(output))
     reference = copy.deepcopy(model)
     reference.forward_head = seen.append
-    with bigain.attach(model, TOME, placement={"progressive": [4, 3, 2]}, quiet=True):
+    with bigain.attach(model, TOME, placement={"progressive": [4, 3, 2]}):
         model(x)
     hook.remove()
     by_loop(reference, x, [4, 3, 2])
@@ -107,14 +107,14 @@ def test_blocks_that_merge_nothing_are_given_merged_tokens_all_the_same(tiny, im
     model, x = tiny("mean"), images()
     for layers, numbers in (([1], [0, 5, 0]), ([0, 2], [5, 0, 5])):
         where, expected = {"progressive": 5, "layers": layers}, by_loop(model, x, numbers)
-        with bigain.attach(model, TOME, placement=where, quiet=True) as report:
+        with bigain.attach(model, TOME, placement=where) as report:
             torch.testing.assert_close(model(x), expected)
             assert [site.name for site in report.sites] == [f"blocks.{layer}" for layer in layers]
 
 
 def test_gradients_are_those_of_the_loop(tiny, images):
     model, x = tiny("mean").train(), images()
-    with bigain.attach(model, TOME, placement={"progressive": [4, 3, 2]}, quiet=True):
+    with bigain.attach(model, TOME, placement={"progressive": [4, 3, 2]}):
         model(x).pow(2).sum().backward()
         found = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     other = tiny("mean")
@@ -127,11 +127,9 @@ def test_gradients_are_those_of_the_loop(tiny, images):
 def test_tome_on_cells_of_two_merges_the_same_tokens_up_to_their_order(tiny, images):
     model, x = tiny("mean"), images()
     where = {"progressive": 5, "layers": [0]}
-    with bigain.attach(model, TOME, placement=where, quiet=True):
+    with bigain.attach(model, TOME, placement=where):
         expected = model(x)
-    with bigain.attach(
-        model, {"name": "tome", "ratio": 0.5, "cell": 2, "randomize": False}, placement=where, quiet=True
-    ):
+    with bigain.attach(model, {"name": "tome", "ratio": 0.5, "cell": 2, "randomize": False}, placement=where):
         torch.testing.assert_close(model(x), expected)
 
 
@@ -203,7 +201,7 @@ class Copies:
 def test_a_merged_token_counts_as_often_as_it_stands_for_one(tiny, images, output_of, blocks_of, form):
     model, x, numbers = tiny(form), images(), [4, 3, 2]
     plain = output_of(model, x)
-    with bigain.attach(model, TOME, placement={"progressive": numbers}, quiet=True) as report:
+    with bigain.attach(model, TOME, placement={"progressive": numbers}) as report:
         found, prefix = output_of(model, x), report.sites[0].grid.prefix
     other = copy.deepcopy(model)
     expected = Copies(other, blocks_of(other), output_of, numbers, prefix)(x)

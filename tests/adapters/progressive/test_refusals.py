@@ -14,16 +14,16 @@ TOME = {"class_path": "bigain.reducers.tome_vit.ToMeViT"}
 
 def refusal(model, *given, **settings):
     with pytest.raises((SiteError, SettingError)) as caught:
-        bigain.attach(model, *given, quiet=True, **settings)
+        bigain.attach(model, *given, **settings)
     return type(caught.value), str(caught.value)
 
 
 def test_attaching_twice_is_refused(tiny):
     model, where = tiny(), {"progressive": 3, "layers": [1]}
-    with bigain.attach(model, TOME, placement=where, quiet=True):
+    with bigain.attach(model, TOME, placement=where):
         for second in ({"progressive": 3}, {"layers": [1]}, {"layers": [1], "parts": "mlp"}, {"layers": [2]}):
             assert re.match(r"A reducer is attached already, at blocks\.", refusal(model, TOME, placement=second)[1])
-    with bigain.attach(model, "tome", ratio=0.5, layers=[2], quiet=True):
+    with bigain.attach(model, "tome", ratio=0.5, layers=[2]):
         kind, text = refusal(model, TOME, placement=where)
         assert (kind, text) == (SiteError, "A reducer is attached already, at blocks.2.attn. Detach it first.")
 

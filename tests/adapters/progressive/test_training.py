@@ -32,7 +32,7 @@ def test_gradients_reach_everything_also_with_checkpointing(tiny, images, output
     model, batches = tiny(form).train(), [images(), images(2, seed=2)]
     plain = gradients(model, output_of, batches)
     where = {"progressive": [4, 3, 2], "plan_from": source}
-    with bigain.attach(model, TOME, placement=where, quiet=True):
+    with bigain.attach(model, TOME, placement=where):
         expected = gradients(model, output_of, batches)
         checkpoint(model)
         found = gradients(model, output_of, batches)
@@ -47,7 +47,7 @@ def test_timm_may_checkpoint_in_the_reentrant_way(tiny, images, output_of):
     from timm.layers import set_reentrant_ckpt
 
     model, x = tiny("mean").train(), images().requires_grad_()
-    with bigain.attach(model, TOME, placement={"progressive": [4, 3, 2]}, quiet=True):
+    with bigain.attach(model, TOME, placement={"progressive": [4, 3, 2]}):
         expected = gradients(model, output_of, [x])
         checkpoint(model)
         set_reentrant_ckpt(True)
@@ -65,7 +65,7 @@ def test_checkpointing_that_loses_gradients_is_refused(tiny, images, output_of):
     model = tiny("ViTForImageClassification").train()
     checkpoint(model, {"use_reentrant": True})
     refused = pytest.raises(SiteError, match=r"^vit\.layers\.0 is checkpointed in the reentrant way")
-    with bigain.attach(model, TOME, placement={"progressive": 3}, quiet=True), refused:
+    with bigain.attach(model, TOME, placement={"progressive": 3}), refused:
         output_of(model, images().requires_grad_())
 
 
@@ -75,7 +75,7 @@ def test_dropout_behind_the_mlp_drops_what_it_gives_for_merged_tokens(tiny, imag
     layer = model.vit.layers[0]
     layer.dropout.p = 1.0  # nothing is left of either branch, so that the block only merges
     layer.layernorm_before.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    with bigain.attach(model, TOME, placement={"progressive": 8, "layers": 1}, quiet=True):
+    with bigain.attach(model, TOME, placement={"progressive": 8, "layers": 1}):
         layer.layernorm_after.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         layer.register_forward_hook(lambda module, args, output: seen.append(output))
         model(images())
@@ -88,7 +88,7 @@ def test_dropout_behind_the_mlp_drops_what_it_gives_for_merged_tokens(tiny, imag
 def test_features_may_be_pooled_by_hand_right_after_they_are_made(tiny, images):
     for form in ("mean", "mean_and_max", "attention_pool", "eva"):
         model, x = tiny(form), images()
-        with bigain.attach(model, TOME, placement={"progressive": [4, 3, 2]}, quiet=True):
+        with bigain.attach(model, TOME, placement={"progressive": [4, 3, 2]}):
             expected = model(x)
             features = model.forward_features(x)
             torch.testing.assert_close(model.forward_head(features), expected)
@@ -102,7 +102,7 @@ def test_features_may_be_pooled_by_hand_right_after_they_are_made(tiny, images):
 @torch.no_grad()
 def test_maps_of_the_image_are_refused(tiny, images):
     model, x = tiny(), images()
-    with bigain.attach(model, TOME, placement={"progressive": 4}, quiet=True):
+    with bigain.attach(model, TOME, placement={"progressive": 4}):
         for ask in (model.forward_intermediates, model.get_intermediate_layers):
             with pytest.raises(SiteError, match=r"^VisionTransformer\.forward_intermediates lays tokens out on the im"):
                 ask(x)

@@ -37,7 +37,7 @@ def small(tiny_sd):
 
 def test_a_compiled_unet_in_a_pipeline_is_one_graph_for_every_step(small, draw, counted):
     plain = draw(small, num_inference_steps=3)
-    with bigain.attach(small, CACHED, placement={"parts": ("self", "mlp")}, quiet=True):
+    with bigain.attach(small, CACHED, placement={"parts": ("self", "mlp")}):
         expected = draw(small, num_inference_steps=3)
         small.unet = torch.compile(small.unet, fullgraph=True, dynamic=False, backend="aot_eager")
         close(draw(small, num_inference_steps=3), expected)
@@ -49,7 +49,7 @@ def test_a_compiled_unet_in_a_pipeline_is_one_graph_for_every_step(small, draw, 
 @torch.no_grad()
 def test_a_unet_compiled_in_place_is_one_graph(small, batch, counted):
     unet, plain = small.unet, small.unet(**batch).sample
-    report = bigain.attach(unet, SCHEDULED, placement={"names": "*"}, quiet=True)
+    report = bigain.attach(unet, SCHEDULED, placement={"names": "*"})
     expected = unet(**batch).sample
     unet.compile(fullgraph=True, dynamic=False, backend="eager")
     close(unet(**batch).sample, expected)
@@ -66,11 +66,11 @@ def test_what_is_compiled_already_is_refused_whole_or_in_part(small, batch):
     small.unet = torch.compile(unet, backend="eager")
     for model in (small, small.unet):
         with pytest.raises(SiteError, match=r"is compiled already, .* Attach first, then compile"):
-            bigain.attach(model, "lgtm", ratio=0.5, quiet=True)
+            bigain.attach(model, "lgtm", ratio=0.5)
     small.unet = unet
     unet.compile_repeated_blocks(backend="eager")
     with pytest.raises(SiteError, match=r"is compiled already, .* Attach first, then compile"):
-        bigain.attach(small, "lgtm", ratio=0.5, quiet=True)
+        bigain.attach(small, "lgtm", ratio=0.5)
     for block in unet.modules():
         block._compiled_call_impl = None
     close(unet(**batch).sample, plain)
@@ -81,7 +81,7 @@ def test_blocks_compiled_one_by_one_share_graphs(tiny_unet, batch, counted):
     """Plans and blocks are graphs apart, of which blocks of one shape share both."""
     unet = tiny_unet(layers_per_block=2)
     plain = unet(**batch).sample
-    report = bigain.attach(unet, LGTM, placement={"names": "*"}, quiet=True)
+    report = bigain.attach(unet, LGTM, placement={"names": "*"})
     expected = unet(**batch).sample
     unet.compile_repeated_blocks(fullgraph=True, dynamic=False, backend="eager")
     close(unet(**batch).sample, expected)
@@ -98,7 +98,7 @@ def test_blocks_compiled_one_by_one_share_graphs(tiny_unet, batch, counted):
 def test_more_stages_with_kept_plans_than_the_compiler_allows_graphs_are_an_error(tiny_unet, batch, counted):
     """Two graphs a stage: `torch._dynamo.config.recompile_limit` allows 8. Never a silent return to code as it was."""
     unet = tiny_unet()
-    with bigain.attach(unet, CACHED, placement={"names": "*"}, quiet=True):
+    with bigain.attach(unet, CACHED, placement={"names": "*"}):
         expected = unet(**batch).sample
         unet.compile_repeated_blocks(fullgraph=True, dynamic=False, backend="eager")
         with (

@@ -54,13 +54,13 @@ def group_offload(pipe):
 def test_an_offloaded_pipeline_makes_the_images_it_makes_on_the_gpu(tiny_sd, draw, way, order, spec):
     whole = tiny_sd().to(CUDA)
     plain = draw(whole).cpu()
-    with bigain.attach(whole, spec, placement=placement(spec), quiet=True):
+    with bigain.attach(whole, spec, placement=placement(spec)):
         expected = draw(whole).cpu()
     differ(expected, plain)
     pipe = tiny_sd()
     if order == "before":
         way(pipe)
-    report = bigain.attach(pipe, spec, placement=placement(spec), quiet=True)
+    report = bigain.attach(pipe, spec, placement=placement(spec))
     if order == "after":
         way(pipe)
     close(draw(pipe).cpu(), expected)
@@ -73,7 +73,7 @@ def test_an_offloaded_pipeline_makes_the_images_it_makes_on_the_gpu(tiny_sd, dra
 def test_images_in_half_precision(request, draw, name, spec):
     pipe = request.getfixturevalue(name)().to(CUDA, torch.float16)
     plain = draw(pipe, prompt=["a", "b", "c"], output_type="latent")
-    with bigain.attach(pipe, spec, quiet=True):
+    with bigain.attach(pipe, spec):
         differ(draw(pipe, prompt=["a", "b", "c"], output_type="latent"), plain)
 
 
@@ -84,7 +84,7 @@ def test_flash_attention_that_takes_no_mask_goes_on_on_reduced_tokens(wide, draw
     pipe = wide.to(torch.float16)
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # raises where it cannot run
         plain = draw(pipe, output_type="latent")
-        with bigain.attach(pipe, spec, placement=placement(spec), quiet=True):
+        with bigain.attach(pipe, spec, placement=placement(spec)):
             differ(draw(pipe, output_type="latent"), plain)
 
 
@@ -93,7 +93,7 @@ def test_xformers_goes_on_on_reduced_tokens(wide, draw):
     pipe = wide.to(torch.float16)
     pipe.enable_xformers_memory_efficient_attention()
     plain = draw(pipe, output_type="latent")
-    with bigain.attach(pipe, LGTM, placement=placement(LGTM), quiet=True):
+    with bigain.attach(pipe, LGTM, placement=placement(LGTM)):
         differ(draw(pipe, output_type="latent"), plain)
         assert {type(one).__name__ for one in pipe.unet.attn_processors.values()} == {"XFormersAttnProcessor"}
 
@@ -104,7 +104,7 @@ def test_a_compiled_unet_in_a_pipeline_is_one_graph(wide, draw, spec, mode):
     """`reduce-overhead` records CUDA graphs. In double precision, so that no other tokens are merged."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    with bigain.attach(wide, spec, placement=placement(spec), quiet=True):
+    with bigain.attach(wide, spec, placement=placement(spec)):
         expected = draw(wide, num_inference_steps=4, output_type="latent")
         wide.unet = torch.compile(wide.unet, fullgraph=True, dynamic=False, mode=mode)
         close(draw(wide, num_inference_steps=4, output_type="latent"), expected)
@@ -117,5 +117,5 @@ def test_a_compiled_unet_in_a_pipeline_is_one_graph(wide, draw, spec, mode):
 def test_timesteps_that_stay_on_the_cpu_are_understood(tiny_unet, batch, spec):
     unet = tiny_unet().to(CUDA)
     here = {name: value.to(CUDA) for name, value in batch.items()}
-    with bigain.attach(unet, spec, quiet=True):
+    with bigain.attach(unet, spec):
         close(unet(**{**here, "timestep": batch["timestep"]}).sample, unet(**here).sample)

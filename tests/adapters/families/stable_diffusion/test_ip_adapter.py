@@ -99,7 +99,7 @@ def by_hand(unet, batch, reducer):
 def test_image_prompts_reach_reduced_queries(unet, prompted):
     reducer, state, processors = bigain.build_reducer("lgtm", ratio=0.5), unet.state_dict(), unet.attn_processors
     plain, expected = unet(**prompted).sample, by_hand(unet, prompted, reducer)
-    with bigain.attach(unet, reducer, placement={"parts": PARTS, "names": "*"}, quiet=True):
+    with bigain.attach(unet, reducer, placement={"parts": PARTS, "names": "*"}):
         found = unet(**prompted).sample
         assert list(unet.state_dict()) == list(state)
         assert unet.attn_processors == processors
@@ -111,7 +111,7 @@ def test_image_prompts_reach_reduced_queries(unet, prompted):
 @torch.no_grad()
 def test_an_ip_adapter_may_come_while_a_reducer_is_attached(tiny_unet, unet, batch, prompted):
     late, reducer = tiny_unet(), bigain.build_reducer("lgtm", ratio=0.5)
-    with bigain.attach(late, reducer, placement={"parts": PARTS, "names": "*"}, quiet=True):
+    with bigain.attach(late, reducer, placement={"parts": PARTS, "names": "*"}):
         before = late(**batch).sample
         late._load_ip_adapter_weights(adapter_weights(late))
         close(late(**prompted).sample, by_hand(unet, prompted, reducer))
@@ -125,7 +125,7 @@ def test_masks_for_every_token_are_refused_where_queries_are_reduced(unet, promp
     plain, unmasked = unet(**masked).sample, unet(**prompted).sample
     differ(plain, unmasked)
     with (
-        bigain.attach(unet, "lgtm", ratio=0.5, placement={"parts": ("self", "cross")}, quiet=True),
+        bigain.attach(unet, "lgtm", ratio=0.5, placement={"parts": ("self", "cross")}),
         pytest.raises(SiteError, match=r"attn2 was given masks of an IP-Adapter for every token; leave `cross` out"),
     ):
         unet(**masked)
@@ -137,7 +137,7 @@ def test_masks_for_every_token_are_refused_where_queries_are_reduced(unet, promp
 def test_masks_stay_at_work_beside_reduced_self_attention(unet, prompted, spec):
     """Where a mask is 1 everywhere, it is as if there were none; where it is 0, as if there were no image."""
     found = {}
-    with bigain.attach(unet, spec, quiet=True):
+    with bigain.attach(unet, spec):
         found["none"] = unet(**prompted).sample
         for value in (0.0, 1.0):
             mask = torch.full((1, 1, 8, 12), value).double()
@@ -179,8 +179,6 @@ def test_made_up_inputs_hold_images_for_every_ip_adapter(tiny_unet, projection):
     assert unet(**made).sample.shape == (3, 4, 6, 8)
 
 
-def test_what_reduction_saves_is_counted_with_an_ip_adapter(unet, capsys):
+def test_what_reduction_saves_is_counted_with_an_ip_adapter(unet):
     with bigain.attach(unet, "lgtm", ratio=0.5) as report:
-        assert report.worth.after < report.worth.before
-        assert not report.worth.reason
-    assert "GFLOPs a row and pass" in capsys.readouterr().out
+        assert 0 < report.flops().after < report.flops().before

@@ -28,7 +28,7 @@ def differ(found, other):
 @pytest.mark.parametrize("spec", REDUCERS, ids=lambda spec: spec["name"])
 def test_images_are_finite_and_others_and_after_detaching_the_same_as_before(either, draw, spec, prompt):
     before = draw(either, prompt=prompt)
-    with bigain.attach(either, spec, quiet=True):
+    with bigain.attach(either, spec):
         differ(draw(either, prompt=prompt), before)
     assert torch.equal(draw(either, prompt=prompt), before)
 
@@ -38,7 +38,7 @@ def test_every_guided_pass_equals_the_one_by_hand(either, draw, passes, by_hand,
     reducer = bigain.build_reducer(spec)
     parts = PARTS[:1] if spec["name"] == "iekvd" else PARTS
     with (
-        bigain.attach(either, reducer, placement={"parts": parts, "names": "*"}, quiet=True),
+        bigain.attach(either, reducer, placement={"parts": parts, "names": "*"}),
         passes(either.unet) as noted,
     ):
         draw(either, prompt=["a", "b", "c"], output_type="latent")
@@ -49,7 +49,7 @@ def test_every_guided_pass_equals_the_one_by_hand(either, draw, passes, by_hand,
 
 def test_an_image_does_not_depend_on_the_others_of_its_batch(either, draw):
     latents = torch.randn(3, 4, 8, 12, generator=torch.Generator().manual_seed(2)).double()
-    with bigain.attach(either, "cached", reducer={"name": "abm", "ratio": 0.5}, quiet=True):
+    with bigain.attach(either, "cached", reducer={"name": "abm", "ratio": 0.5}):
         together = draw(either, prompt=["a", "b", "c"], latents=latents)
         for row, prompt in enumerate("abc"):
             close(draw(either, prompt=prompt, latents=latents[row, None])[0], together[row])
@@ -58,7 +58,7 @@ def test_an_image_does_not_depend_on_the_others_of_its_batch(either, draw):
 def test_attaching_to_a_pipeline_is_attaching_to_its_unet(either, draw):
     seen = []
     for model in (either, either.unet):
-        with bigain.attach(model, "lgtm", ratio=0.5, quiet=True) as report:
+        with bigain.attach(model, "lgtm", ratio=0.5) as report:
             seen.append((report.sites, draw(either)))
     assert seen[0][0] == seen[1][0]
     assert torch.equal(seen[0][1], seen[1][1])
@@ -72,7 +72,7 @@ def test_pipelines_around_the_same_unet_share_what_is_attached(sd, draw, passes,
     image = torch.rand(1, 3, 16, 24, generator=torch.Generator().manual_seed(0)).double()
     call = {"image": image, "height": None, "width": None, "num_inference_steps": 4, "strength": 0.5}
     before, reducer = draw(other, **call), bigain.build_reducer("lgtm", ratio=0.5)
-    with bigain.attach(sd, reducer, placement={"names": "*"}, quiet=True), passes(sd.unet) as noted:
+    with bigain.attach(sd, reducer, placement={"names": "*"}), passes(sd.unet) as noted:
         differ(draw(other, **call), before)
     assert len(noted) == 2
     for each in noted:
@@ -91,7 +91,7 @@ def test_what_a_controlnet_adds_is_added_to_reduced_blocks(sd, draw, passes, by_
     pipe.set_progress_bar_config(disable=True)
     image = torch.rand(1, 3, 16, 24, generator=torch.Generator().manual_seed(0)).double()
     before, reducer = draw(pipe, image=image), bigain.build_reducer("lgtm", ratio=0.5)
-    with bigain.attach(pipe, reducer, placement={"parts": PARTS, "names": "*"}, quiet=True), passes(pipe.unet) as noted:
+    with bigain.attach(pipe, reducer, placement={"parts": PARTS, "names": "*"}), passes(pipe.unet) as noted:
         differ(draw(pipe, image=image), before)
     for each in noted:
         assert all(residual.abs().max() > 1e-3 for residual in each.batch["down_block_additional_residuals"])
@@ -102,7 +102,7 @@ def test_what_a_controlnet_adds_is_added_to_reduced_blocks(sd, draw, passes, by_
 @torch.no_grad()
 def test_freeu_goes_on_with_a_reducer_attached(sd, batch, by_hand):
     reducer = bigain.build_reducer("lgtm", ratio=0.5)
-    with bigain.attach(sd, reducer, placement={"parts": PARTS, "names": "*"}, quiet=True):
+    with bigain.attach(sd, reducer, placement={"parts": PARTS, "names": "*"}):
         plain = sd.unet(**batch).sample
         sd.enable_freeu(0.9, 0.2, 1.5, 1.6)
         found = sd.unet(**batch).sample
@@ -118,7 +118,7 @@ def test_a_schedulers_timesteps_may_stay_on_the_host(sd, batch, spec):
     late = {"name": "scheduled", "rules": [{"reducer": {"name": "tome", "ratio": 0.25}, "timesteps": [500, 1000]}]}
     for reducer in (spec, {**late, "otherwise": spec}):
         if reducer is spec or spec["name"] != "iekvd":  # which does not merge
-            with bigain.attach(unet, reducer, quiet=True):
+            with bigain.attach(unet, reducer):
                 assert unet(**{**elsewhere, "timestep": batch["timestep"]}).sample.shape == batch["sample"].shape
 
 
@@ -131,7 +131,7 @@ def test_a_pipeline_around_a_network_that_no_adapter_knows_is_refused():
     with pytest.raises(
         SiteError, match=r"^Nothing to attach to in DDPMPipeline\. .*known families are: .*UNet2DCondition"
     ):
-        bigain.attach(pipe, "lgtm", ratio=0.5, quiet=True)
+        bigain.attach(pipe, "lgtm", ratio=0.5)
 
 
 def test_blocks_without_self_attention_at_full_resolution_are_no_silent_nothing(tiny_sd):
@@ -141,6 +141,6 @@ def test_blocks_without_self_attention_at_full_resolution_are_no_silent_nothing(
     with pytest.raises(
         SiteError, match=r"^None of the 3 blocks that default names has 'self'; they have cross, mlp\.$"
     ):
-        bigain.attach(pipe, "lgtm", ratio=0.5, quiet=True)
-    with bigain.attach(pipe, "lgtm", ratio=0.5, placement={"downsample": 2}, quiet=True) as report:
+        bigain.attach(pipe, "lgtm", ratio=0.5)
+    with bigain.attach(pipe, "lgtm", ratio=0.5, placement={"downsample": 2}) as report:
         assert {site.grid.shape for site in report.sites} == {(4, 4)}

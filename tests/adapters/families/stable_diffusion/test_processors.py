@@ -45,7 +45,7 @@ def test_a_processor_set_before_or_after_attaching_does_the_work(tiny_unet, batc
     expected = by_hand(unet, batch, dict.fromkeys(parts_of(spec), reducer))
     if order == "before":
         unet.set_attn_processor(chosen)
-    with bigain.attach(unet, reducer, placement={"parts": parts_of(spec), "names": "*"}, quiet=True):
+    with bigain.attach(unet, reducer, placement={"parts": parts_of(spec), "names": "*"}):
         if order == "after":
             differ(unet(**batch).sample, unet(**{**batch, "timestep": torch.tensor(20)}).sample)
             unet.set_attn_processor(chosen)
@@ -57,7 +57,7 @@ def test_a_processor_set_before_or_after_attaching_does_the_work(tiny_unet, batc
 @torch.no_grad()
 def test_attention_slicing_is_switched_while_a_reducer_is_attached(sd, draw):
     before = draw(sd)
-    with bigain.attach(sd, "lgtm", ratio=0.5, placement={"parts": PARTS}, quiet=True):
+    with bigain.attach(sd, "lgtm", ratio=0.5, placement={"parts": PARTS}):
         plain = draw(sd)
         sd.enable_attention_slicing(1)
         sliced = draw(sd)
@@ -70,7 +70,7 @@ def test_attention_slicing_is_switched_while_a_reducer_is_attached(sd, draw):
 
 @torch.no_grad()
 def test_a_processor_that_proportional_attention_stands_in_for_is_not_silently_replaced(sd, draw):
-    with bigain.attach(sd, "lgtm", ratio=0.5, placement={"proportional": True}, quiet=True):
+    with bigain.attach(sd, "lgtm", ratio=0.5, placement={"proportional": True}):
         sd.enable_attention_slicing(1)
         with pytest.raises(SiteError, match=r"attn1\.processor was replaced after a reducer was attached"):
             draw(sd)
@@ -83,7 +83,7 @@ def test_fused_projections_are_given_merged_tokens(sd, batch, by_hand, order):
     expected = by_hand(sd.unet, batch, dict.fromkeys(PARTS, reducer))
     if order == "before":
         sd.fuse_qkv_projections(vae=False)
-    with bigain.attach(sd, reducer, placement={"parts": PARTS, "names": "*"}, quiet=True):
+    with bigain.attach(sd, reducer, placement={"parts": PARTS, "names": "*"}):
         if order == "after":
             sd.fuse_qkv_projections(vae=False)
         assert {type(one).__name__ for one in sd.unet.attn_processors.values()} == {"FusedAttnProcessor2_0"}
@@ -95,10 +95,10 @@ def test_where_projections_are_fused_keys_and_values_cannot_be_fewer(sd, batch):
     plain = sd.unet(**batch).sample
     sd.fuse_qkv_projections(vae=False)
     with pytest.raises(SiteError, match=r"attn1 projects .* at once, .* undo that with unfuse_qkv_projections\(\)"):
-        bigain.attach(sd, "iekvd", factor=2, quiet=True)
+        bigain.attach(sd, "iekvd", factor=2)
     close(sd.unet(**batch).sample, plain)
     sd.unfuse_qkv_projections(vae=False)
-    bigain.attach(sd, "iekvd", factor=2, quiet=True)
+    bigain.attach(sd, "iekvd", factor=2)
     sd.fuse_qkv_projections(vae=False)
     with pytest.raises((SiteError, AttributeError), match=r"to_kv|fuse"):
         sd.unet(**batch)
@@ -113,7 +113,7 @@ def test_an_attention_backend_stays_chosen(sd, batch, by_hand):
     expected = by_hand(sd.unet, batch, {"self": reducer})
     with attention_dispatch.attention_backend("_native_math"):
         chosen = active()
-        with bigain.attach(sd, reducer, placement={"names": "*"}, quiet=True):
+        with bigain.attach(sd, reducer, placement={"names": "*"}):
             close(sd.unet(**batch).sample, expected)
             assert active() == chosen
         assert active() == chosen
@@ -126,7 +126,7 @@ def test_an_sdpa_backend_that_takes_no_mask_is_given_none(tiny_unet, batch):
 
     unet = tiny_unet()
     for spec in REDUCERS:
-        with bigain.attach(unet, spec, placement={"names": "*"}, quiet=True):
+        with bigain.attach(unet, spec, placement={"names": "*"}):
             free = unet(**batch).sample
             with sdpa_kernel(SDPBackend.MATH):
                 close(unet(**batch).sample, free)
@@ -145,7 +145,7 @@ def perturbed(sd):
 
 def test_perturbed_attention_guidance_works_on_merged_tokens(perturbed, draw):
     plain, processors = draw(perturbed, pag_scale=3.0), perturbed.unet.attn_processors
-    with bigain.attach(perturbed, "lgtm", ratio=0.5, layers=[3], quiet=True):  # a block whose processor is replaced
+    with bigain.attach(perturbed, "lgtm", ratio=0.5, layers=[3]):  # a block whose processor is replaced
         differ(draw(perturbed, pag_scale=3.0), plain)
     assert perturbed.unet.attn_processors == processors
     assert torch.equal(draw(perturbed, pag_scale=3.0), plain)
@@ -153,7 +153,7 @@ def test_perturbed_attention_guidance_works_on_merged_tokens(perturbed, draw):
 
 def test_processors_that_take_no_keys_from_elsewhere_are_no_silent_nothing(perturbed, draw):
     with (
-        bigain.attach(perturbed, "iekvd", factor=2, layers=[3], quiet=True),
+        bigain.attach(perturbed, "iekvd", factor=2, layers=[3]),
         pytest.raises((SettingError, SiteError), match=r"attn1 has a PAG\w+, .* take a merging reducer"),
     ):
         draw(perturbed, pag_scale=3.0)

@@ -46,7 +46,7 @@ def files(path):
 
 
 def test_a_pipeline_saved_while_attached_is_the_same_to_the_byte(sd, folder, tmp_path, draw, loaded):
-    with bigain.attach(sd, SPEC, placement={"parts": ("self", "cross", "mlp")}, quiet=True):
+    with bigain.attach(sd, SPEC, placement={"parts": ("self", "cross", "mlp")}):
         draw(sd)
         sd.save_pretrained(tmp_path / "attached")
         sd.unet.save_pretrained(tmp_path / "unet")
@@ -63,7 +63,7 @@ def test_a_unet_loaded_by_itself_is_attached_to(sd, folder, batch):
 
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=torch.float64)
     same_state(unet, sd.unet)
-    with torch.no_grad(), bigain.attach(unet, SPEC, quiet=True), bigain.attach(sd, SPEC, quiet=True):
+    with torch.no_grad(), bigain.attach(unet, SPEC), bigain.attach(sd, SPEC):
         assert torch.equal(unet(**batch).sample, sd.unet(**batch).sample)
 
 
@@ -71,7 +71,7 @@ def test_weights_may_be_loaded_into_an_attached_unet(sd, tiny_unet, batch):
     other = tiny_unet(block_out_channels=(8, 16))
     for parameter in other.parameters():
         parameter.data.mul_(0.9)
-    with torch.no_grad(), bigain.attach(sd, SPEC, quiet=True), bigain.attach(other, SPEC, quiet=True):
+    with torch.no_grad(), bigain.attach(sd, SPEC), bigain.attach(other, SPEC):
         sd.unet.load_state_dict(other.state_dict())
         assert torch.equal(sd.unet(**batch).sample, other(**batch).sample)
 
@@ -81,7 +81,7 @@ def test_weights_may_be_loaded_into_an_attached_unet(sd, tiny_unet, batch):
 def test_a_pipeline_loaded_from_a_folder_in_any_precision(loaded, draw, dtype, spec):
     pipe = loaded(dtype)
     plain = draw(pipe, output_type="latent")
-    with bigain.attach(pipe, spec, quiet=True):
+    with bigain.attach(pipe, spec):
         found = draw(pipe, output_type="latent")
         assert draw(pipe).isfinite().all()
     assert found.dtype == dtype
@@ -90,9 +90,9 @@ def test_a_pipeline_loaded_from_a_folder_in_any_precision(loaded, draw, dtype, s
 
 
 def test_an_attached_pipeline_may_change_its_precision(sd, draw, folder, loaded):
-    with bigain.attach(sd, SPEC, quiet=True):
+    with bigain.attach(sd, SPEC):
         sd.to(torch.bfloat16)
         found = draw(sd, output_type="latent")
     other = loaded(torch.bfloat16)
-    with bigain.attach(other, SPEC, quiet=True):
+    with bigain.attach(other, SPEC):
         assert torch.equal(draw(other, output_type="latent"), found)

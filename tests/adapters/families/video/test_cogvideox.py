@@ -34,14 +34,14 @@ def test_the_configured_video(cogvideox, changes, shape):
 @pytest.mark.parametrize("spec", [{"name": "lgtm", "ratio": 0.5, "cell": FRAME}, {"name": "todo", "factor": FRAME}])
 def test_positions_may_be_added_to_the_tokens_instead(cogvideox, check_by_hand, spec):
     model, reducer = cogvideox.model(use_rotary_positional_embeddings=False), bigain.build_reducer(spec)
-    with bigain.attach(model, reducer, layers=2, quiet=True):
+    with bigain.attach(model, reducer, layers=2):
         check_by_hand(cogvideox, model, cogvideox.inputs(rotary=False), reducer, [0, 1])
 
 
 def test_patches_of_two_frames(cogvideox, check_by_hand):
     model, batch = cogvideox.model(patch_size_t=2), cogvideox.inputs(2, (3, 5, 6), patch_frames=2)
     reducer = LGTM(0.5, cell=FRAME)
-    with bigain.attach(model, reducer, placement={"parts": ("self", "mlp"), "layers": 2}, quiet=True):
+    with bigain.attach(model, reducer, placement={"parts": ("self", "mlp"), "layers": 2}):
         check_by_hand(cogvideox, model, batch, reducer, [0, 1], parts=("self", "mlp"))
 
 
@@ -82,7 +82,7 @@ def test_text_passes_the_mlp_as_if_nothing_were_attached(cogvideox):
         lambda *call: (video.append(call[2][0]), text.append(call[2][1]), None)[2]
     )
     model(**batch)
-    with bigain.attach(model, Blanking(), placement={"parts": "mlp", "layers": 1}, quiet=True):
+    with bigain.attach(model, Blanking(), placement={"parts": "mlp", "layers": 1}):
         model(**batch)
     hook.remove()
     assert torch.equal(*text)
@@ -92,7 +92,7 @@ def test_text_passes_the_mlp_as_if_nothing_were_attached(cogvideox):
 @torch.no_grad()
 def test_projections_fused_after_attaching_are_noticed(cogvideox):
     model, batch = cogvideox.model(), cogvideox.inputs()
-    with bigain.attach(model, "todo", factor=FRAME, quiet=True):
+    with bigain.attach(model, "todo", factor=FRAME):
         model.fuse_qkv_projections()
         with pytest.raises(SiteError, match="fused_projections was replaced"):
             model(**batch)

@@ -39,17 +39,17 @@ def test_each_token_may_have_a_timestep(ltx, check_by_hand, per_token):
         batch["timestep"][:, :30] = 0  # the first frame is given
     assert LTXAdapter().moment(model, (), batch).timestep.tolist() == [20, 500, 980]
     reducer = bigain.build_reducer("iekvd", factor=FRAME, alpha={"start": 0.2, "end": 1.3})
-    with bigain.attach(model, reducer, layers=2, quiet=True):
+    with bigain.attach(model, reducer, layers=2):
         check_by_hand(ltx, model, batch, reducer, [0, 1])
 
 
 @torch.no_grad()
 def test_calls_by_coordinates_are_served_where_the_adapter_is_told_the_size(ltx):
     model, batch = ltx.model(), ltx.inputs()
-    with bigain.attach(model, LGTM(0.5, cell=FRAME), layers=2, quiet=True):
+    with bigain.attach(model, LGTM(0.5, cell=FRAME), layers=2):
         expected = model(**batch).sample
     told = {"name": "ltx", "shape": [3, 5, 6]}
-    with bigain.attach(model, LGTM(0.5, cell=FRAME), layers=2, adapter=told, quiet=True) as report:
+    with bigain.attach(model, LGTM(0.5, cell=FRAME), layers=2, adapter=told) as report:
         assert report.sites[0].grid.shape == (3, 5, 6)
         torch.testing.assert_close(model(**by_coordinates(batch)).sample, expected, atol=1e-4, rtol=1e-4)
 
@@ -60,9 +60,9 @@ def test_calls_by_coordinates_are_served_where_the_adapter_is_told_the_size(ltx)
 def test_calls_that_do_not_say_how_tokens_lie_are_refused(ltx, shape, said):
     model, batch = ltx.model(), by_coordinates(ltx.inputs())
     adapter = {"name": "ltx", "shape": shape}
-    with bigain.attach(model, LGTM(0.5, cell=FRAME), adapter=adapter, quiet=True), pytest.raises(SiteError, match=said):
+    with bigain.attach(model, LGTM(0.5, cell=FRAME), adapter=adapter), pytest.raises(SiteError, match=said):
         model(**batch)
     # Where there are coordinates, the model asks nothing else.
     batch |= {"num_frames": 1, "height": 9, "width": 10}
-    with bigain.attach(model, LGTM(0.5, cell=FRAME), adapter=adapter, quiet=True), pytest.raises(SiteError, match=said):
+    with bigain.attach(model, LGTM(0.5, cell=FRAME), adapter=adapter), pytest.raises(SiteError, match=said):
         model(**batch)

@@ -58,7 +58,7 @@ def call(pipe, size, noise):
 def test_a_pipeline_makes_finite_frames_and_is_left_as_it_was(families, noise, make):
     pipe, size, grid = make(families)
     plain = call(pipe, size, noise)
-    with bigain.attach(pipe, "lgtm", ratio=0.3, cell=FRAME, shape=grid, quiet=True) as report:
+    with bigain.attach(pipe, "lgtm", ratio=0.3, cell=FRAME, shape=grid) as report:
         assert report.sites[0].grid.shape == grid
         frames = call(pipe, size, noise)
     assert frames.shape == (1, 9, 3, size["height"], size["width"])
@@ -69,5 +69,5 @@ def test_a_pipeline_makes_finite_frames_and_is_left_as_it_was(families, noise, m
 
 def test_wan_tells_timesteps_token_by_token(families, noise):
     pipe, size, grid = wan_pipeline(families, expand_timesteps=True)
-    with bigain.attach(pipe, "tome", ratio=0.3, cell=FRAME, shape=grid, quiet=True):
+    with bigain.attach(pipe, "tome", ratio=0.3, cell=FRAME, shape=grid):
         assert call(pipe, size, noise).isfinite().all()

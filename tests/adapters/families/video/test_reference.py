@@ -44,7 +44,7 @@ def title(spec):
 def test_attached_self_attention_equals_the_one_by_hand(family, check_by_hand, spec):
     model, batch, reducer = family.model(), family.inputs(), bigain.build_reducer(spec)
     plain = model(**batch).sample
-    with bigain.attach(model, reducer, layers=[0, 2], seed=5, shape=(3, 5, 6), quiet=True) as report:
+    with bigain.attach(model, reducer, layers=[0, 2], seed=5, shape=(3, 5, 6)) as report:
         assert {site.grid.shape for site in report.sites} == {(3, 5, 6)}
         output = check_by_hand(family, model, batch, reducer, [0, 2], seed=5)
     assert torch.allclose(output, plain, atol=1e-4) == (spec["name"] == "identity")
@@ -56,21 +56,21 @@ def test_attached_self_attention_equals_the_one_by_hand(family, check_by_hand, s
 def test_all_parts_of_a_block_share_a_plan(family, check_by_hand, spec, plan_from):
     model, batch, reducer = family.model(), family.inputs(), bigain.build_reducer(spec)
     placement = {"parts": family.parts, "layers": 3, "plan_from": plan_from}
-    with bigain.attach(model, reducer, placement=placement, shape=(3, 5, 6), quiet=True):
+    with bigain.attach(model, reducer, placement=placement, shape=(3, 5, 6)):
         check_by_hand(family, model, batch, reducer, [0, 1, 2], parts=family.parts, plan_from=plan_from)
 
 
 def test_every_part_by_itself(family, check_by_hand):
     model, batch, reducer = family.model(), family.inputs(), LGTM(0.5, cell=FRAME)
     for part in family.parts[1:]:
-        with bigain.attach(model, reducer, placement={"parts": part, "layers": 2}, shape=(3, 5, 6), quiet=True):
+        with bigain.attach(model, reducer, placement={"parts": part, "layers": 2}, shape=(3, 5, 6)):
             check_by_hand(family, model, batch, reducer, [0, 1], parts=(part,))
 
 
 @pytest.mark.parametrize("grid", [(1, 7, 3), (2, 4, 9), (5, 3, 3)], ids=str)
 def test_the_grid_is_that_of_the_call(family, check_by_hand, grid):
     model, batch, reducer = family.model(), family.inputs(2, grid), LGTM(0.4, cell=FRAME)
-    with bigain.attach(model, reducer, quiet=True) as report:
+    with bigain.attach(model, reducer) as report:
         assert len(report.sites) == 1  # the first 12/28 of three
         check_by_hand(family, model, batch, reducer, [0], grid=grid)
 
@@ -81,7 +81,7 @@ def test_rows_at_different_timesteps_keep_their_own_methods(families, check_by_h
     family, chosen = families[name], {True: LGTM(0.25, cell=FRAME), False: ABM(0.5, cell=FRAME)}
     model, batch = family.model(num_attention_heads=heads), family.inputs()
     placement = {"parts": family.parts, "layers": 2}
-    with bigain.attach(model, MIXED, placement=placement, shape=(3, 5, 6), quiet=True):
+    with bigain.attach(model, MIXED, placement=placement, shape=(3, 5, 6)):
         check_by_hand(family, model, batch, lambda t: chosen[t >= 400], [0, 1], parts=family.parts)
 
 
@@ -89,7 +89,7 @@ def test_rows_at_different_timesteps_keep_their_own_methods(families, check_by_h
 def test_joint_attention_refuses_rows_of_different_lengths(families):
     family = families["cogvideox"]
     model, batch = family.model(), family.inputs()
-    with bigain.attach(model, MIXED, quiet=True) as report:
+    with bigain.attach(model, MIXED) as report:
         with pytest.raises(SettingError, match="different lengths"):
             model(**batch)
         with report.at(500):
@@ -100,7 +100,7 @@ def test_joint_attention_refuses_rows_of_different_lengths(families):
 def test_positional_arguments_are_understood(family):
     model, batch = family.model(), family.inputs()
     adapter = match(model)[2]
-    with bigain.attach(model, "lgtm", ratio=0.5, cell=FRAME, quiet=True):
+    with bigain.attach(model, "lgtm", ratio=0.5, cell=FRAME):
         named = model(**batch).sample
         order = {
             "wan": ("hidden_states", "timestep", "encoder_hidden_states"),
@@ -119,7 +119,7 @@ def test_every_kind_of_reduction_compiles_without_a_break(family):
     model, batch = family.model(), family.inputs(2, (2, 3, 4))
     chosen = [MERGING[5], MERGING[4], KEYS_AND_VALUES[0]]
     rules = [{"reducer": spec, "layers": [layer]} for layer, spec in enumerate(chosen)]
-    with bigain.attach(model, {"name": "scheduled", "rules": rules}, layers=3, quiet=True):
+    with bigain.attach(model, {"name": "scheduled", "rules": rules}, layers=3):
         expected = model(**batch).sample
         torch.compiler.reset()
         found = torch.compile(model, fullgraph=True, backend="aot_eager")(**batch).sample
@@ -137,7 +137,7 @@ def test_tokens_lie_as_the_latents_do(family, recording, place):
         frame, height, width = place
         latents = changed if family.name == "wan" else changed.transpose(1, 2)
         latents[:, :, frame, 2 * height + 1, 2 * width] += 1
-    with bigain.attach(model, recording, placement={"layers": 1, "plan_from": "block"}, shape=grid.shape, quiet=True):
+    with bigain.attach(model, recording, placement={"layers": 1, "plan_from": "block"}, shape=grid.shape):
         model(**batch)
         model(**{**batch, "hidden_states": changed})
     before, after = recording.calls
@@ -167,7 +167,7 @@ def test_default_layers_are_the_first_twelve_of_twenty_eight(family, depth, firs
 def test_proportional_attention_is_refused(family):
     model = family.model()
     with pytest.raises(SiteError, match="Proportional attention"):
-        bigain.attach(model, LGTM(0.5, cell=FRAME), placement={"proportional": True}, quiet=True)
+        bigain.attach(model, LGTM(0.5, cell=FRAME), placement={"proportional": True})
 
 
 @pytest.mark.parametrize("name", ["wan", "ltx"])

@@ -16,13 +16,13 @@ from bigain.benchmark.comparison import Comparison, Row
 from bigain.benchmark.cost import timing_scores
 from bigain.metrics.base import ClassificationMetric
 from bigain.results.predictions import Predictions
-from bigain.results.scores import Score
+from bigain.results.scores import Score, columns_of, scores_of
 from bigain.results.store import read_json, read_result
 from bigain.results.wording import MISSING, score_interval, score_value
 from bigain.tasks.classification import default_metrics
 from bigain.tasks.evaluation import RESULT_FILE
 
-__all__ = ["assemble", "columns_of", "terminal_table", "write_csv"]
+__all__ = ["assemble", "terminal_table", "write_csv"]
 
 _ORIGIN = ("finished", "device", "git_revision", "python", "versions")
 
@@ -97,15 +97,6 @@ def _facts(comparison: Comparison, folder: Path) -> dict[str, Any]:
     }
 
 
-def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[Score]:
-    """Return a score for each column: the first of its name in any row, in the order of the fullest row."""
-    found: dict[str, Score] = {}
-    for row in sorted(rows, key=lambda row: -len(row["scores"])):
-        for score in map(Score.from_json, row["scores"]):
-            found.setdefault(score.name, score)
-    return list(found.values())
-
-
 def write_csv(path: Path, content: Mapping[str, Any]) -> None:
     """Write a line for each row: shares, not per cent; times are of one network evaluation."""
     columns = columns_of(content["rows"])
@@ -118,7 +109,7 @@ def write_csv(path: Path, content: Mapping[str, Any]) -> None:
         lines = csv.DictWriter(file, ["name", "method", "images", "generated", *names], extrasaction="ignore")
         lines.writeheader()
         for row in content["rows"]:
-            scores = [Score.from_json(score) for score in row["scores"]]
+            scores = scores_of(row).values()
             values = {score.name: score.value for score in scores}
             ends = {f"{s.name}_{end}": getattr(s, end) for s in scores for end in ("low", "high")}
             lines.writerow({**row, **values, **ends})
@@ -141,7 +132,7 @@ def terminal_table(content: Mapping[str, Any]) -> Table:
         # Two lines a row keep the table within the 80 columns of a plain terminal, with no figure cut.
         table.add_column("\n".join(_heading(column)), justify="right", no_wrap=True)
     for row in rows:
-        scores = {score["name"]: Score.from_json(score) for score in row["scores"]}
+        scores = scores_of(row)
         table.add_row(row["name"], *(_cell(scores.get(column.name)) for column in columns))
     return table
 

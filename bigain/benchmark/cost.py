@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from types import FunctionType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from bigain.profiling.operations import META, count_pass, on_meta
 from bigain.results.scores import Score
 from bigain.tasks.method import Applied, Method
 
-__all__ = ["TimedRow", "count_operations", "time_rows", "timing_scores"]
+__all__ = ["TimedRow", "backbone_pass", "count_operations", "time_rows", "timing_scores"]
 
 _PHASES = 64
 """Graphs that all rows together may compile to."""
@@ -54,7 +54,7 @@ def count_operations(backbone: Backbone, row: TimedRow, condition: Condition, sh
     """
     copied = on_meta(backbone).eval()
     with row.method.applied(copied, row.placement, row.seed) as applied, _shared(applied, sharing):
-        evaluate = _evaluation(applied.backbone, condition, sharing, META)
+        evaluate = backbone_pass(applied.backbone, condition, sharing, META)
         counter = count_pass(lambda _: evaluate(), sharing, f"{row.method!r} cannot be counted")
     return float(counter.get_total_flops()) / sharing
 
@@ -93,7 +93,7 @@ def time_rows(
         for name, row in rows.items():
             applied = stack.enter_context(row.method.applied(_with_shared_weights(backbone), row.placement, row.seed))
             stack.enter_context(_shared(applied, sharing))
-            evaluate = _evaluation(applied.backbone, condition, pass_rows, device)
+            evaluate = backbone_pass(applied.backbone, condition, pass_rows, device)
             passes[name] = _compiled(evaluate) if compile else evaluate
         return interleaved(passes, repeats, warmup=1, device=device)
 
@@ -122,13 +122,17 @@ def _shared(applied: Applied, sharing: int) -> Any:
     return nullcontext() if applied.report is None or sharing == 1 else applied.report.shared(sharing)
 
 
-def _evaluation(backbone: Backbone, condition: Condition, rows: int, device: torch.device) -> Callable[[], Tensor]:
-    """Return one evaluation of `rows` rows, at timesteps and under conditions that differ."""
-    on_device = {"device": device, "dtype": torch.float32}
-    noisy = torch.zeros(rows, *backbone.latent_shape, **cast("Any", on_device))
-    if device.type != "meta":
-        generator = torch.Generator("cpu").manual_seed(0)
-        noisy = torch.randn(noisy.shape, generator=generator, dtype=torch.float32).to(device)
+def backbone_pass(backbone: Backbone, condition: Condition, rows: int, device: torch.device) -> Callable[[], Tensor]:
+    """Return an evaluation without arguments, its rows at timesteps and under conditions that differ.
+
+    Args:
+        backbone: The model.
+        condition: What it is conditioned on; its rows take turns.
+        rows: Rows of the pass.
+        device: Where it runs; on `meta` nothing is computed.
+    """
+    generator = torch.Generator("cpu").manual_seed(0)
+    noisy = torch.randn(rows, *backbone.latent_shape, generator=generator, dtype=torch.float32).to(device)
     t = torch.linspace(0, backbone.process.steps - 1, rows, device=device).long()
     given = condition.take([row % len(condition) for row in range(rows)]).to(device)
     return lambda: backbone.predict(noisy, t, given)

@@ -4,14 +4,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bigain.adapters._counting import network_pass
 from bigain.adapters.attach import attach, find_sites, part_report
 from bigain.adapters.find import match
 from bigain.adapters.pass_state import Attachment, Hooked
 from bigain.adapters.placement import Placement, placement_of
+from bigain.benchmark.cost import backbone_pass
 from bigain.diffusion.backbone import Backbone
 from bigain.errors import SettingError
 from bigain.grid import Grid
@@ -20,7 +20,7 @@ from bigain.profiling.operations import on_meta as _on_meta
 from bigain.reducers.base import TokenReducer
 from bigain.reducers.build import build_reducer
 
-__all__ = ["COUNTED", "FlopCount", "FlopCounter", "PartFlops", "backbone_inputs", "on_meta"]
+__all__ = ["COUNTED", "FlopCount", "FlopCounter", "PartFlops", "on_meta"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -154,14 +154,7 @@ class FlopCounter:
         return tuple(shape)
 
 
-def backbone_inputs(
-    backbone: Backbone, rows: int, device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Make arguments of `predict_noise`, to count or time it."""
-    noisy = torch.randn(rows, *backbone.latent_shape, device=device, dtype=dtype)
-    steps = torch.arange(rows, device=device) * 389 % backbone.schedule.steps
-    return noisy, steps, torch.arange(rows, device=device) % len(backbone.classes)
-
-
 def _of_backbone(backbone: Backbone) -> Callable[[int], Any]:
-    return lambda rows: backbone.predict_noise(*backbone_inputs(backbone, rows, META, torch.float32))
+    """Return a whole evaluation of so many rows; every condition costs the same."""
+    condition = backbone.embed([0] if backbone.conditioned_on == "labels" else [""])
+    return lambda rows: backbone_pass(backbone, condition, rows, META)()

@@ -10,6 +10,7 @@ from bigain.benchmark.compare_table import terminal_table
 from bigain.benchmark.comparison import Comparison
 from bigain.cli.parser import Parser, recipe_parser
 from bigain.cli.terminal import make_console
+from bigain.report.page import write_page
 
 __all__ = ["make_parser", "run"]
 
@@ -30,7 +31,11 @@ def run(arguments: Sequence[str]) -> None:
     console = make_console()
     seed_everything(given.comparison.seed, verbose=False)
     comparison = parser.instantiate(given).comparison
-    content = run_comparison(comparison, given.output, given.resume, console, parser.dump(given))
+
+    def add_page(folder: Path) -> Path:
+        return write_page(folder, comparison.data.test_set)
+
+    content = run_comparison(comparison, given.output, given.resume, console, parser.dump(given), add_page)
     console.print(terminal_table(content))
     console.print(
         f"Wrote {given.output / 'report.html'} (open it in a browser), table.csv and comparison.json beside it."

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bigain.benchmark.flops import COUNTED
 from bigain.benchmark.flops_settings import FlopsSettings, count_methods
-from bigain.benchmark.flops_table import check_writable, terminal_table, parts_note, write_csv
+from bigain.benchmark.flops_table import check_writable, parts_note, terminal_table, write_csv
 from bigain.cli.parser import Parser, recipe_parser
 from bigain.cli.terminal import make_console
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bigain.benchmark.flops import COUNTED
 from bigain.benchmark.latency_settings import LatencySettings, measure_methods
-from bigain.benchmark.latency_table import check_absent, terminal_table, notes_below, write_latency
+from bigain.benchmark.latency_table import check_absent, notes_below, terminal_table, write_latency
 from bigain.cli.parser import Parser, recipe_parser
 from bigain.cli.terminal import make_console
 

@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bigain.data.dataset import LabelledImages
+from bigain.data.dataset import ImageDataset
 from bigain.errors import DataError
 from bigain.report.pictures import data_uri
 from bigain.report.reading import Sample
-from bigain.results.wording import MISSING, count
+from bigain.results.predictions import Predictions
+from bigain.results.wording import count
 
 __all__ = ["Card", "Column", "Gallery", "generated_columns", "test_gallery"]
 
@@ -21,14 +22,14 @@ class Card:
     Args:
         picture: Data URI.
         name: The image's name.
-        truth: Its class.
-        answers: Method, predicted class, and whether it is right (`None` if not classified).
+        truth: Its class, or its classes.
+        answers: Method, predicted class, and whether it is right.
     """
 
     picture: str
     name: str
     truth: str
-    answers: tuple[tuple[str, str, bool | None], ...]
+    answers: tuple[tuple[str, str, bool], ...]
 
 
 @dataclass(frozen=True)
@@ -48,23 +49,23 @@ class Column:
     pictures: tuple[str | None, ...]
 
 
-def test_gallery(images: LabelledImages, predictions: Mapping[str, Mapping[int, int]]) -> Gallery:
+def test_gallery(images: ImageDataset, predictions: Mapping[str, Predictions]) -> Gallery:
     """Choose the test images to show.
 
     Args:
         images: The test set.
-        predictions: Predicted class by image row, for each method.
+        predictions: What each method predicted of it.
 
     Raises:
-        DataError: A prediction for an image that the test set does not have.
+        DataError: The predictions are of other images.
     """
-    rows = sorted({row for found in predictions.values() for row in found})
-    if rows and not 0 <= rows[0] <= rows[-1] < len(images):
-        raise DataError(
-            f"The comparison classified images up to row {rows[-1]}, but {images.source} has {len(images)} images: "
-            "the page needs the test set that was classified."
-        )
-    chosen, about = _choose(rows, predictions)
+    for found in predictions.values():
+        if found.names != images.names:
+            raise DataError(
+                f"The comparison classified {count(len(found))} images, and {images.source} is another choice of "
+                f"{count(len(images))}: the page needs the test set that was classified."
+            )
+    chosen, about = _choose(predictions)
     return Gallery(tuple(_card(images, row, predictions) for row in chosen), about)
 
 
@@ -74,43 +75,42 @@ def generated_columns(samples: Mapping[str, Sequence[Sample]], classes: Sequence
     keys = list(dict.fromkeys(key for items in found.values() for key in items))
     columns = []
     for label, seed in keys:
-        items = [held.get((label, seed)) for held in found.values()]
+        items = [own.get((label, seed)) for own in found.values()]
         pictures = tuple(data_uri(item.image) if item else None for item in items)
         columns.append(Column(_class_name(classes, label), seed, pictures))
     return tuple(columns)
 
 
-def _choose(rows: Sequence[int], predictions: Mapping[str, Mapping[int, int]]) -> tuple[list[int], str]:
-    if len(rows) <= _SHOWN:
-        return list(rows), f"Every test image ({count(len(rows))}), in the order of the test set."
-    disputed = [row for row in rows if len({found.get(row) for found in predictions.values()}) > 1]
-    agreed = sorted(set(rows) - set(disputed))
-    told = f"{_SHOWN} of {count(len(rows))} test images. "
+def _choose(predictions: Mapping[str, Predictions]) -> tuple[list[int], str]:
+    answers = list(zip(*(found.predicted.tolist() for found in predictions.values()), strict=True))
+    if len(answers) <= _SHOWN:
+        return list(range(len(answers))), f"Every test image ({count(len(answers))}), in the order of the test set."
+    disputed = [row for row, given in enumerate(answers) if len(set(given)) > 1]
+    agreed = sorted(set(range(len(answers))) - set(disputed))
+    about = f"{_SHOWN} of {count(len(answers))} test images. "
     if not disputed:
-        told += "The methods agree on every one, so these are the first of the test set."
+        about += "The methods agree on every one, so these are the first of the test set."
     elif len(disputed) >= _SHOWN:
-        told += (
+        about += (
             f"The methods disagree on {count(len(disputed))} of them; these are the first of those, so this is no "
             "sample of how often each is right."
         )
     else:
-        told += (
+        about += (
             f"The {count(len(disputed))} on which the methods disagree come first, so this is no sample of how often "
             "each is right; then the others in the order of the test set."
         )
-    return (disputed + agreed)[:_SHOWN], told
+    return (disputed + agreed)[:_SHOWN], about
 
 
-def _card(images: LabelledImages, row: int, predictions: Mapping[str, Mapping[int, int]]) -> Card:
-    truth = int(images.labels[row])
-    answers: list[tuple[str, str, bool | None]] = []
+def _card(images: ImageDataset, row: int, predictions: Mapping[str, Predictions]) -> Card:
+    truth = images.labels[row]
+    answers = []
     for name, found in predictions.items():
-        answer = found.get(row)
-        if answer is None:
-            answers.append((name, MISSING, None))
-        else:
-            answers.append((name, _class_name(images.classes, answer), answer == truth))
-    return Card(data_uri(images.images[row]), images.names[row], _class_name(images.classes, truth), tuple(answers))
+        answer = int(found.predicted[row])
+        answers.append((name, _class_name(images.classes, answer), answer in truth))
+    names = " | ".join(_class_name(images.classes, label) for label in truth)
+    return Card(data_uri(images[row]["image"]), images.names[row], names, tuple(answers))
 
 
 def _class_name(classes: Sequence[str], label: int) -> str:

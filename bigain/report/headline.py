@@ -1,30 +1,27 @@
 """The one sentence that says what came out."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bigain.results.wording import listed, number, points, quantity, ratio
+from bigain.results.scores import Score, scores_of
+from bigain.results.wording import listed, number, points, quantity, score_value
 
 __all__ = ["accuracy_verdict", "headline", "speed_verdict"]
 
 _FEW = 100
-"""Below so many images a difference is told with a warning, whatever its interval."""
-
-_FEW_TIMINGS = 10
-"""Of fewer timed passes quartiles say little: methods are timed one after another, and a busy host drifts meanwhile."""
+"""Below so many images a difference is stated with a warning, whatever its interval."""
 
 
 def headline(content: Mapping[str, Any]) -> str:
     """Say in one sentence what the figures support, and no more.
 
-    Accuracy differs where the 95 % interval of the paired difference excludes
-    zero; speed differs where the quartiles of the two timings do not overlap.
+    Accuracy differs where the 95 % interval of the paired difference excludes zero; speed
+    differs where that of the ratio of two times, taken in turn, excludes one.
 
     Args:
         content: What `comparison.json` holds.
     """
-    baseline, *others = content["methods"]
+    baseline, *others = content["rows"]
     images = quantity(number(baseline, "images"), "image")
     if not others:
         return f"Only {baseline['name']} was run, on {images}: there is nothing to compare it with."
@@ -34,33 +31,37 @@ def headline(content: Mapping[str, Any]) -> str:
     return f"On {images}, {accuracy}; timed on {device}, {speed}."
 
 
-def accuracy_verdict(method: Mapping[str, Any]) -> str:
-    """Judge a method's paired difference: `lower`, `higher`, `few`, `noise` or `unknown`."""
-    low, high = number(method, "difference_low"), number(method, "difference_high")
-    if not (math.isfinite(low) and math.isfinite(high)):
+def accuracy_verdict(row: Mapping[str, Any]) -> str:
+    """Judge a row's paired difference: `lower`, `higher`, `few`, `noise` or `unknown`."""
+    found = _difference(row)
+    if found is None or found.low is None or found.high is None:
         return "unknown"
-    if low <= 0 <= high:
+    if found.low <= 0 <= found.high:
         return "noise"
-    if not number(method, "images") >= _FEW:
+    if not number(row, "images") >= _FEW:
         return "few"
-    return "lower" if high < 0 else "higher"
+    return "lower" if found.high < 0 else "higher"
 
 
-def speed_verdict(method: Mapping[str, Any], baseline: Mapping[str, Any]) -> str:
-    """Judge a method's time: `faster`, `slower`, `same`, `few` or `unknown`."""
-    low, high = number(method, "ms_low"), number(method, "ms_high")
-    base_low, base_high = number(baseline, "ms_low"), number(baseline, "ms_high")
-    if not all(math.isfinite(value) for value in (low, high, base_low, base_high)):
+def speed_verdict(row: Mapping[str, Any]) -> str:
+    """Judge a row's time: `faster`, `slower`, `same`, `few` or `unknown`."""
+    found = scores_of(row).get("time")
+    if found is None:
         return "unknown"
-    if number(method, "timings") < _FEW_TIMINGS:  # runs of before that was kept have enough
+    if found.low is None or found.high is None:
         return "few"
-    if high < base_low:
+    if found.high < 1:
         return "faster"
-    return "slower" if low > base_high else "same"
+    return "slower" if found.low > 1 else "same"
+
+
+def _difference(row: Mapping[str, Any]) -> Score | None:
+    """Return the first difference to the baseline that a row has."""
+    return next((score for score in scores_of(row).values() if score.unit == "points"), None)
 
 
 def _accuracy(baseline: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
-    groups = _grouped(others, [accuracy_verdict(method) for method in others])
+    groups = _grouped(others, [accuracy_verdict(row) for row in others])
     base = baseline["name"]
     clauses = []
     for verdict, word in (("lower", "less"), ("higher", "more")):
@@ -83,39 +84,44 @@ def _accuracy(baseline: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) 
 
 
 def _speed(baseline: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
-    groups = _grouped(others, [speed_verdict(method, baseline) for method in others])
-    base, time = baseline["name"], number(baseline, "ms")
+    groups = _grouped(others, [speed_verdict(row) for row in others])
+    base = baseline["name"]
     clauses = []
     for verdict in ("faster", "slower"):
         if found := groups.get(verdict):
-            told = [f"{method['name']} ({ratio(number(method, 'ms'), time)} the time)" for method in found]
-            clauses.append(f"{listed(told)} {_verb(found, 'is', 'are')} {verdict} than {base}")
+            named = [f"{row['name']} ({score_value(scores_of(row)['time'])} the time)" for row in found]
+            clauses.append(f"{listed(named)} {_verb(found, 'is', 'are')} {verdict} than {base}")
     if found := groups.get("same"):
         clauses.append(
             f"{_names(found)} {_verb(found, 'is', 'are')} neither faster nor slower than {base} by more "
             "than the timings scatter"
         )
     if found := groups.get("few"):
-        clauses.append(f"too few passes were timed ({number(found[0], 'timings'):.0f} of each) to tell speeds apart")
+        clauses.append("too few passes were timed to tell speeds apart")
     if found := groups.get("unknown"):
         clauses.append(f"the speed of {_names(found)} was not measured")
     return " and ".join(clauses) if len(clauses) == 2 else ", ".join(clauses)
 
 
-def _grouped(methods: Sequence[Mapping[str, Any]], verdicts: Sequence[str]) -> dict[str, list[Mapping[str, Any]]]:
+def _grouped(rows: Sequence[Mapping[str, Any]], verdicts: Sequence[str]) -> dict[str, list[Mapping[str, Any]]]:
     groups: dict[str, list[Mapping[str, Any]]] = {}
-    for method, verdict in zip(methods, verdicts, strict=True):
-        groups.setdefault(verdict, []).append(method)
+    for row, verdict in zip(rows, verdicts, strict=True):
+        groups.setdefault(verdict, []).append(row)
     return groups
 
 
-def _names(methods: Sequence[Mapping[str, Any]]) -> str:
-    return listed([str(method["name"]) for method in methods])
+def _names(rows: Sequence[Mapping[str, Any]]) -> str:
+    return listed([str(row["name"]) for row in rows])
 
 
-def _verb(methods: Sequence[Mapping[str, Any]], one: str, many: str) -> str:
-    return one if len(methods) == 1 else many
+def _verb(rows: Sequence[Mapping[str, Any]], one: str, many: str) -> str:
+    return one if len(rows) == 1 else many
 
 
-def _with_points(methods: Sequence[Mapping[str, Any]]) -> str:
-    return listed([f"{m['name']} ({points(number(m, 'difference'))} points)" for m in methods])
+def _with_points(rows: Sequence[Mapping[str, Any]]) -> str:
+    return listed([f"{row['name']} ({_points(row)} points)" for row in rows])
+
+
+def _points(row: Mapping[str, Any]) -> str:
+    found = _difference(row)
+    return points(found.value) if found else ""

@@ -8,31 +8,36 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from bigain.data.dataset import LabelledImages
+from bigain.data.dataset import ImageDataset
 from bigain.errors import DataError
 from bigain.report.gallery import generated_columns, test_gallery
 from bigain.report.headline import headline
 from bigain.report.merge_maps import Drawing, draw
 from bigain.report.palette import Style, method_styles
-from bigain.report.plots import accuracy_points, distance_points, plot
-from bigain.report.reading import read_maps, read_predictions, read_samples
-from bigain.report.tables import Table, comparison_table
+from bigain.report.plots import plot, points_of
+from bigain.report.reading import read_maps, read_samples
+from bigain.report.shipped import shipped_run_beside
+from bigain.report.tables import Table, comparison_table, short_label
+from bigain.results.predictions import Predictions
+from bigain.results.scores import columns_of
+from bigain.results.store import read_result
 from bigain.results.wording import MISSING, listed, number, quantity
-from bigain.results.store import read_json
 
 __all__ = ["write_page"]
 
 _HERE = Path(__file__).parent
 _COLUMNS = 16
 
+_QUALITIES = ("share", "number")
+"""Units of the scores that are plotted against cost."""
+
 
 @dataclass(frozen=True)
 class _Run:
-    """A comparison's table and plots."""
+    """A comparison's table, and a plot of each quality with its name."""
 
     table: Table
-    accuracy: Markup | None
-    distance: Markup | None
+    plots: tuple[tuple[str, Markup | None], ...]
 
 
 @dataclass(frozen=True)
@@ -44,15 +49,15 @@ class _Mapped:
     drawings: tuple[Drawing | None, ...]
 
 
-def write_page(folder: Path, images: LabelledImages, shipped: Mapping[str, Any] | None = None) -> Path:
+def write_page(folder: Path, images: ImageDataset) -> Path:
     """Write `report.html` into the folder of a finished comparison.
 
-    The page needs nothing but itself: styles, drawings and pictures are inside.
+    The page needs nothing but itself: styles, drawings and pictures are inside. Beside a
+    comparison of the embedded model it shows the full run that ships with the package.
 
     Args:
         folder: Holds `comparison.json` and a folder per method.
         images: The test set that was classified.
-        shipped: `comparison.json` of a fuller run, shown beside this one.
 
     Returns:
         The path of the page.
@@ -61,10 +66,10 @@ def write_page(folder: Path, images: LabelledImages, shipped: Mapping[str, Any] 
         DataError: A file is missing or damaged, or belongs to another test set.
     """
     folder = Path(folder)
-    content = read_json(folder / "comparison.json")
-    if not content.get("methods"):
+    content = read_result(folder / "comparison.json")
+    if not content.get("rows"):
         raise DataError(f"{folder / 'comparison.json'} names no methods: there is nothing to report.")
-    page = _template().render(**_fields(folder, content, images, shipped))
+    page = _template().render(**_fields(folder, content, images, shipped_run_beside(content)))
     target = folder / "report.html"
     temporary = folder / ".report.html.tmp"
     temporary.write_text(page, encoding="utf-8")
@@ -83,25 +88,27 @@ def _template() -> Template:
 
 
 def _fields(
-    folder: Path, content: Mapping[str, Any], images: LabelledImages, shipped: Mapping[str, Any] | None
+    folder: Path, content: Mapping[str, Any], images: ImageDataset, shipped: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    methods = content["methods"]
-    names = [method["name"] for method in methods]
-    styles = method_styles([*names, *(method["name"] for method in (shipped or {}).get("methods", []))])
-    samples = {name: read_samples(folder / name, _COLUMNS) for name in names}
+    rows = content["rows"]
+    names = [row["name"] for row in rows]
+    styles = method_styles([*names, *(row["name"] for row in (shipped or {}).get("rows", []))])
+    places = {name: folder / "rows" / name for name in names}
+    samples = {name: read_samples(place, _COLUMNS) for name, place in places.items()}
+    predictions = {name: Predictions.load(place / "classification") for name, place in places.items()}
     return {
         "title": content.get("title") or "Token reduction compared",
         "css": Markup((_HERE / "page.css").read_text(encoding="utf-8")),
         "lead": headline(content),
         "subject": _subject(content),
-        "methods": methods,
+        "rows": rows,
         "names": names,
         "styles": styles,
         "runs": _runs(content, styles, shipped),
-        "gallery": test_gallery(images, {name: read_predictions(folder / name) for name in names}),
-        "generated": max(int(method.get("generated") or 0) for method in methods),
+        "gallery": test_gallery(images, predictions),
+        "generated": max(int(row.get("generated") or 0) for row in rows),
         "columns": generated_columns(samples, images.classes),
-        "maps": [found for name in names if (found := _mapped(folder, name))],
+        "maps": [found for name in names if (found := _mapped(places[name], name))],
         "settings": {key.replace("_", " "): _setting(value) for key, value in content.get("settings", {}).items()},
         "provenance": _provenance(content.get("provenance", {})),
         "command": content.get("provenance", {}).get("command", ""),
@@ -109,8 +116,8 @@ def _fields(
 
 
 def _subject(content: Mapping[str, Any]) -> str:
-    baseline, *others = content["methods"]
-    against = listed([str(method["name"]) for method in others])
+    baseline, *others = content["rows"]
+    against = listed([str(row["name"]) for row in others])
     first = f"{against} against {baseline['name']}" if others else str(baseline["name"])
     images = quantity(number(baseline, "images"), "test image")
     return f"{first}: {images} classified and {quantity(number(baseline, 'generated'), 'image')} generated by each."
@@ -118,23 +125,25 @@ def _subject(content: Mapping[str, Any]) -> str:
 
 def _runs(content: Mapping[str, Any], styles: Mapping[str, Style], shipped: Mapping[str, Any] | None) -> list[_Run]:
     runs = [_run(content, "This run", styles, "p0")]
-    if shipped and shipped.get("methods"):
+    if shipped and shipped.get("rows"):
         runs.append(_run(shipped, "Shipped run", styles, "p1"))
     return runs
 
 
 def _run(content: Mapping[str, Any], title: str, styles: Mapping[str, Style], name: str) -> _Run:
-    methods, table = content["methods"], comparison_table(content, title)
-    distance = f"{table.columns[2].value} (lower is better)"
-    return _Run(
-        table,
-        plot(accuracy_points(methods), styles, "Top-1 accuracy, % (higher is better)", f"{name}a"),
-        plot(distance_points(methods), styles, distance, f"{name}d"),
-    )
+    rows, table = content["rows"], comparison_table(content, title)
+    plots: list[tuple[str, Markup | None]] = []
+    for column in columns_of(rows):
+        if column.unit in _QUALITIES:
+            unit = ", %" if column.unit == "share" else ""
+            axis = f"{short_label(column)}{unit} ({column.better} is better)"
+            drawing = plot(points_of(rows, column.name), styles, axis, f"{name}{len(plots)}")
+            plots.append((short_label(column), drawing))
+    return _Run(table, tuple(plots))
 
 
-def _mapped(folder: Path, name: str) -> _Mapped | None:
-    found = read_maps(folder / name)
+def _mapped(place: Path, name: str) -> _Mapped | None:
+    found = read_maps(place)
     if not found:
         return None
     first = found[0]

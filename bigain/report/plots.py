@@ -15,9 +15,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from bigain.report.palette import Style
-from bigain.results.wording import number
+from bigain.results.scores import scores_of
 
-__all__ = ["Point", "accuracy_points", "distance_points", "plot"]
+__all__ = ["Point", "plot", "points_of"]
 
 # matplotlib writes colours as numbers; these stand for the page's own, which follow light and dark.
 _INK, _MUTED, _RULE, _METHOD = "#010201", "#010202", "#010203", "#0103{:02x}"
@@ -44,15 +44,17 @@ class Point:
     high: float = math.nan
 
 
-def accuracy_points(methods: Sequence[Mapping[str, Any]]) -> list[Point]:
-    """Top-1 accuracy in per cent, with its interval, against GFLOPs."""
-    keys = ("top1", "top1_low", "top1_high")
-    return [Point(m["name"], number(m, "gflops"), *(100 * number(m, key) for key in keys)) for m in methods]
-
-
-def distance_points(methods: Sequence[Mapping[str, Any]]) -> list[Point]:
-    """Fréchet distance against GFLOPs."""
-    return [Point(m["name"], number(m, "gflops"), number(m, "frechet")) for m in methods]
+def points_of(rows: Sequence[Mapping[str, Any]], name: str) -> list[Point]:
+    """Return a score of each row, with its interval where it has one, against GFLOPs; shares in per cent."""
+    points = []
+    for row in rows:
+        scores = scores_of(row)
+        score, cost = scores.get(name), scores.get("gflops")
+        if score is not None and cost is not None:
+            scale = 100 if score.unit == "share" else 1
+            ends = [math.nan if end is None else scale * end for end in (score.low, score.high)]
+            points.append(Point(row["name"], cost.value, scale * score.value, *ends))
+    return points
 
 
 def plot(points: Sequence[Point], styles: Mapping[str, Style], axis: str, name: str) -> Markup | None:
@@ -73,7 +75,7 @@ def plot(points: Sequence[Point], styles: Mapping[str, Style], axis: str, name: 
         axes = figure.add_axes((0.13, 0.15, 0.85, 0.82))
         _frame(axes, points, axis)
         for group in _clusters(points, _spread(points)):
-            _draw_group(axes, group, styles, points)
+            _draw_group(axes, group, styles)
         target = StringIO()
         figure.savefig(target, format="svg", transparent=True, metadata={"Date": None})
     return _inline(target.getvalue(), name)
@@ -111,17 +113,16 @@ def _clusters(points: Sequence[Point], spread: float) -> list[list[Point]]:
     return groups
 
 
-def _draw_group(axes: Axes, group: Sequence[Point], styles: Mapping[str, Style], points: Sequence[Point]) -> None:
-    """Draw points of like cost side by side, with their labels stacked at one side."""
-    places = _apart([point.cost for point in group], 0.055 * _spread(points))
-    middle = sum(places) / len(places)
-    for point, place in zip(group, places, strict=True):
-        _draw_point(axes, point, place, styles[point.name])
+def _draw_group(axes: Axes, group: Sequence[Point], styles: Mapping[str, Style]) -> None:
+    """Draw points of like cost, each at its own cost, with their labels stacked at one side."""
+    for point in group:
+        _draw_point(axes, point, styles[point.name])
     bottom, top = axes.get_ylim()
     left, right = axes.get_xlim()
+    costs = [point.cost for point in group]
     # A label stands on the side where there is room for it.
-    side = 1 if middle < (left + right) / 2 else -1
-    edge = places[-1] if side > 0 else places[0]
+    side = 1 if sum(costs) / len(costs) < (left + right) / 2 else -1
+    edge = max(costs) if side > 0 else min(costs)
     heights = _apart([point.value for point in group], 0.075 * (top - bottom))
     for point, height in zip(group, heights, strict=True):
         shape = styles[point.name]
@@ -135,15 +136,17 @@ def _draw_group(axes: Axes, group: Sequence[Point], styles: Mapping[str, Style],
         axes.text(anchor, height, point.name, ha=align, va="center", color=_INK, fontsize=9)
 
 
-def _draw_point(axes: Axes, point: Point, place: float, style: Style) -> None:
+def _draw_point(axes: Axes, point: Point, style: Style) -> None:
     colour = _METHOD.format(style.colour)
     if math.isfinite(point.low) and math.isfinite(point.high):
-        axes.plot([place, place], [point.low, point.high], color=colour, linewidth=1.6, solid_capstyle="round")
-    axes.plot([place], [point.value], marker=style.marker, color=colour, markersize=7, zorder=4)  # above labels
+        axes.plot(
+            [point.cost, point.cost], [point.low, point.high], color=colour, linewidth=1.6, solid_capstyle="round"
+        )
+    axes.plot([point.cost], [point.value], marker=style.marker, color=colour, markersize=7, zorder=4)  # above labels
 
 
 def _apart(heights: Sequence[float], gap: float) -> list[float]:
-    """Move labels, or points, apart until none covers another, keeping their order."""
+    """Move labels apart until none covers another, keeping their order."""
     order = sorted(range(len(heights)), key=lambda i: heights[i])
     moved = list(heights)
     for before, after in pairwise(order):

@@ -11,7 +11,7 @@ from torch import Tensor
 from bigain.errors import DataError
 from bigain.results.store import read_json
 
-__all__ = ["Map", "Sample", "read_maps", "read_predictions", "read_samples"]
+__all__ = ["Map", "Sample", "read_maps", "read_samples"]
 
 
 @dataclass(frozen=True)
@@ -52,54 +52,50 @@ class Map:
     site: str
 
 
-def read_predictions(method: Path) -> dict[int, int]:
-    """Return the predicted class of each image, by the image's row.
+def read_samples(row: Path, count: int) -> list[Sample]:
+    """Return the first `count` generated images of a row.
 
     Raises:
-        DataError: The file is missing or damaged.
+        DataError: There are none, or a file is damaged.
     """
-    held = _load(method / "classification" / "errors.safetensors", ("index", "prediction"))
-    return dict(zip(held["index"].tolist(), held["prediction"].tolist(), strict=True))
+    found: list[Sample] = []
+    files = sorted((row / "generation" / "samples").glob("*.safetensors"))
+    if not files:
+        raise DataError(f"{row / 'generation' / 'samples'} holds no generated images.")
+    for path in files:
+        if len(found) < count:
+            tensors = _load(path, ("label", "seed", "image"))
+            columns = tensors["label"].tolist(), tensors["seed"].tolist(), tensors["image"]
+            found += [Sample(*sample) for sample in zip(*columns, strict=True)]
+    return found[:count]
 
 
-def read_samples(method: Path, count: int) -> list[Sample]:
-    """Return the first `count` generated images.
-
-    Raises:
-        DataError: The file is missing or damaged.
-    """
-    held = _load(method / "generation" / "samples.safetensors", ("label", "seed", "image"))
-    rows = zip(held["label"].tolist(), held["seed"].tolist(), held["image"], strict=True)
-    return [Sample(label, seed, image) for (label, seed, image), _ in zip(rows, range(count), strict=False)]
-
-
-def read_maps(method: Path) -> list[Map]:
-    """Return the merge maps of a method; none if it has no file of them.
+def read_maps(row: Path) -> list[Map]:
+    """Return the merge maps of a row; none if it has no file of them.
 
     Raises:
         DataError: The file is damaged.
     """
-    path = method / "merge_map.safetensors"
+    path = row / "merge_map.safetensors"
     if not path.exists():
         return []
-    held = _load(path, ("image", "noisy", "place", "representatives", "shape", "timestep"))
-    about = method / "merge_map.json"
+    tensors = _load(path, ("image", "noisy", "place", "representatives", "shape", "timestep"))
+    about = row / "merge_map.json"
     site = str(read_json(about).get("site", "")) if about.exists() else ""
-    height, width = held["shape"].tolist()
+    height, width = tensors["shape"].tolist()
+    columns = (tensors[key] for key in ("image", "noisy", "place", "representatives", "timestep"))
     return [
         Map(image, noisy, place, representatives, (height, width), int(timestep), site)
-        for image, noisy, place, representatives, timestep in zip(
-            held["image"], held["noisy"], held["place"], held["representatives"], held["timestep"], strict=True
-        )
+        for image, noisy, place, representatives, timestep in zip(*columns, strict=True)
     ]
 
 
 def _load(path: Path, keys: Sequence[str]) -> dict[str, Tensor]:
     try:
-        held = load_file(path)
+        tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
-    missing = [key for key in keys if key not in held]
+    missing = [key for key in keys if key not in tensors]
     if missing:
-        raise DataError(f"{path} lacks {', '.join(missing)}; it holds {', '.join(sorted(held)) or 'nothing'}.")
-    return held
+        raise DataError(f"{path} lacks {', '.join(missing)}; it holds {', '.join(sorted(tensors)) or 'nothing'}.")
+    return tensors

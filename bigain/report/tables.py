@@ -1,17 +1,27 @@
 """The rows of the table, as strings to show."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bigain.results.wording import MISSING, count, decimal, interval, number, percent, points, quantity, ratio
+from bigain.results.scores import Score, columns_of, scores_of
+from bigain.results.wording import MISSING, count, number, quantity, ratio, score_interval, score_value
 
-__all__ = ["Cell", "Row", "Table", "comparison_table"]
-
-_INCEPTION = "FID"
+__all__ = ["Cell", "Row", "Table", "comparison_table", "short_label"]
 
 _ENOUGH_SAMPLES = 2048
 """Below so many samples the covariance of Inception's 2048 features has not even full rank."""
+
+_UNITS = {
+    "share": "%",
+    "points": "points",
+    "ms": "ms",
+    "ratio": "multiple of the first row's",
+    "GFLOPs": "per evaluation",
+}
+
+_RELATIVE = ("number", "GFLOPs", "ms", "count")
+"""Units of figures that are also shown as multiples of the first row's."""
 
 
 @dataclass(frozen=True)
@@ -54,102 +64,79 @@ class Table:
 
 
 def comparison_table(content: Mapping[str, Any], run: str) -> Table:
-    """Lay out what `comparison.json` holds.
+    """Lay out what `comparison.json` holds; its scores are the columns.
 
     Args:
         content: The file's content.
         run: What to call this run: `This run`, `Full run`.
     """
-    methods, origin = content["methods"], content.get("provenance", {})
-    baseline = methods[0]
-    distance = _distance_name(baseline)
-    columns = (
-        Cell("Top-1", ("95 % interval",)),
-        Cell("Paired difference", ("points, 95 % interval",)),
-        Cell(distance, ("lower is better",)),
-        Cell("GFLOPs", ("per evaluation",)),
-        Cell("Time", ("ms per evaluation, quartiles",)),
-        Cell("Evaluations", ("per classified image",)),
-        Cell("Tokens", ("before → after",)),
+    rows, origin = content["rows"], content.get("provenance", {})
+    columns = columns_of(rows)
+    first = scores_of(rows[0])
+    shown = tuple(
+        Row(row["name"], (*(_cell(scores_of(row), first, c, row is rows[0]) for c in columns), _tokens(row["sites"])))
+        for row in rows
     )
-    rows = tuple(Row(method["name"], _cells(method, baseline)) for method in methods)
-    images = quantity(number(baseline, "images"), "image")
-    label = f"{run}: {images} on {origin.get('device', 'an unknown device')}"
+    heads = (*(_heading(column) for column in columns), Cell("Tokens", ("before → after",)))
+    label = f"{run}: {quantity(number(rows[0], 'images'), 'image')} on {origin.get('device', 'an unknown device')}"
     date = str(origin.get("finished", "")).split("T")[0]
     command = str(origin.get("command", ""))
-    return Table(label, columns, rows, _notes(baseline, distance), _warnings(methods, distance), date, command)
+    return Table(label, heads, shown, _notes(columns, rows[0]["name"]), _warnings(rows, columns), date, command)
 
 
-def _cells(method: Mapping[str, Any], baseline: Mapping[str, Any]) -> tuple[Cell, ...]:
-    low, high = number(method, "top1_low"), number(method, "top1_high")
-    accuracy = interval(percent(low, unit=False), percent(high, unit=False))
-    difference = interval(points(number(method, "difference_low")), points(number(method, "difference_high")))
-    quartiles = interval(decimal(number(method, "ms_low")), decimal(number(method, "ms_high")))
-    same = method is baseline
-    return (
-        Cell(percent(number(method, "top1")), _known(accuracy)),
-        Cell(MISSING, ("baseline",)) if same else Cell(points(number(method, "difference")), _known(difference)),
-        Cell(decimal(number(method, "frechet")), () if same else _relative(method, baseline, "frechet")),
-        Cell(decimal(number(method, "gflops")), () if same else _relative(method, baseline, "gflops")),
-        Cell(
-            decimal(number(method, "ms")),
-            (*_known(quartiles), *(() if same else _relative(method, baseline, "ms"))),
-        ),
-        Cell(
-            count(number(method, "evaluations_per_image")),
-            () if same else _relative(method, baseline, "evaluations_per_image"),
-        ),
-        _tokens(method.get("sites") or []),
-    )
+def short_label(score: Score) -> str:
+    """Return what a column is called; what a label explains in parentheses stands in a note."""
+    text = (score.label or score.name).split(" (")[0]
+    return text[:1].upper() + text[1:]
 
 
-def _known(text: str) -> tuple[str, ...]:
-    return () if text == MISSING else (text,)
+def _heading(column: Score) -> Cell:
+    interval = ["95 % interval"] if column.low is not None else []
+    better = [f"{column.better} is better"] if column.unit == "number" and column.better else []
+    return Cell(short_label(column), (", ".join([*filter(None, [_UNITS.get(column.unit, "")]), *interval, *better]),))
 
 
-def _relative(method: Mapping[str, Any], baseline: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    return _known(ratio(number(method, key), number(baseline, key)))
+def _cell(scores: Mapping[str, Score], first: Mapping[str, Score], column: Score, same: bool) -> Cell:
+    score, base = scores.get(column.name), first.get(column.name)
+    if score is None:
+        return Cell(MISSING, ("baseline",) if same else ())
+    multiple = ratio(score.value, base.value) if base and not same and score.unit in _RELATIVE else MISSING
+    details = [score_interval(score), "" if multiple == MISSING else multiple]
+    return Cell(score_value(score), tuple(filter(None, details)))
 
 
-def _tokens(sites: list[Mapping[str, Any]]) -> Cell:
+def _tokens(sites: Sequence[Mapping[str, Any]]) -> Cell:
     if not sites:
         return Cell(MISSING)
     lengths = list(dict.fromkeys((site["before"], site["after"]) for site in sites))
-    told = "; ".join(f"{count(before)} → {count(after)}" for before, after in lengths)
-    kept = all(before == after for before, after in lengths)
-    return Cell(told, (("unchanged" if kept else f"at {quantity(len(sites), 'site')}"),))
+    text = "; ".join(f"{count(before)} → {count(after)}" for before, after in lengths)
+    unchanged = all(before == after for before, after in lengths)
+    return Cell(text, (("unchanged" if unchanged else f"at {quantity(len(sites), 'site')}"),))
 
 
-def _distance_name(method: Mapping[str, Any]) -> str:
-    return _INCEPTION if method.get("features") == _INCEPTION else "Fréchet distance"
+def _notes(columns: Sequence[Score], first: str) -> tuple[str, ...]:
+    notes = [f"{short_label(column)}: {column.note}" for column in columns if column.note]
+    for column in columns:
+        if column.unit == "points":
+            notes.append(
+                f"{short_label(column)} differences are to {first}; where the interval includes zero, the difference "
+                "may be chance."
+            )
+        if " (" in column.label:
+            notes.append(
+                f"The distance is the {column.label}. It is not FID, a name for Inception's features alone, and cannot "
+                "be compared with published FIDs."
+            )
+    return (*notes, f"Multiples (\N{MULTIPLICATION SIGN}) are relative to {first}.")
 
 
-def _notes(baseline: Mapping[str, Any], distance: str) -> tuple[str, ...]:
-    first = baseline["name"]
-    if distance == _INCEPTION:
-        features = "FID is the Fréchet distance between Inception features of generated and of real images."
-    else:
-        features = (
-            f"The distance is the {baseline.get('features') or 'Fréchet distance'}. It is not FID, a name kept for "
-            "Inception's features, and cannot be compared with published FIDs."
-        )
-    rows = number(baseline, "rows")
-    batch = f" in batches of {quantity(rows, 'row')}" if rows == rows else ""
-    return (
-        f"Top-1 has Wilson's interval. The paired difference is to {first}, on the same images with the same noise, "
-        "with Tango's score interval; where its interval includes zero, the difference may be chance.",
-        features,
-        f"Time is the median per network evaluation of one row{batch}; multiples (\N{MULTIPLICATION SIGN}) are "
-        f"relative to {first}.",
-    )
-
-
-def _warnings(methods: list[Mapping[str, Any]], distance: str) -> tuple[str, ...]:
-    fewest = min(number(method, "generated") for method in methods)
-    if not fewest < _ENOUGH_SAMPLES:
+def _warnings(rows: Sequence[Mapping[str, Any]], columns: Sequence[Score]) -> tuple[str, ...]:
+    fewest = min(number(row, "generated") for row in rows)
+    distances = [column for column in columns if column.unit == "number"]
+    if not fewest < _ENOUGH_SAMPLES or not distances:
         return ()
     return (
-        f"The {distance} rests on "
-        f"{quantity(fewest, 'generated image')} per method, fewer than {_ENOUGH_SAMPLES:,}: its size is governed by "
-        "the sample size, and even the order of the methods may be chance.",
+        f"The {distances[0].label.split(' (')[0]} rests on {quantity(fewest, 'generated image')} per method, fewer "
+        f"than {_ENOUGH_SAMPLES:,}: its size is governed by the sample size, and even the order of the methods may be "
+        "chance.",
     )

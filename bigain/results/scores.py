@@ -1,13 +1,13 @@
 """A figure with its interval."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from bigain.errors import DataError
 
-__all__ = ["Score", "Unit"]
+__all__ = ["Score", "Unit", "columns_of", "scores_of"]
 
 Unit = Literal["share", "points", "number", "GFLOPs", "ms", "ratio", "count"]
 
@@ -57,6 +57,20 @@ class Score:
             raise DataError(f"A score has the keys {', '.join(sorted(known))}; {given}.")
         value = content["value"]
         return cls(**{**content, "value": math.nan if value is None else float(value)})
+
+
+def scores_of(row: Mapping[str, Any]) -> dict[str, Score]:
+    """Return the scores of a row of a result, `{"scores": [..]}`, by name."""
+    return {score["name"]: Score.from_json(score) for score in row["scores"]}
+
+
+def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[Score]:
+    """Return a score for each column of a table: the first of its name, in the order of the fullest row."""
+    found: dict[str, Score] = {}
+    for row in sorted(rows, key=lambda row: -len(row["scores"])):
+        for name, score in scores_of(row).items():
+            found.setdefault(name, score)
+    return list(found.values())
 
 
 def _is_nan(value: object) -> bool:

@@ -195,8 +195,8 @@ def test_noise_that_images_share_is_refused(exact, monkeypatch):
 
 
 def test_trying_a_scheduler_draws_nothing_from_anybody(exact):
-    state = torch.get_rng_state()
-    Sampler(exact(1.0), steps=4, scheduler="diffusers.DDPMScheduler")
+    backbone, state = exact(1.0), torch.get_rng_state()
+    Sampler(backbone, steps=4, scheduler="diffusers.DDPMScheduler")
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -282,3 +282,14 @@ def test_half_precision_changes_the_network_alone(make):
         torch.set_default_dtype(torch.float32)
     assert found.dtype == torch.float32
     assert torch.equal(found, expected)
+
+
+@torch.no_grad()
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["DDIM", "Euler", "DPM-Solver", "flow", "Euler ancestral"])
+def test_a_device_draws_the_same_images(make, name):
+    backbone = make(SCHEDULERS[name])
+    expected = Sampler(backbone, steps=4, rows=2)(backbone.embed(LABELS), SEEDS)
+    backbone.cuda()
+    found = Sampler(backbone, steps=4, rows=2)(backbone.embed(LABELS), SEEDS)
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-2, atol=1e-2)

@@ -59,7 +59,9 @@ def slow(predict, clean, noise_set, stages, loss):
 
 
 @pytest.mark.parametrize("loss", ["l2", "l1", "huber"])
-@pytest.mark.parametrize("stages", [Stages((2, 5), (3, 1)), Stages((4,), (1,)), Stages((1, 2, 6), (4, 2, 1))])
+@pytest.mark.parametrize(
+    "stages", [Stages((2, 5), (3, 1)), Stages((4,), (1,)), Stages((1, 2, 6), (4, 2, 1)), Stages((1, 2, 3), (4, 2, 1))]
+)
 def test_it_agrees_with_the_loop(model, loss, stages):
     clean = torch.randn(4, *SHAPE)
     fast, noise_set = classifier(model, stages, loss=loss)

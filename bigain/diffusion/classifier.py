@@ -112,8 +112,9 @@ class DiffusionClassifier:
             image, index, label = chosen
             errors[image, label, index] = found
             seen.extend(new)
-            here = label.reshape(batch, len(new), -1)[:, 0]
-            mean = errors[:, :, seen].mean(dim=-1).gather(1, here)
+            here = _upload(alive.contiguous(), device)
+            evaluated = errors.index_select(2, _upload(torch.tensor(seen, device="cpu"), device))
+            mean = evaluated.mean(dim=-1).gather(1, here)
             # Stable, so that ties fall to the lower class on every device.
             best = mean.argsort(dim=-1, stable=True)[:, :keep]
             # The only wait for the device in a stage: which classes survive, and whether all is finite.
@@ -121,7 +122,7 @@ class DiffusionClassifier:
             if not survivors[-1]:
                 self._refuse_nan(chosen, found, names)
             alive = survivors[:-1].reshape(batch, keep)
-        return Classified(errors, alive[:, 0].to(device))
+        return Classified(errors, _upload(alive[:, 0].contiguous(), device))
 
     def _evaluate(self, clean: Tensor, alive: Tensor, new: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Find the errors of the surviving classes at the new timesteps.
@@ -141,7 +142,7 @@ class DiffusionClassifier:
                 self._rows_error(clean, there[:, i : i + size], label[i : i + size], group)
                 for i in range(0, len(label), size)
             ]
-        return there, torch.cat(found)
+        return there, torch.cat(found) if found else clean.new_empty(0)  # a stage may add no timestep
 
     def _rows_error(self, clean: Tensor, part: Tensor, label: Tensor, group: int) -> Tensor:
         # The last pass repeats its first rows to fill up: one shape compiles once, and

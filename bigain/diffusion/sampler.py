@@ -174,7 +174,7 @@ def _refuse_shared_noise(scheduler: Any) -> None:
 
 
 def _dry_run(scheduler: Any, rows: int) -> Tensor:
-    torch.manual_seed(rows)
+    torch.default_generator.manual_seed(rows)  # on the host alone
     scheduler = copy.deepcopy(scheduler)
     generators = [torch.Generator("cpu").manual_seed(row) for row in range(rows)]
     latents = torch.stack([torch.randn(2, 2, 2, generator=g, dtype=torch.float32) for g in generators])

@@ -8,13 +8,21 @@ from torch.nn import functional as F
 
 from bigain.adapters.attach import attach
 from bigain.diffusion.classifier import DiffusionClassifier
+from bigain.diffusion.condition import Condition
 from bigain.diffusion.noise_set import NoiseSet, Stages
-from bigain.diffusion.process import NoiseSchedule
+from bigain.diffusion.process import Process
 from bigain.errors import NumericalError, SettingError
 
 SHAPE, CLASSES = (2, 4, 4), 6
-SCHEDULE = NoiseSchedule()
+PROCESS = Process.of({"_class_name": "DDIMScheduler"})
+CONDITION = Condition(labels=torch.arange(CLASSES))
 LOSSES = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
+
+
+def diffused(clean, noise, step):
+    """Ho et al. (2020), equation 4, with alphas computed apart."""
+    signal = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)[step].float()
+    return signal.sqrt() * clean + (1 - signal).sqrt() * noise
 
 
 @pytest.fixture(scope="module")
@@ -23,27 +31,27 @@ def model():
     layer = torch.nn.Conv2d(2, 2, 3, padding=1).requires_grad_(False)
     embedding = torch.randn(CLASSES, 2, 1, 1)
 
-    def predict(noisy, timesteps, labels):
-        return layer(noisy) + embedding[labels] * (1 + timesteps.reshape(-1, 1, 1, 1) / 500)
+    def predict(noisy, timesteps, condition):
+        return layer(noisy) + embedding[condition.labels] * (1 + timesteps.reshape(-1, 1, 1, 1) / 500)
 
     return predict
 
 
 def classifier(predict, stages=Stages((2, 5), (3, 1)), rows=7, loss="l2", seed=0):
     noise_set = NoiseSet.draw(seed, stages.timesteps(1000), SHAPE)
-    return DiffusionClassifier(predict, SCHEDULE, noise_set, stages, CLASSES, loss, rows), noise_set
+    return DiffusionClassifier(predict, PROCESS, noise_set, stages, CONDITION, loss, rows), noise_set
 
 
 def slow(predict, clean, noise_set, stages, loss):
     """Errors and prediction for one image: one class, one timestep at a time."""
-    alphas, errors = SCHEDULE.alphas_cumprod(), {}
+    errors = {}
     alive = list(range(CLASSES))
     for new, keep in zip(stages.members(), stages.keeps, strict=True):
         for label in alive:
             for index in new:
                 step, noise = noise_set.timesteps[index], noise_set.noise[index]
-                noisy = alphas[step].sqrt() * clean + (1 - alphas[step]).sqrt() * noise
-                found = predict(noisy[None], step[None], torch.tensor([label]))[0]
+                noisy = diffused(clean, noise, step)
+                found = predict(noisy[None], step[None], CONDITION.take([label]))[0]
                 errors[label, index] = float(LOSSES[loss](found, noise))
         mean = {c: sum(e for (d, _), e in errors.items() if d == c) / sum(d == c for d, _ in errors) for c in alive}
         alive = sorted(alive, key=mean.get)[:keep]
@@ -51,7 +59,9 @@ def slow(predict, clean, noise_set, stages, loss):
 
 
 @pytest.mark.parametrize("loss", ["l2", "l1", "huber"])
-@pytest.mark.parametrize("stages", [Stages((2, 5), (3, 1)), Stages((4,), (1,)), Stages((1, 2, 6), (4, 2, 1))])
+@pytest.mark.parametrize(
+    "stages", [Stages((2, 5), (3, 1)), Stages((4,), (1,)), Stages((1, 2, 6), (4, 2, 1)), Stages((1, 2, 3), (4, 2, 1))]
+)
 def test_it_agrees_with_the_loop(model, loss, stages):
     clean = torch.randn(4, *SHAPE)
     fast, noise_set = classifier(model, stages, loss=loss)
@@ -85,18 +95,18 @@ def test_neighbours_and_order_change_nothing(model):
 def test_every_pass_has_the_same_number_of_rows(model):
     seen = []
 
-    def counting(noisy, timesteps, labels):
-        seen.append(len(noisy))
-        return model(noisy, timesteps, labels)
+    def counting(noisy, timesteps, condition):
+        seen.append((len(noisy), len(timesteps), len(condition)))
+        return model(noisy, timesteps, condition)
 
     classifier(counting, rows=8)[0](torch.randn(3, *SHAPE))
-    assert set(seen) == {8}
+    assert set(seen) == {(8, 8, 8)}
 
 
 def test_nan_is_named_by_image_class_and_timestep(model):
-    def broken(noisy, timesteps, labels):
-        bad = (labels == 4) & (timesteps == 700)
-        return torch.where(bad.reshape(-1, 1, 1, 1), torch.nan, model(noisy, timesteps, labels))
+    def broken(noisy, timesteps, condition):
+        bad = (condition.labels == 4) & (timesteps == 700)
+        return torch.where(bad.reshape(-1, 1, 1, 1), torch.nan, model(noisy, timesteps, condition))
 
     stages = Stages((5,), (1,))
     assert 700 in stages.timesteps(1000)
@@ -105,12 +115,54 @@ def test_nan_is_named_by_image_class_and_timestep(model):
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "expected"),
     [({"loss": "l3"}, "l2"), ({"rows": 0}, "rows"), ({"stages": Stages((2,), (9,))}, "more classes")],
 )
-def test_impossible_settings_are_refused(model, settings, told):
-    with pytest.raises(SettingError, match=told):
+def test_impossible_settings_are_refused(model, settings, expected):
+    with pytest.raises(SettingError, match=expected):
         classifier(model, **settings)
+
+
+@pytest.mark.parametrize("process", ["scaled linear", "cosine", "zero terminal SNR", "flow"])
+def test_an_exact_backbone_errs_nowhere(exact, process):
+    """Its noise is exact on the process of its own scheduler alone."""
+    scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0} if process == "flow" else None
+    form = {"zero terminal SNR": "velocity", "flow": "flow"}.get(process, "noise")
+    backbone, stages = exact(0.7, process, scheduler, form), Stages((5,), (1,))
+    noise_set = NoiseSet.draw(0, stages.timesteps(1000), backbone.latent_shape)
+    condition = backbone.embed([0, 1])
+    found = DiffusionClassifier(backbone.predict_noise, backbone.process, noise_set, stages, condition)(
+        torch.full((2, 3, 4, 4), 0.7)
+    )
+    assert found.errors.max() < 1e-5
+    linear = DiffusionClassifier(backbone.predict_noise, PROCESS, noise_set, stages, condition)
+    assert linear(torch.full((2, 3, 4, 4), 0.7)).errors.max() > 1e-3
+
+
+@pytest.mark.gpu
+def test_a_stage_waits_for_the_device_once(model):
+    """torch counts what makes the host wait; text states as large as SDXL's move without waiting."""
+    import warnings
+
+    stages, predict = (
+        Stages((2, 5), (3, 1)),
+        lambda noisy, t, condition: noisy * condition.states.mean((1, 2))[:, None, None, None],
+    )
+    noise_set = NoiseSet.draw(0, stages.timesteps(1000), SHAPE).to("cuda")
+    condition = Condition(states=torch.randn(CLASSES, 77, 2048))
+    classify = DiffusionClassifier(predict, PROCESS.to("cuda"), noise_set, stages, condition, rows=8)
+    clean = torch.randn(3, *SHAPE).cuda()
+    expected = classify(clean)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = classify(clean)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    waits = [str(warning.message) for warning in caught if "synchroniz" in str(warning.message)]
+    assert len(waits) == len(stages.trials), waits
+    assert torch.equal(found.prediction, expected.prediction)
 
 
 def test_errors_stay_float32_where_the_default_type_is_half(model):
@@ -128,9 +180,9 @@ class Sharing:
     def __init__(self, model):
         self.model, self.size, self.passes = model, 1, []
 
-    def predict(self, noisy, timesteps, labels):
-        self.passes.append((self.size, noisy, timesteps, labels))
-        plain = self.model(noisy, timesteps, labels)
+    def predict(self, noisy, timesteps, condition):
+        self.passes.append((self.size, noisy, timesteps, condition.labels))
+        plain = self.model(noisy, timesteps, condition)
         mean = plain.unflatten(0, (-1, self.size)).mean(dim=1)
         return plain * (3 * mean).sin().repeat_interleave(self.size, dim=0)
 
@@ -149,17 +201,17 @@ STAGED = [Stages((2, 5), (3, 1)), Stages((4,), (1,)), Stages((1, 2, 6), (4, 2, 1
 def sharing_classifier(sharing, stages=STAGED[0], rows=8, share=True):
     noise_set = NoiseSet.draw(0, stages.timesteps(1000), SHAPE)
     share = sharing.share if share else None
-    return DiffusionClassifier(sharing.predict, SCHEDULE, noise_set, stages, CLASSES, "l2", rows, share), noise_set
+    return DiffusionClassifier(sharing.predict, PROCESS, noise_set, stages, CONDITION, "l2", rows, share), noise_set
 
 
 def slow_sharing(model, clean, noise_set, stages):
     """Errors for one image: the surviving classes at one timestep share the mean of their plans."""
-    alphas, errors, alive = SCHEDULE.alphas_cumprod(), {}, list(range(CLASSES))
+    errors, alive = {}, list(range(CLASSES))
     for new, keep in zip(stages.members(), stages.keeps, strict=True):
         for index in new:
             step, noise = noise_set.timesteps[index], noise_set.noise[index]
-            noisy = alphas[step].sqrt() * clean + (1 - alphas[step]).sqrt() * noise
-            plain = {c: model(noisy[None], step[None], torch.tensor([c]))[0] for c in alive}
+            noisy = diffused(clean, noise, step)
+            plain = {c: model(noisy[None], step[None], CONDITION.take([c]))[0] for c in alive}
             plan = (3 * sum(plain.values()) / len(alive)).sin()
             for label in alive:
                 errors[label, index] = float(F.mse_loss(plain[label] * plan, noise))
@@ -225,13 +277,12 @@ def test_without_sharing_every_row_plans_for_itself(model):
 def test_a_pass_that_cannot_hold_all_classes_is_refused(model):
     with pytest.raises(SettingError) as caught:
         sharing_classifier(Sharing(model), rows=CLASSES - 1)
-    told = "Classes that share plans are evaluated together: rows must be 6 or more; got 5."
-    assert str(caught.value) == told
+    assert str(caught.value) == "Classes that share plans are evaluated together: rows must be 6 or more; got 5."
 
 
 def test_sharing_ends_where_the_model_fails(model):
     sharing = Sharing(model)
-    sharing.model = lambda noisy, timesteps, labels: noisy[:, :, :, :1].view(0)
+    sharing.model = lambda noisy, timesteps, condition: noisy[:, :, :, :1].view(0)
     with pytest.raises(RuntimeError):
         sharing_classifier(sharing)[0](torch.randn(1, *SHAPE))
     assert sharing.size == 1
@@ -241,20 +292,20 @@ def test_sharing_ends_where_the_model_fails(model):
 def test_classes_share_the_plans_of_a_real_network(tiny_backbone):
     """One image, timestep and noise at a time, all surviving classes in one group."""
     stages, clean = Stages((2, 4), (3, 1)), torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(2))
-    backbone, schedule, classes = tiny_backbone, tiny_backbone.schedule, len(tiny_backbone.classes)
-    noise_set, alphas = NoiseSet.draw(0, stages.timesteps(1000), (3, 8, 8)), schedule.alphas_cumprod()
+    backbone, classes = tiny_backbone, tiny_backbone.label_count
+    noise_set, condition = NoiseSet.draw(0, stages.timesteps(1000), (3, 8, 8)), tiny_backbone.embed(range(classes))
 
     def grouped(image, index, labels):
         step, noise = noise_set.timesteps[index], noise_set.noise[index]
-        noisy = alphas[step].sqrt() * image + (1 - alphas[step]).sqrt() * noise
+        noisy = diffused(image, noise, step)
         many = labels * (12 // len(labels))  # as many rows as a pass has, so that rounding is the same
-        rows = noisy.expand(len(many), -1, -1, -1), step.expand(len(many)), torch.tensor(many)
+        rows = noisy.expand(len(many), -1, -1, -1), step.expand(len(many)), condition.take(many)
         with report.shared(len(labels)):
             found = (backbone.predict_noise(*rows) - noise).square().flatten(1).mean(dim=1)
         return found[: len(labels)]
 
     with attach(backbone, "lgtm", ratio=0.5, layers=4) as report:
-        settings = (backbone.predict_noise, schedule, noise_set, stages, classes, "l2", 12)
+        settings = (backbone.predict_noise, backbone.process, noise_set, stages, condition, "l2", 12)
         shared, alone = [DiffusionClassifier(*settings, share)(clean) for share in (report.shared, None)]
         for row, image in enumerate(clean):
             first, second = stages.members()

@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from bigain.diffusion.noise_set import NoiseSet, Stages
-from bigain.diffusion.process import NoiseSchedule
 from bigain.errors import SettingError
 
 
@@ -63,26 +62,3 @@ def test_the_default_type_does_not_change_the_set():
         torch.set_default_dtype(torch.float32)
     assert drawn.dtype == torch.float32
     assert torch.equal(drawn, expected)
-
-
-def test_schedule_agrees_with_diffusers():
-    from diffusers import DDPMScheduler
-
-    ours = NoiseSchedule(1000, 1e-4, 0.02).alphas_cumprod()
-    theirs = DDPMScheduler(1000, 1e-4, 0.02, "linear").alphas_cumprod
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
-
-
-def test_noise_is_added_to_each_row_by_its_own_timestep():
-    schedule = NoiseSchedule(10, 0.1, 0.2)
-    alphas = schedule.alphas_cumprod()
-    clean, noise = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4)
-    noisy = schedule.add_noise(clean, noise, torch.tensor([0, 9, 4]), alphas)
-    for row, step in enumerate([0, 9, 4]):
-        expected = alphas[step] ** 0.5 * clean[row] + (1 - alphas[step]) ** 0.5 * noise[row]
-        torch.testing.assert_close(noisy[row], expected)
-
-
-def test_an_impossible_schedule_is_refused():
-    with pytest.raises(SettingError, match="beta_start"):
-        NoiseSchedule(10, 0.5, 0.1)

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from safetensors.torch import load_file
 from torch import nn
 
-from bigain.backbones.pixel_dit import PixelDiT
-from bigain.data.dataset import LabelledImages
-from bigain.errors import DataError
+from bigain.backbones.pixel_dit import WEIGHTS_NAME, PixelDiT
+from bigain.errors import DataError, SettingError
 from bigain.metrics.features import ResidualClassifier
 from bigain.training.diffusion import DiffusionTraining, _trapezoid
 from bigain.training.export import export_checkpoint
@@ -25,8 +25,8 @@ def loader(size=8, count=32):
     # Each class has a colour of its own, so that there is something to learn.
     colours = torch.randint(0, 256, (10, 3, 1, 1), generator=generator)
     images = colours[labels].expand(-1, -1, size, size).to(torch.uint8)
-    data = LabelledImages(images, labels, tuple(map(str, range(count))), tuple("abcdefghij"), "made up")
-    return torch.utils.data.DataLoader(data, batch_size=16, collate_fn=lambda batch: batch)
+    rows = [{"image": image, "label": label} for image, label in zip(images, labels, strict=True)]
+    return torch.utils.data.DataLoader(rows, batch_size=16)
 
 
 def tiny(**settings):
@@ -57,7 +57,7 @@ def test_a_fresh_model_predicts_nothing_and_starts_at_loss_one():
     """adaLN-Zero: every block is the identity and the last projection is zero."""
     task = tiny()
     noisy = torch.randn(4, 3, 8, 8)
-    found = task.backbone.predict_noise(noisy, torch.arange(4), torch.arange(4))
+    found = task.backbone.predict_noise(noisy, torch.arange(4), task.backbone.embed(range(4)))
     assert not found.any()
 
 
@@ -65,7 +65,7 @@ def test_a_checkpoint_resumes_and_exports_the_average(tmp_path):
     trainer = fit(tiny(), tmp_path, 3)
     resumed = tiny()
     assert fit(resumed, tmp_path / "more", 5, ckpt_path=tmp_path / "last.ckpt").global_step == 5
-    told = export_checkpoint(tmp_path / "last.ckpt", tmp_path / "w.safetensors", "backbone.network.")
+    line = export_checkpoint(tmp_path / "last.ckpt", tmp_path / "w.safetensors", "backbone.network.")
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)
     shipped = load_file(tmp_path / "w.safetensors")
     averaged, current = state["state_dict"], state["current_model_state"]
@@ -73,17 +73,51 @@ def test_a_checkpoint_resumes_and_exports_the_average(tmp_path):
     torch.testing.assert_close(shipped[name], averaged[f"backbone.network.{name}"].half())
     assert not torch.equal(averaged[f"backbone.network.{name}"], current[f"backbone.network.{name}"])
     assert all(value.dtype == torch.float16 for value in shipped.values())
-    assert "step 3" in told
+    assert "step 3" in line
     assert trainer.global_step == 3
 
 
 @pytest.mark.parametrize("content", [None, b"no checkpoint"])
-def test_exporting_what_is_no_checkpoint_is_told(tmp_path, content):
+def test_exporting_what_is_no_checkpoint_is_refused(tmp_path, content):
     if content:
         (tmp_path / "x.ckpt").write_bytes(content)
     with pytest.raises(DataError, match=r"x\.ckpt"):
         export_checkpoint(tmp_path / "x.ckpt", tmp_path / "w.safetensors", "a.")
     assert not (tmp_path / "w.safetensors").exists()
+
+
+def test_exported_weights_load_again(tmp_path):
+    task = tiny()
+    fit(task, tmp_path, 2)
+    task.backbone.network.save_config(tmp_path / "shipped")
+    export_checkpoint(tmp_path / "last.ckpt", tmp_path / "shipped" / WEIGHTS_NAME, "backbone.network.")
+    averaged = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    for name, value in PixelDiT(tmp_path / "shipped").network.state_dict().items():
+        torch.testing.assert_close(value, averaged[f"backbone.network.{name}"].half().float())
+
+
+def test_a_model_that_predicts_velocity_trains_on_the_noise_it_means(tmp_path):
+    task, batch = tiny(), next(iter(loader()))
+    task.backbone = PixelDiT(
+        weights=None, width=16, depth=1, heads=2, image_size=8,
+        scheduler={"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"},
+    )  # fmt: skip
+    clean, noise = task.backbone.encode(batch["image"]), torch.randn(16, 3, 8, 8)
+    t = torch.full((16,), 500)
+    process = DDIMScheduler()
+    sigma = (1 - process.alphas_cumprod[500]).sqrt()
+    # A fresh model predicts the velocity 0, which means the noise sigma x_t.
+    expected = (sigma * process.add_noise(clean, noise, t) - noise).square().mean()
+    torch.testing.assert_close(task._loss(clean, noise, t, batch["label"]), expected)
+
+
+def test_training_needs_a_null_label():
+    class Unguided(PixelDiT):
+        def null(self, condition):
+            return None
+
+    with pytest.raises(SettingError, match=r"Unguided .* has a null label"):
+        DiffusionTraining(Unguided(weights=None, width=16, depth=1, heads=2, image_size=8))
 
 
 def test_some_rows_are_trained_without_a_label():

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from bigain.backbones.pixel_dit import PixelDiT
+from bigain.data.dataset import LabelledImages
 from bigain.errors import DataError
 from bigain.metrics.features import ResidualClassifier
 from bigain.training.diffusion import DiffusionTraining, _trapezoid
@@ -24,8 +25,8 @@ def loader(size=8, count=32):
     # Each class has a colour of its own, so that there is something to learn.
     colours = torch.randint(0, 256, (10, 3, 1, 1), generator=generator)
     images = colours[labels].expand(-1, -1, size, size).to(torch.uint8)
-    data = [{"image": image, "label": label} for image, label in zip(images, labels, strict=True)]
-    return torch.utils.data.DataLoader(data, batch_size=16)
+    data = LabelledImages(images, labels, tuple(map(str, range(count))), tuple("abcdefghij"), "made up")
+    return torch.utils.data.DataLoader(data, batch_size=16, collate_fn=lambda batch: batch)
 
 
 def tiny(**settings):

@@ -44,6 +44,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         self.source, self.classes = source.source, source.classes
         self.names = tuple(source.names[row] for row in self._rows)
         self.labels = tuple(source.labels[row] for row in self._rows)
+        self._most = max(1, *(len(labels) for labels in self.labels)) if self.labels else 1
 
     @classmethod
     def open(cls, path: Path, size: int, classes: Sequence[str] | None = None) -> "ImageDataset":
@@ -86,8 +87,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
             `index` int64 `[B]`, `image` uint8 `[B, 3, size, size]` and `labels` int64 `[B, L]`, where L is
             the largest number of labels in the data set and an image with fewer has -1 for the rest.
         """
-        most = max(1, *(len(labels) for labels in self.labels))
-        padded = [[*self.labels[index], *[-1] * (most - len(self.labels[index]))] for index in indices]
+        padded = [[*self.labels[index], *[-1] * (self._most - len(self.labels[index]))] for index in indices]
         return {
             "index": torch.tensor(indices, dtype=torch.int64),
             "image": torch.stack([self[index]["image"] for index in indices]),
@@ -124,14 +124,16 @@ class ImageDataset(Dataset[dict[str, Any]]):
     @property
     def fingerprint(self) -> str:
         """The first 16 hexadecimal digits of SHA-256 over encoded images, names and labels."""
-        return self._fingerprint or self.check()
+        return self.check()
 
     def check(self) -> str:
-        """Decode every image once, and return the fingerprint.
+        """Decode every image, unless that was done before, and return the fingerprint.
 
         Raises:
             DataError: Any image is unreadable or truncated; it names them.
         """
+        if self._fingerprint:
+            return self._fingerprint
         digest = hashlib.sha256()
         broken: list[str] = []
         for index, (content, reason) in enumerate(self._inspected()):

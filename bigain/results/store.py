@@ -42,9 +42,7 @@ def partial_path(output: Path) -> Path:
             f"--output is a new folder, which appears when the result is whole; got {output}, which is "
             f"{'the folder you are in' if place == Path.cwd() else place}. Give one such as {Path('results') / 'mine'}."
         )
-    return (
-        output.with_name(output.name + ".partial") if output.name != ".." else place.with_name(place.name + ".partial")
-    )
+    return output.with_name(output.name + ".partial")
 
 
 class ResultFolder:
@@ -211,9 +209,9 @@ class ResultFolder:
         """Say in one sentence that something cannot be written."""
         try:
             yield
-        except OSError as error:
-            where = error.filename or self.partial
-            reason = error.strerror or str(error)
+        except (OSError, SafetensorError) as error:
+            where = getattr(error, "filename", None) or self.partial
+            reason = _reason(error)
             rest = (
                 f"{len(self.done)} finished chunks are in {self.partial}; once it can be written, "
                 "the same command with --resume goes on."
@@ -221,6 +219,12 @@ class ResultFolder:
                 else "Nothing was run. Give another --output, or make room there."
             )
             raise DataError(f"{where} cannot be written: {reason}. {rest}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return what the system says; safetensors gives its number within a sentence of its own."""
+    number = re.search(r"(?:os error |code: )(\d+)", str(error))
+    return os.strerror(int(number[1])) if number else getattr(error, "strerror", None) or str(error)
 
 
 @contextmanager

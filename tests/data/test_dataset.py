@@ -2,6 +2,7 @@ import multiprocessing
 import pickle
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -10,6 +11,7 @@ from bigain.assets import asset
 from bigain.data.classes import CIFAR10_CLASSES
 from bigain.data.dataset import ImageDataset
 from bigain.data.module import ImageData
+from bigain.data.sources.base import ImageSource
 from bigain.errors import DataError, SettingError
 
 
@@ -146,7 +148,7 @@ def test_first_takes_one_class_only(uneven):
 
 def test_balanced_is_seeded_nested_and_the_same_everywhere(uneven):
     six = uneven.subset(6, "balanced")
-    assert six.names == ("a/09.png", "a/11.png", "b/01.png", "b/02.png", "c/04.png", "c/05.png")
+    assert six.names == ("a/04.png", "a/19.png", "b/01.png", "b/02.png", "c/04.png", "c/05.png")
     assert set(six.names) < set(uneven.subset(13, "balanced").names)
     assert six.names != uneven.subset(6, "balanced", seed=1).names
 
@@ -225,8 +227,38 @@ def test_a_batch_is_the_stack_of_its_rows_with_labels_filled_up(folder):
     assert torch.equal(batch["image"], torch.stack([row["image"] for row in rows]))
     assert batch["index"].tolist() == [2, 0]
     assert batch["labels"].tolist() == [[1], [0]]
-    images.labels = ((0,), (), (1, 0), (1,))
-    assert images.batch([0, 1, 2])["labels"].tolist() == [[0, -1], [-1, -1], [1, 0]]
+
+
+class Tagged(ImageSource):
+    """A source of somebody else: images with none, one and several labels."""
+
+    source, classes, names = "tags", ("sky", "sea", "dog"), ("a", "b", "c", "d")
+    labels = ((2,), (), (1, 0), (0,))
+
+    def __init__(self, encoded):
+        self._encoded = encoded
+
+    def read(self, row):
+        return self._encoded(row)
+
+
+def test_images_may_have_several_labels_or_none(encoded):
+    images = ImageDataset(Tagged(encoded), 8)
+    assert images.batch([0, 1, 2])["labels"].tolist() == [[2, -1], [-1, -1], [1, 0]]
+    assert images[2]["labels"] == (1, 0)
+    assert set(images.subset(3, "balanced").names) == {"a", "c", "d"}
+    assert images.subset(2).batch([1])["labels"].tolist() == [[-1]]
+    assert len(images.check()) == 16
+
+
+def test_row_groups_without_statistics_are_looked_through(parquet, encoded, tmp_path):
+    table = pa.table({"image": [encoded(), None], "label": [0, 0]})
+    pq.write_table(table, tmp_path / "x.parquet", write_statistics=False)
+    with pytest.raises(DataError, match="1 rows hold no image bytes, the first is row 1"):
+        ImageDataset.open(tmp_path / "x.parquet", 8)
+    empty = ImageDataset.open(parquet(image=[b"", encoded()], label=[0, 0]), 8)
+    with pytest.raises(DataError, match=r"1 of 2 images cannot be read: row 0 \(cannot identify image"):
+        empty.check()
 
 
 def test_another_size_is_the_same_images(folder):

@@ -1,12 +1,21 @@
+import copy
+import io
+import json
+import shutil
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from scipy.linalg import sqrtm
 
-from bigain.errors import DataError
+from bigain.data.dataset import ImageDataset
+from bigain.errors import DataError, SettingError
 from bigain.metrics.features import EmbeddedFeatures, ResidualClassifier
-from bigain.metrics.frechet import FrechetReference
+from bigain.metrics.frechet import FrechetDistance
 from bigain.metrics.inception import InceptionFeatures, _Inception
 
 
@@ -22,18 +31,80 @@ def closed_form(network, first, second):
     return mean + np.trace(ca + cb - 2 * sqrtm(ca @ cb).real)
 
 
-def test_the_distance_is_the_formula(tiny_features):
+@pytest.fixture
+def real(tmp_path):
+    """Sixty images as a parquet file, with the tensor of them."""
+    pixels, cells = images(60, 0), []
+    for image in pixels:
+        file = io.BytesIO()
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "PNG")
+        cells.append(file.getvalue())
+    pq.write_table(pa.table({"image": cells, "label": [0] * 60}), tmp_path / "real.parquet")
+    return tmp_path / "real.parquet", pixels
+
+
+def test_the_distance_is_the_formula(tiny_features, real):
+    network, fake = EmbeddedFeatures(tiny_features), images(50, 1, bright=40)
+    score = FrechetDistance(network, real[0]).score(iter(fake.split(13)))
+    assert score.value == pytest.approx(closed_form(network, real[1], fake), rel=1e-3)
+    assert (score.name, score.label, score.better) == ("frechet_distance", network.label, "lower")
+    assert score.note == "50 generated images against 60 real ones."
+
+
+def test_real_images_are_seen_once_and_serve_every_set(tiny_features, real, monkeypatch):
+    metric = FrechetDistance(EmbeddedFeatures(tiny_features), real[0])
+    before = metric.identity()
+    first = metric.score(images(50, 1, bright=40).split(25)).value
+    monkeypatch.delattr(ImageDataset, "batch")
+    assert metric.score([real[1]]).value == pytest.approx(0, abs=1e-3)
+    assert metric.score(images(50, 1, bright=40).split(25)).value == pytest.approx(first)
+    assert metric.identity() == before
+
+
+def test_real_images_are_seen_at_the_size_of_the_generated_ones(tiny_features, real):
+    metric = FrechetDistance(EmbeddedFeatures(tiny_features), real[0])
+    small = ImageDataset.open(real[0], 16).batch(range(60))["image"]
+    assert metric.score(small.split(20)).value == pytest.approx(0, abs=1e-3)
+    assert metric.score([real[1]]).value == pytest.approx(0, abs=1e-3)
+
+
+def test_the_embedded_features_and_images_are_the_default():
+    metric = FrechetDistance()
+    before = metric.identity()
+    assert before["features"] == "embedded"
+    assert before["reference"] == "embedded test images"
+    assert copy.deepcopy(metric).identity() == before
+
+
+def test_the_identity_is_of_images_and_features(tiny_features, real, tmp_path):
     network = EmbeddedFeatures(tiny_features)
-    real, fake = images(60, 0), images(50, 1, bright=40)
-    found = FrechetReference.of(real, network, batch_size=17).distance(fake, batch_size=13)
-    assert found == pytest.approx(closed_form(network, real, fake), rel=1e-3)
+    first = FrechetDistance(network, real[0]).identity()
+    assert FrechetDistance(network, real[0]).identity() == first
+    table = pq.read_table(real[0]).slice(1)
+    pq.write_table(table, tmp_path / "fewer.parquet")
+    assert (
+        FrechetDistance(network, tmp_path / "fewer.parquet").identity()["reference_images"]
+        != (first["reference_images"])
+    )
+    with torch.no_grad():
+        next(network.parameters()).add_(1)
+    assert FrechetDistance(network, real[0]).identity()["features"] != first["features"]
 
 
-def test_equal_sets_have_no_distance_and_a_reference_serves_again(tiny_features):
-    reference = FrechetReference.of(images(60, 0), EmbeddedFeatures(tiny_features))
-    first = reference.distance(images(50, 1, bright=40))
-    assert reference.distance(images(60, 0)) == pytest.approx(0, abs=1e-3)
-    assert reference.distance(images(50, 1, bright=40)) == pytest.approx(first)
+def test_fewer_than_two_images_have_no_distance(tiny_features, real, tmp_path):
+    metric = FrechetDistance(EmbeddedFeatures(tiny_features), real[0])
+    for chunks in ([], [images(1, 0)]):
+        with pytest.raises(SettingError, match="needs two generated images or more"):
+            metric.score(chunks)
+    pq.write_table(pq.read_table(real[0]).slice(0, 1), tmp_path / "one.parquet")
+    with pytest.raises(SettingError, match="needs two reference images or more"):
+        FrechetDistance(reference=tmp_path / "one.parquet").identity()
+
+
+def test_a_broken_reference_is_refused_before_any_work(tiny_features, tmp_path):
+    pq.write_table(pa.table({"image": [b"no"] * 2, "label": [0, 0]}), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match="2 of 2 images cannot be read"):
+        FrechetDistance(EmbeddedFeatures(tiny_features), tmp_path / "x.parquet").identity()
 
 
 def test_only_inceptions_figure_is_called_fid(tiny_features):
@@ -48,7 +119,7 @@ def test_features_feed_the_classifiers_head():
     torch.testing.assert_close(network(pixels), network.head(network.features(pixels)))
 
 
-def test_missing_feature_weights_are_told(tmp_path):
+def test_missing_feature_weights_are_refused(tmp_path):
     with pytest.raises(DataError, match="cannot be loaded"):
         EmbeddedFeatures(tmp_path)
 
@@ -75,10 +146,38 @@ def test_other_weights_are_refused(tmp_path):
         InceptionFeatures(tmp_path / "resnet.safetensors")
 
 
-@pytest.mark.parametrize("content", [None, b"no weights"])
-def test_missing_or_foreign_files_are_told(tmp_path, content):
+@pytest.mark.parametrize("content", [None, b"no weights", b""])
+def test_missing_or_foreign_files_are_named(tmp_path, content):
     path = tmp_path / "x.pth"
     if content:
         path.write_bytes(content)
     with pytest.raises(DataError, match=r"x\.pth"):
         InceptionFeatures(path)
+
+
+def test_weights_that_do_not_fit_are_refused_with_the_reason(tiny_features, tmp_path):
+    """torch's first line says only that something is wrong."""
+    folder = tmp_path / "features"
+    shutil.copytree(tiny_features, folder)
+    (folder / "config.json").write_text(json.dumps({"classes": 10, "width": 8}))
+    with pytest.raises(DataError, match=r"cannot be loaded: .*size mismatch for body\."):
+        EmbeddedFeatures(folder)
+    (folder / "config.json").write_text("[10, 4]")
+    with pytest.raises(DataError, match=r"config\.json holds a JSON list; accepted is an object"):
+        EmbeddedFeatures(folder)
+    (folder / "config.json").write_text(json.dumps({"classes": 10, "wide": 8}))
+    with pytest.raises(DataError, match="wide"):
+        EmbeddedFeatures(folder)
+
+
+def test_inception_weights_of_another_shape_or_kind_are_refused_with_the_reason(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_file({"Conv2d_1a_3x3.conv.weight": torch.zeros(1)}, path)
+    with pytest.raises(DataError, match=r"does not hold .*size mismatch for Conv2d_1a_3x3\.conv\.weight"):
+        InceptionFeatures(path)
+    path.write_bytes(b"cut off")
+    with pytest.raises(DataError, match=r"x\.safetensors cannot be read as weights: "):
+        InceptionFeatures(path)
+    torch.save([torch.zeros(1)], tmp_path / "list.pth")
+    with pytest.raises(DataError, match="holds no mapping of names to tensors"):
+        InceptionFeatures(tmp_path / "list.pth")

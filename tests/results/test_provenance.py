@@ -25,16 +25,16 @@ def mine(tmp_path, monkeypatch):
         (tmp_path / "mine_scorers.py").write_text(text)
         monkeypatch.delitem(sys.modules, "mine_scorers", raising=False)
         monkeypatch.syspath_prepend(tmp_path)
-        sys.dont_write_bytecode, kept = True, sys.dont_write_bytecode
+        sys.dont_write_bytecode, before = True, sys.dont_write_bytecode
         try:
             return __import__("mine_scorers").Mine()
         finally:
-            sys.dont_write_bytecode = kept
+            sys.dont_write_bytecode = before
 
     return write
 
 
-def test_a_formula_that_changed_is_told_from_what_it_was(mine):
+def test_a_changed_formula_differs_from_what_it_was(mine):
     """`--resume` must not go on with another formula under the same name."""
     before = code_of(bigain.build_reducer("lgtm", ratio=0.5, scorer=mine(FORMULA)))
     again = code_of(bigain.build_reducer("lgtm", ratio=0.7, scorer=mine(FORMULA)))
@@ -62,7 +62,7 @@ def test_bigains_own_code_is_known_by_its_version():
     assert provenance("cpu")["versions"]["bigain"]
 
 
-def test_packages_that_register_something_are_told():
+def test_packages_that_register_something_are_named():
     brought = {entry.package for kind in ("scorers", "reducers") for entry in bigain.registry.entries(kind)}
     versions = provenance("cpu")["versions"]
     for package in brought:

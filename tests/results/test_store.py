@@ -1,5 +1,7 @@
 """The store: whole results, nothing lost, one process at a time, one sentence where it cannot write."""
 
+import errno
+import fcntl
 import gc
 import json
 import os
@@ -230,20 +232,23 @@ from pathlib import Path
 import torch
 from bigain.errors import BigainError
 from bigain.results.store import ResultFolder
+from safetensors.torch import save_file
 store = ResultFolder(Path(sys.argv[1]), {"seed": 0, "trials": [5, 20]})
 store.add(0, {"index": torch.arange(10)})
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 try:
     if sys.argv[2] == "add":
         store.add(1, {"index": torch.arange(10_000)})
-    else:
+    elif sys.argv[2] == "publish":
         store.publish(lambda folder: (folder / "result.json").write_text("x" * 10_000))
+    else:
+        store.publish(lambda folder: save_file({"x": torch.arange(10_000)}, folder / "x.safetensors"))
 except BigainError as error:
     sys.exit(str(error))
 """
 
 
-@pytest.mark.parametrize("moment", ["add", "publish"])
+@pytest.mark.parametrize("moment", ["add", "publish", "publish tensors"])
 def test_a_full_disk_is_one_sentence_and_resuming_goes_on(tmp_path, moment):
     command = [sys.executable, "-c", LIMITED, str(tmp_path / "r"), moment]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -255,7 +260,7 @@ def test_a_full_disk_is_one_sentence_and_resuming_goes_on(tmp_path, moment):
     assert store.done == {0}
     assert [path.name for path in (store.partial / "chunks").iterdir()] == ["00000000.safetensors"]
     store.publish(result)
-    assert [path.name for path in (tmp_path / "r").iterdir()] == ["result.json"]
+    assert (tmp_path / "r" / "result.json").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
@@ -263,6 +268,15 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
     for output in (tmp_path / "file" / "r", Path("/proc/nowhere/r")):
         with pytest.raises(DataError, match=r"cannot be written: .*Nothing was run\. Give another --output"):
             ResultFolder(output, IDENTITY)
+
+
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch):
+    def unsupported(file, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with pytest.warns(UserWarning, match=r"has no locks \(Function not implemented\): make sure"):
+        ResultFolder(tmp_path / "r", IDENTITY).add(0, tensors(0))
 
 
 def test_an_obstacle_in_the_middle_loses_nothing(tmp_path):

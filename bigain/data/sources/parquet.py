@@ -2,7 +2,8 @@
 
 import threading
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bigain.data.decode import reason_of
 from bigain.data.sources.base import ImageSource
 from bigain.errors import DataError
 
@@ -43,7 +45,8 @@ class ParquetSource(ImageSource):
         self._image_columns = _image_columns(path, file.schema_arrow)
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         self._ends = list(accumulate(sizes))
-        table = file.read(columns=["label", *({"file"} & columns)])
+        with _readable(path):
+            table = file.read(columns=["label", *({"file"} & columns)])
         labels = table["label"].to_pylist()
         self.names = _unique_names(table["file"].to_pylist() if "file" in columns else [None] * len(labels))
         self.classes = tuple(classes) if classes else _numbered(labels, path)
@@ -62,7 +65,7 @@ class ParquetSource(ImageSource):
             rows = self._rows
         cell = rows[row - (self._ends[group - 1] if group else 0)].as_py()
         encoded, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
-        return bytes(encoded) if encoded else (self.path.parent / str(path)).read_bytes()
+        return bytes(encoded or b"") if path is None or encoded else (self.path.parent / path).read_bytes()
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker process opens the file for itself.
@@ -77,19 +80,17 @@ class ParquetSource(ImageSource):
         self._file, self._rows, self._group, self._lock = None, None, -1, threading.Lock()
 
     def _open(self) -> pq.ParquetFile:
-        try:
+        with _readable(self.path):
             return pq.ParquetFile(self.path)
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{self.path} is not a readable parquet file: {_first_line(error)}") from error
 
     def _check_images(self, file: pq.ParquetFile) -> None:
-        """Refuse rows without an image, by their null counts alone: no image is copied."""
+        """Refuse rows without an image; only row groups that count nulls are read."""
         empty: list[int] = []
         for group in range(file.num_row_groups):
-            try:
+            if _is_full(file.metadata.row_group(group), self._image_columns[0]):
+                continue
+            with _readable(self.path):
                 rows = _cells(file.read_row_group(group, columns=self._image_columns))
-            except (pa.ArrowException, OSError) as error:
-                raise DataError(f"{self.path} is not a readable parquet file: {_first_line(error)}") from error
             first = self._ends[group - 1] if group else 0
             empty += [first + row for row in range(len(rows)) if not _has_image(rows[row])]
         if empty:
@@ -118,6 +119,13 @@ def _image_columns(path: Path, schema: pa.Schema) -> list[str]:
 
 def _cells(table: pa.Table) -> Any:
     return table.column("image").combine_chunks()
+
+
+def _is_full(group: Any, name: str) -> bool:
+    """Whether a row group's statistics say that a column has no nulls."""
+    columns = [group.column(number) for number in range(group.num_columns)]
+    found = next(column for column in columns if column.path_in_schema == name).statistics
+    return found is not None and found.has_null_count and found.null_count == 0
 
 
 def _has_image(cell: Any) -> bool:
@@ -149,5 +157,9 @@ def _check_labels(labels: Sequence[object], names: Sequence[str], classes: Seque
             raise DataError(f"{path}: image {name} has label {label}; accepted are whole numbers {accepted}.")
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} is not a readable parquet file: {reason_of(error)}") from error

@@ -5,7 +5,7 @@ groups `bigain.scorers`, `bigain.reducers`, `bigain.adapters` and `bigain.backbo
 Nothing is imported until it is asked for by name.
 
 A package says in its metadata which versions of bigain it was made for, as it does to pip:
-`bigain>=0.1,<1` among its dependencies. Names of one that was made for others are refused
+`bigain>=0.2.0.dev0,<0.3` among its dependencies. Names of one that was made for others are refused
 without being imported.
 """
 

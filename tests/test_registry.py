@@ -72,7 +72,7 @@ def test_listing_tells_names_targets_packages_and_no_problems(root):
         rows = {row.name: row for row in registry.entries(kind)}
         assert list(rows) == bigain.available(kind) == sorted(rows)
         for _, name, target in (row for row in declared(root) if row[0] == kind):
-            assert rows[name] == registry.Entry(name, target, "bigain 0.1.0", "")
+            assert rows[name] == registry.Entry(name, target, "bigain 0.2.0.dev0", "")
 
 
 def test_a_third_party_scorer_comes_through_the_same_door(install):

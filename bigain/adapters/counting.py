@@ -13,6 +13,7 @@ from torch import nn
 from bigain.adapters.base import Adapter
 from bigain.adapters.pass_state import Attachment, Hooked
 from bigain.errors import BigainError, SettingError
+from bigain.profiling.formulas import formulas
 
 if TYPE_CHECKING:
     from torch.utils.flop_counter import FlopCounterMode
@@ -136,9 +137,10 @@ def counted_pass(evaluate: Callable[[int], Any], rows: int, told: str) -> "FlopC
     # Not above: torch imports triton with it, where that is installed.
     from torch.utils.flop_counter import FlopCounterMode
 
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=formulas())
     try:
-        with torch.no_grad(), counter:
+        # In inference mode operators that are made of others are counted before they are taken apart.
+        with torch.inference_mode(), counter:
             evaluate(rows)
     except BigainError:
         raise

@@ -51,9 +51,9 @@ def _sum_of_neighbours(tokens: Tensor, shape: list[int], replicate: bool) -> Ten
 
 # An operator of its own, so that a counter of operations can tell it from other sums (profiling/formulas.py). It is
 # made of others, which compilers and autograd see.
-_OPERATORS = torch.library.Library("bigain", "DEF")
-_OPERATORS.define("laplacian(Tensor tokens, SymInt[] shape, bool replicate) -> Tensor")
-_OPERATORS.impl("laplacian", _sum_of_neighbours, "CompositeImplicitAutograd")
+_OPERATORS = torch.library.Library("bigain", "DEF")  # type: ignore[no-untyped-call]
+_OPERATORS.define("laplacian(Tensor tokens, SymInt[] shape, bool replicate) -> Tensor")  # type: ignore[no-untyped-call]
+_OPERATORS.impl("laplacian", _sum_of_neighbours, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
 
 
 def neighbour_cosine(tokens: Tensor, shape: tuple[int, ...], padding: NeighbourPadding = "valid") -> Tensor:

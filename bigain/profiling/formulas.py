@@ -19,4 +19,5 @@ def formulas() -> dict[Any, Callable[..., int]]:
 
 def _laplacian(tokens: Sequence[int], shape: Sequence[int], replicate: bool, **_: Any) -> int:
     """Count the Laplacian as the convolution that the paper writes: a kernel of 3 taps an axis on each channel."""
-    return 2 * math.prod(tokens) * 3 ** len(shape)
+    taps: int = 3 ** len(shape)
+    return 2 * math.prod(tokens) * taps

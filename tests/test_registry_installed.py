@@ -28,7 +28,7 @@ class Energy(TokenScorer):
 """
 
 PACKAGES = {
-    "good": ("1.2", ["bigain>=0.1,<1"], {"scorers": {"energy": "Energy"}}, SCORER),
+    "good": ("1.2", ["bigain>=0.2.0.dev0,<0.3"], {"scorers": {"energy": "Energy"}}, SCORER),
     "first": ("1.0", ["bigain"], {"scorers": {"twice": "Energy"}}, SCORER),
     "second": ("2.0", [], {"scorers": {"twice": "Energy"}}, SCORER),
     "broken": ("1.0", [], {"scorers": {"explosive": "Energy"}}, "raise OSError('no licence file')"),

@@ -14,9 +14,6 @@ Padding = Literal["zeros", "replicate"]
 
 NeighbourPadding = Literal["valid", "zeros", "replicate"]
 
-_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-"""By the number of axes."""
-
 
 def laplacian(tokens: Tensor, shape: tuple[int, ...], padding: Padding = "zeros") -> Tensor:
     """Apply the discrete Laplacian: the sum of the 2d neighbours less 2d times the token.
@@ -34,19 +31,29 @@ def laplacian(tokens: Tensor, shape: tuple[int, ...], padding: Padding = "zeros"
     References:
         BiGain, section 3.2.1.
     """
+    filtered: Tensor = torch.ops.bigain.laplacian(tokens, shape, padding == "replicate")
+    return filtered
+
+
+def _sum_of_neighbours(tokens: Tensor, shape: list[int], replicate: bool) -> Tensor:
+    """Add up shifted fields in place: float32 whatever TF32 and autocast say, which a convolution is not."""
     batch, _, channels = tokens.shape
     field = tokens.float().reshape(batch, *shape, channels)
-    if field.is_meta and len(shape) in _CONVOLUTIONS:
-        # On meta, nothing is computed and operations are counted: there the filter is the
-        # convolution that its definition says, which counters know. Elsewhere sums of shifted
-        # fields stay in float32, where a convolution may take TF32 or what autocast says.
-        return _counted(field)
-    border = field if padding == "replicate" else None
     total = field * (-2 * len(shape))
     for axis, length in enumerate(shape, start=1):
-        after, before = field.narrow(axis, 1, length - 1), field.narrow(axis, 0, length - 1)
-        total = total + _both_sides(after, before, axis, border)
+        total.narrow(axis, 0, length - 1).add_(field.narrow(axis, 1, length - 1))
+        total.narrow(axis, 1, length - 1).add_(field.narrow(axis, 0, length - 1))
+        if replicate:
+            for border in (0, length - 1):
+                total.narrow(axis, border, 1).add_(field.narrow(axis, border, 1))
     return total.reshape(batch, -1, channels)
+
+
+# An operator of its own, so that a counter of operations can tell it from other sums (profiling/formulas.py). It is
+# made of others, which compilers and autograd see.
+_OPERATORS = torch.library.Library("bigain", "DEF")  # type: ignore[no-untyped-call]
+_OPERATORS.define("laplacian(Tensor tokens, SymInt[] shape, bool replicate) -> Tensor")  # type: ignore[no-untyped-call]
+_OPERATORS.impl("laplacian", _sum_of_neighbours, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
 
 
 def neighbour_cosine(tokens: Tensor, shape: tuple[int, ...], padding: NeighbourPadding = "valid") -> Tensor:
@@ -86,14 +93,6 @@ def neighbour_cosine(tokens: Tensor, shape: tuple[int, ...], padding: NeighbourP
         count = count + _both_sides(present.narrow(*after), present.narrow(*before), axis, None)
     mean = total / (count if padding == "valid" else 2 * len(shape))
     return mean.reshape(batch, -1)
-
-
-def _counted(field: Tensor) -> Tensor:
-    """Apply a kernel of 3 taps an axis to each channel of `field`, `[B, *shape, C]`, on the meta device."""
-    axes, channels = field.ndim - 2, field.shape[-1]
-    kernel = field.new_empty(channels, 1, *[3] * axes)
-    filtered = _CONVOLUTIONS[axes](field.movedim(-1, 1), kernel, padding=1, groups=channels)
-    return filtered.movedim(1, -1).reshape(len(field), -1, channels)
 
 
 def _both_sides(after: Tensor, before: Tensor, axis: int, border: Tensor | None) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from bigain.errors import BigainError, SettingError
+from bigain.profiling.formulas import formulas
 
 if TYPE_CHECKING:
     from torch.utils.flop_counter import FlopCounterMode
@@ -134,9 +135,10 @@ def count_pass(evaluate: Callable[[int], Any], rows: int, failure: str) -> "Flop
     # Not above: torch imports triton with it, where that is installed.
     from torch.utils.flop_counter import FlopCounterMode
 
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=formulas())
     try:
-        with torch.no_grad(), counter:
+        # In inference mode operators that are made of others are counted before they are taken apart.
+        with torch.inference_mode(), counter:
             evaluate(rows)
     except BigainError:
         raise

@@ -287,6 +287,9 @@ class NoReduction(Reduction):
     def restore(self, reduced: Tensor) -> Tensor:
         return reduced
 
+    def place_positions(self, values: Tensor) -> Tensor:
+        return values
+
 
 class Identity(TokenReducer):
     """No reduction: what every comparison starts from."""

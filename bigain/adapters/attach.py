@@ -12,7 +12,7 @@ from torch import nn
 from bigain.adapters._counting import count_operations
 from bigain.adapters.base import Adapter, Part, Site, Undo
 from bigain.adapters.find import AdapterSpec, match
-from bigain.adapters.pass_state import Attachment, Hooked, Planner
+from bigain.adapters.pass_state import Attachment, BlockPlanner, Hooked
 from bigain.adapters.placement import Placement, placement_of, select_sites
 from bigain.adapters.progressive.merging import Step
 from bigain.adapters.progressive.steps import check_progressive, install_steps, plan_steps, step_reports
@@ -242,7 +242,7 @@ def _install(prepared: _Prepared) -> AttachReport:
             return report
         for site in prepared.sites:
             parts = [part for part in placement.parts if part in site.parts]
-            planner = Planner(attachment, site, source == "block", parts)
+            planner = BlockPlanner(attachment, site, source == "block", parts)
             undo.append(site.block.register_forward_pre_hook(planner.enter, with_kwargs=True).remove)
             undo.append(site.block.register_forward_hook(planner.leave, always_call=True).remove)
             for part in parts:

@@ -15,7 +15,7 @@ from bigain.errors import SettingError, SiteError
 from bigain.grid import Grid
 from bigain.reducers.base import Context, Reduction, TokenReducer
 
-__all__ = ["Attachment", "Hooked", "Planner", "Record"]
+__all__ = ["Attachment", "BlockPlanner", "Hooked", "Record"]
 
 
 class Hooked:
@@ -176,7 +176,7 @@ class Attachment:
             )
 
 
-class Planner(Hooked):
+class BlockPlanner(Hooked):
     """Plans for the parts of one block.
 
     Args:

@@ -13,7 +13,7 @@ import torch
 
 import bigain
 from bigain.adapters.families.dit import DiTAdapter
-from bigain.adapters.hooks.seams import AttentionSeam
+from bigain.adapters.hooks.diffusers import AttentionSeam
 from bigain.adapters.pass_state import Hooked
 from bigain.adapters.report import SiteReport
 from bigain.backbones.pixel_dit import PixelDiT

@@ -6,11 +6,10 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from bigain.adapters.base import Adapter, Moment, Part, Seam, Site
+from bigain.adapters.base import Adapter, Moment, Part, Seam, Site, first_blocks
 from bigain.adapters.hooks._paths import common_block, find_named, names_of, parameter_name
 from bigain.adapters.hooks.named import NamedSeam
 from bigain.adapters.hooks.torch_attention import FeedForwardSeam, MultiheadSeam
-from bigain.adapters.stack import first_blocks
 from bigain.errors import SettingError, SiteError
 from bigain.grid import Grid
 

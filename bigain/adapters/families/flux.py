@@ -9,14 +9,14 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from bigain.adapters.base import Adapter, Moment, Part, Seam, Site, Undo
+from bigain.adapters.base import Adapter, Moment, Part, Seam, Site, Undo, first_blocks, spread_timesteps
 from bigain.adapters.families._arguments import Orders, named_arguments
 from bigain.adapters.families._positions import read_positions
-from bigain.adapters.hooks.diffusers import ReducedAttention
+from bigain.adapters.hooks._diffusers_attention import ReducedAttention
+from bigain.adapters.hooks.diffusers import AttentionSeam, RegionSeam
 from bigain.adapters.hooks.image_prompt import ImagePrompt
 from bigain.adapters.hooks.rotary import Rotary
-from bigain.adapters.hooks.seams import AttentionSeam, RegionSeam, TokenSeam
-from bigain.adapters.stack import first_blocks, spread_timesteps
+from bigain.adapters.hooks.tokens import TokenSeam
 from bigain.grid import Grid, checked_shape
 
 __all__ = ["FluxAdapter"]

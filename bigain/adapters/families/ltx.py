@@ -7,11 +7,11 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from bigain.adapters.base import Moment, Part, Seam
+from bigain.adapters.base import Moment, Part, Seam, StackAdapter, spread_timesteps
 from bigain.adapters.families._video import row_timesteps
+from bigain.adapters.hooks.diffusers import AttentionSeam
 from bigain.adapters.hooks.rotary import Rotary
-from bigain.adapters.hooks.seams import AttentionSeam, TokenSeam
-from bigain.adapters.stack import StackAdapter, spread_timesteps
+from bigain.adapters.hooks.tokens import TokenSeam
 from bigain.errors import SiteError
 from bigain.grid import checked_shape
 

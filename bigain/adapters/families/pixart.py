@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from bigain.adapters.base import Part, Seam
+from bigain.adapters.base import Part, Seam, spread_timesteps
 from bigain.adapters.families.dit import DiTAdapter
-from bigain.adapters.hooks.seams import AttentionSeam, TokenSeam
-from bigain.adapters.stack import spread_timesteps
+from bigain.adapters.hooks.diffusers import AttentionSeam
+from bigain.adapters.hooks.tokens import TokenSeam
 
 __all__ = ["PixArtAdapter"]
 

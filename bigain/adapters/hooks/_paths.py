@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from bigain.adapters.pass_state import Planner
+from bigain.adapters.base import Planner
 from bigain.errors import SettingError, SiteError
 
 __all__ = ["common_block", "find_named", "names_of", "parameter_name", "watch_path"]

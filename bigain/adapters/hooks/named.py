@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bigain.adapters.base import Part, Seam, Site, Undo
+from bigain.adapters.base import Part, Planner, Seam, Site, Undo
 from bigain.adapters.hooks._paths import watch_path
-from bigain.adapters.pass_state import Hooked, Planner
+from bigain.adapters.pass_state import Hooked
 from bigain.errors import BigainError, SettingError, SiteError
 from bigain.reducers.base import Context, NoReduction, Reduction, TokenReducer
 

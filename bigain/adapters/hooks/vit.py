@@ -18,9 +18,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from bigain.adapters.base import Part, Seam, Site, Undo
+from bigain.adapters.base import Part, Planner, Seam, Site, Undo
 from bigain.adapters.hooks.rotary import shorten_table
-from bigain.adapters.pass_state import Hooked, Planner
+from bigain.adapters.pass_state import Hooked
 from bigain.adapters.recompute import in_backward
 from bigain.errors import SiteError
 from bigain.reducers.base import Context, NoReduction, Reduction, TokenReducer

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from bigain.adapters.base import Site, Undo
 from bigain.adapters.hooks.vit import Repeating, ViTAttentionSeam, bound, refuse_masks, shorten_rope
-from bigain.adapters.pass_state import Attachment, Planner
-from bigain.adapters.progressive.pooling import Progress
+from bigain.adapters.pass_state import Attachment, BlockPlanner
+from bigain.adapters.progressive.pools import Progress
 from bigain.adapters.recompute import Visit, in_backward
 from bigain.errors import SettingError, SiteError
 from bigain.functional.weighted import merge_by_size
@@ -73,7 +73,7 @@ class Passing(Visit):
     merged: Tensor | None = None
 
 
-class MergingBlock(Planner):
+class MergingBlock(BlockPlanner):
     """Lets a block run on merged tokens, and merge them further before its MLP.
 
     x becomes x' = merge(x + attention(x)) where the MLP's branch begins, and the block gives

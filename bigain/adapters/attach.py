@@ -236,7 +236,7 @@ def _install(prepared: _Prepared) -> AttachReport:
     undo.append(network.register_forward_pre_hook(attachment.begin, with_kwargs=True).remove)
     undo.append(network.register_forward_hook(attachment.end, always_call=True).remove)
     source = placement.plan_from or attachment.adapter.plan_from
-    with _taken_back(network, report), _name_versions(attachment.adapter, network):
+    with _undone_on_error(network, report), _name_versions(attachment.adapter, network):
         if prepared.steps:
             install_steps(attachment, prepared.steps, placement, undo)
             return report
@@ -251,15 +251,15 @@ def _install(prepared: _Prepared) -> AttachReport:
 
 
 @contextmanager
-def _taken_back(network: nn.Module, report: AttachReport) -> Iterator[None]:
-    """Leave the model as it was if what is put in cannot be put in as a whole."""
+def _undone_on_error(network: nn.Module, report: AttachReport) -> Iterator[None]:
+    """Undo everything if one of the hooks cannot be put in."""
     tables = [getattr(module, name) for module in network.modules() for name in _HOOKS]
     before = [set(table) for table in tables]
     try:
         yield
     except BaseException:
         report.detach()
-        for table, held in zip(tables, before, strict=True):
-            for key in set(table) - held:  # of a part that came to no end
+        for table, keys in zip(tables, before, strict=True):
+            for key in set(table) - keys:  # of a part whose install raised
                 table.pop(key)
         raise

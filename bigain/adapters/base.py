@@ -152,10 +152,10 @@ class Moment:
 
     Args:
         shape: Tokens along each axis of the model's input grid; `None` where the arguments do
-            not tell, for the shape that was attached for.
+            not say, for the shape that was attached for.
         timestep: Timestep of each row, from 0 to 1000 with 1000 as pure noise, `[B]`, one
             for all, `[]`, or a number that the host knows; `None` if the model has none.
-        tokens: How many tokens lie on the grid, where the arguments tell that and no shape: they
+        tokens: How many tokens lie on the grid, where the arguments say that and no shape: they
             have to fill the shape that was attached for.
         suffix: Tokens behind the grid in this pass, which are never reduced: further images.
     """

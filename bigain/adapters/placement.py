@@ -121,8 +121,8 @@ class Placement:
         usual = {item.name: item.default for item in fields(self)}
         usual |= {"parts": ("self", "mlp") if stays else ("self",), "proportional": stays}
         given = {item.name: getattr(self, item.name) for item in fields(self)} | {"proportional": self.weighted}
-        told = [f"{name}={value!r}" for name, value in given.items() if value != usual[name]]
-        return ", ".join(told) or "default"
+        shown = [f"{name}={value!r}" for name, value in given.items() if value != usual[name]]
+        return ", ".join(shown) or "default"
 
 
 @dataclass(frozen=True)

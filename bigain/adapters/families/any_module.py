@@ -32,7 +32,7 @@ class ModulesAdapter(Adapter):
     Keys and values alone are shortened at the input of the projections named as `keys`,
     and the module must take their number from what these give.
 
-    Nothing in such a model tells how its tokens lie, so `shape` has to be given, here or
+    Such a model does not say how its tokens lie, so `shape` has to be given, here or
     to `bigain.attach`. A grid of one axis follows the number of tokens in each call; any
     other has to fit.
 

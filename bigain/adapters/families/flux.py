@@ -70,7 +70,7 @@ class FluxAdapter(Adapter):
     in a model without single blocks, the first 12/28, DiT's share.
 
     Args:
-        shape: Rows and columns of tokens to go by where attaching is told no shape, since
+        shape: Rows and columns of tokens to go by where `attach` is given no shape, since
             configurations have no size.
 
     Raises:
@@ -113,12 +113,12 @@ class FluxAdapter(Adapter):
     def moment(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Moment:
         given = named_arguments(model, _ORDERS, args, kwargs)
         ids: Tensor | None = given.get("img_ids")
-        told = None if ids is None else read_positions(ids)
+        layout = None if ids is None else read_positions(ids)
         time: Tensor | None = given.get("timestep")
         timestep = None if time is None else time.float() * 1000  # FLUX runs from 0 to 1
-        if told is None:
+        if layout is None:
             return Moment(None, timestep, tokens=given["hidden_states"].shape[1])
-        shape, behind = told
+        shape, behind = layout
         return Moment(shape, timestep, suffix=behind)
 
     def inputs(

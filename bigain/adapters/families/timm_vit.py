@@ -213,7 +213,7 @@ def _rotate(heads: Tensor, table: Tensor, prefix: int, halves: bool) -> Tensor:
 
 
 def _mix(attention: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Attend with fused attention, or step by step where timm was told to (`TIMM_FUSED_ATTN=0`)."""
+    """Attend with fused attention, or step by step where timm is set to (`TIMM_FUSED_ATTN=0`)."""
     if attention.fused_attn:
         dropout = attention.attn_drop.p if attention.training else 0.0
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)

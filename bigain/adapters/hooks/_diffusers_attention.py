@@ -76,7 +76,7 @@ class ReducedAttention(Hooked):
         return (plan.restore(first), *rest[:1], *(plan.restore(added) for added in rest[1:]))
 
     def forget(self) -> None:
-        """Let go of what a call that came to no end has left."""
+        """Clear per-call state after an exception."""
         self.plan, self.tables, self._waiting = None, None, 0
 
     def open_region(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -107,7 +107,7 @@ class ReducedAttention(Hooked):
         return reduce_behind(self.plan, tokens, self._count), *rest
 
     def _begin(self, plan: Reduction, given: dict[str, Any], module: nn.Module) -> None:
-        """Take down the plan, take the positions out of the call."""
+        """Keep the plan for the call, and take the positions out of it."""
         self.plan, self.tables = plan, None
         self._check_processor(plan, module)
         if self._joint:
@@ -145,8 +145,8 @@ class ReducedAttention(Hooked):
             moved = short.movedim(axis, 1)
             lead, rest = torch.split(moved.flatten(2), [moved.shape[1] - self._count, self._count], dim=1)
             # As with positions: what holds for a merged token's destination.
-            kept = torch.cat([lead, plan.place_positions(rest)], dim=1)
-            short = kept.reshape(*kept.shape[:2], *moved.shape[2:]).movedim(1, axis)
+            joined = torch.cat([lead, plan.place_positions(rest)], dim=1)
+            short = joined.reshape(*joined.shape[:2], *moved.shape[2:]).movedim(1, axis)
         return short > 0 if mask.dtype == torch.bool else short.to(mask.dtype)
 
     def _prepare(self, given: dict[str, Any], plan: Reduction, tokens: Tensor) -> None:

@@ -90,5 +90,5 @@ class ReducedTokens(Hooked):
         return output if plan is None else restore_behind(plan, output)
 
     def forget(self) -> None:
-        """Let go of what a call that came to no end has left."""
+        """Clear per-call state after an exception."""
         self._plan = None

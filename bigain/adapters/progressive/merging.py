@@ -133,7 +133,7 @@ class MergingBlock(BlockPlanner):
         return Grid((self._count,), self._step.prefix)
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Take down what comes from the blocks before."""
+        """Begin a run with what the blocks before pass on."""
         self._short = self._branch = None
         apart = self.attachment.moment is None and not in_backward()
         if apart and self._starts:
@@ -163,7 +163,7 @@ class MergingBlock(BlockPlanner):
         return (tokens,), given
 
     def take_keys(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        """Take down the mean of the heads' keys."""
+        """Keep the mean of the heads' keys, to plan from."""
         visit = self._passing
         if visit is not None and visit.plan is None:
             visit.source = self._seam.mean_key(self.site.module("self"), output.detach())

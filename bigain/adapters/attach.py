@@ -12,7 +12,7 @@ from torch import nn
 from bigain.adapters._counting import count_operations
 from bigain.adapters.base import Adapter, Part, Site, Undo
 from bigain.adapters.find import AdapterSpec, match
-from bigain.adapters.pass_state import Attachment, Hooked, Planner
+from bigain.adapters.pass_state import Attachment, BlockPlanner, Hooked
 from bigain.adapters.placement import Placement, placement_of, select_sites
 from bigain.adapters.progressive.merging import Step
 from bigain.adapters.progressive.steps import check_progressive, install_steps, plan_steps, step_reports
@@ -236,13 +236,13 @@ def _install(prepared: _Prepared) -> AttachReport:
     undo.append(network.register_forward_pre_hook(attachment.begin, with_kwargs=True).remove)
     undo.append(network.register_forward_hook(attachment.end, always_call=True).remove)
     source = placement.plan_from or attachment.adapter.plan_from
-    with _taken_back(network, report), _name_versions(attachment.adapter, network):
+    with _undone_on_error(network, report), _name_versions(attachment.adapter, network):
         if prepared.steps:
             install_steps(attachment, prepared.steps, placement, undo)
             return report
         for site in prepared.sites:
             parts = [part for part in placement.parts if part in site.parts]
-            planner = Planner(attachment, site, source == "block", parts)
+            planner = BlockPlanner(attachment, site, source == "block", parts)
             undo.append(site.block.register_forward_pre_hook(planner.enter, with_kwargs=True).remove)
             undo.append(site.block.register_forward_hook(planner.leave, always_call=True).remove)
             for part in parts:
@@ -251,15 +251,15 @@ def _install(prepared: _Prepared) -> AttachReport:
 
 
 @contextmanager
-def _taken_back(network: nn.Module, report: AttachReport) -> Iterator[None]:
-    """Leave the model as it was if what is put in cannot be put in as a whole."""
+def _undone_on_error(network: nn.Module, report: AttachReport) -> Iterator[None]:
+    """Undo everything if one of the hooks cannot be put in."""
     tables = [getattr(module, name) for module in network.modules() for name in _HOOKS]
     before = [set(table) for table in tables]
     try:
         yield
     except BaseException:
         report.detach()
-        for table, held in zip(tables, before, strict=True):
-            for key in set(table) - held:  # of a part that came to no end
+        for table, keys in zip(tables, before, strict=True):
+            for key in set(table) - keys:  # of a part whose install raised
                 table.pop(key)
         raise

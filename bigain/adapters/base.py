@@ -1,20 +1,30 @@
 """What an adapter knows of a family of models."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from bigain.grid import Grid
-from bigain.reducers.base import TokenReducer
+from bigain.reducers.base import Reduction, TokenReducer
 
-if TYPE_CHECKING:
-    from bigain.adapters.pass_state import Planner
-
-__all__ = ["Adapter", "Moment", "Part", "PlanFrom", "Seam", "Site", "Undo"]
+__all__ = [
+    "Adapter",
+    "Attached",
+    "Moment",
+    "Part",
+    "PlanFrom",
+    "Planner",
+    "Seam",
+    "Site",
+    "StackAdapter",
+    "Undo",
+    "first_blocks",
+    "spread_timesteps",
+]
 
 Part = Literal["self", "cross", "mlp"]
 """A part of a block: self-attention, the queries of cross-attention, the MLP."""
@@ -96,16 +106,56 @@ class Site:
         return ".".join(filter(None, (self.name, name)))
 
 
+class Attached(Protocol):
+    """A reducer attached to a model, as hooks see it."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The model."""
+
+    @property
+    def reducer(self) -> TokenReducer:
+        """The reducer."""
+
+    def watch(self, path: str, parent: Any, name: str) -> None:
+        """Refuse a pass once the attribute `name` of `parent`, the module at `path`, was replaced."""
+
+
+class Planner(Protocol):
+    """The plan of one block in the pass in progress, as the hooks of its parts see it."""
+
+    forgetting: list[Callable[[], None]]
+    """Called after an exception in the block: each clears what a hook keeps during a call."""
+
+    @property
+    def attachment(self) -> Attached:
+        """What the block belongs to."""
+
+    @property
+    def site(self) -> Site:
+        """The block."""
+
+    @property
+    def grid(self) -> Grid:
+        """The grid that the block sees."""
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Begin a run of the block, as its own forward pre-hook does."""
+
+    def __call__(self, tokens: Tensor) -> Reduction:
+        """Return the block's plan; `tokens`, `[B, N, C]`, are those that the calling part is given."""
+
+
 @dataclass(frozen=True)
 class Moment:
     """What an adapter reads from the model's input at the start of a forward pass.
 
     Args:
         shape: Tokens along each axis of the model's input grid; `None` where the arguments do
-            not tell, for the shape that was attached for.
+            not say, for the shape that was attached for.
         timestep: Timestep of each row, from 0 to 1000 with 1000 as pure noise, `[B]`, one
             for all, `[]`, or a number that the host knows; `None` if the model has none.
-        tokens: How many tokens lie on the grid, where the arguments tell that and no shape: they
+        tokens: How many tokens lie on the grid, where the arguments say that and no shape: they
             have to fill the shape that was attached for.
         suffix: Tokens behind the grid in this pass, which are never reduced: further images.
     """
@@ -182,3 +232,49 @@ class Adapter(ABC):
             device: Where the tensors are wanted; values on `meta` are none.
             dtype: Type of the floating-point ones.
         """
+
+
+def first_blocks(sites: Sequence[Site]) -> list[int]:
+    """Name the layers of the first 12 of 28 blocks, or of that share of however many there are.
+
+    References:
+        BiGain, appendix B.4.1, for DiT-XL/2.
+    """
+    return [site.layer for site in sites[: max(1, len(sites) * 12 // 28)]]
+
+
+def spread_timesteps(rows: int, device: torch.device) -> Tensor:
+    """Make timesteps that differ from row to row, int64 `[B]`, from 0 to 999."""
+    return torch.arange(rows, device=device) * 389 % 1000
+
+
+class StackAdapter(Adapter):
+    """Every block sees the model's whole grid.
+
+    By default a reducer works in the first 12 of 28 blocks, or that share of them.
+
+    Attributes:
+        blocks: Name of the list of blocks in the model.
+        parameters: Order of the arguments of the model's forward, as far as they matter.
+    """
+
+    blocks: ClassVar[str] = "transformer_blocks"
+    parameters: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def parts(self, block: nn.Module) -> Mapping[Part, Seam]:
+        """Say which parts a block has, and how each takes its tokens."""
+
+    def sites(self, model: nn.Module) -> list[Site]:
+        blocks = cast("nn.ModuleList", getattr(model, self.blocks))
+        return [Site(f"{self.blocks}.{index}", block, index, self.parts(block)) for index, block in enumerate(blocks)]
+
+    def default_layers(self, sites: list[Site]) -> list[int]:
+        return first_blocks(sites)
+
+    def grid(self, model: nn.Module, shape: tuple[int, ...], site: Site) -> Grid:
+        return Grid(shape)
+
+    def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Put the arguments of a forward call under their names."""
+        return dict(zip(self.parameters, args, strict=False)) | kwargs

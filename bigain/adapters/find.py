@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
@@ -33,9 +34,8 @@ def match(model: Any, adapter: AdapterSpec | None = None) -> tuple[nn.Module, st
     if adapter is not None:
         if not networks:
             raise SiteError(f"{type(model).__name__} is no torch module, and holds none.")
-        named = adapter.get("name") if isinstance(adapter, Mapping) else adapter
-        name = named if isinstance(named, str) else type(named).__name__
-        return networks[0], name, build("adapters", adapter)
+        built: Adapter = build("adapters", adapter)
+        return networks[0], _registered_name(built), built
     known, broken = _willing()
     for general in (False, True):
         for network in networks:
@@ -49,27 +49,42 @@ def match(model: Any, adapter: AdapterSpec | None = None) -> tuple[nn.Module, st
                 )
             if found:
                 return network, found[0], known[found[0]]
-    told = "; ".join(f"{name} ({broken.get(name) or _family(name)})" for name in available("adapters"))
+    families = "; ".join(f"{name} ({broken.get(name) or _family(name)})" for name in available("adapters"))
     inner = getattr(model, "module", None)
     hint = f" It holds a {type(inner).__name__} as .module: attach to that." if isinstance(inner, nn.Module) else ""
     raise SiteError(
         f"Nothing to attach to in {type(model).__name__}.{hint} Any model goes by naming its attention modules, as in "
         "adapter={'name': 'modules', 'attention': 'layers.*.attn', 'shape': [16, 16]}; known families are: "
-        + told
+        + families
         + "."
     )
 
 
+def _registered_name(adapter: Adapter) -> str:
+    """Return the name that an adapter, or the class that it derives from, is registered by; else its class's."""
+    named: dict[type, str] = {}
+    for name in available("adapters"):
+        with suppress(Exception):  # a broken plugin, which is not the one that is given
+            named.setdefault(get("adapters", name), name)
+    kinds = type(adapter).__mro__
+    return next((named[kind] for kind in kinds if kind in named), type(adapter).__name__)
+
+
 def _candidates(model: Any) -> list[nn.Module]:
     """List the modules that could be the network, and refuse what would go wrong without a word."""
-    held = [model, *(getattr(model, name, None) for name in _INNER)]
-    networks = [candidate for candidate in held if isinstance(candidate, nn.Module)]
+    found = [model, *(getattr(model, name, None) for name in _INNER)]
+    networks = [candidate for candidate in found if isinstance(candidate, nn.Module)]
     for network in networks:
         for path, part in network.named_modules():
             if hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None:
                 raise SiteError(
                     f"{path or type(model).__name__} is compiled already, and compiled code would go on without the "
                     "reducer. Attach first, then compile: attach(model, ...); model = torch.compile(model)."
+                )
+            if type(part).__name__.startswith("ToMe") and hasattr(part, "_tome_info"):
+                raise SiteError(
+                    f"{path or type(model).__name__} is patched by another package for token merging, whose "
+                    f"{type(part).__name__} runs a forward of its own. Remove that first: tomesd.remove_patch(model)."
                 )
     second = getattr(model, "transformer_2", None)
     if not isinstance(model, nn.Module) and isinstance(second, nn.Module):

@@ -15,11 +15,11 @@ from bigain.errors import SettingError, SiteError
 from bigain.grid import Grid
 from bigain.reducers.base import Context, Reduction, TokenReducer
 
-__all__ = ["Attachment", "Hooked", "Planner", "Record"]
+__all__ = ["Attachment", "BlockPlanner", "Hooked", "Record"]
 
 
 class Hooked:
-    """Whatever has hooks in a model for a reducer: what tells a module that is taken already."""
+    """Base class of all hooks of a reducer: by it a second `attach` sees that a module is taken."""
 
     @staticmethod
     def holds(module: nn.Module) -> bool:
@@ -62,7 +62,7 @@ class Attachment:
         adapter: What knows it.
         reducer: The reducer.
         seed: Seeds what it draws.
-        shape: Tokens along each axis of the model's input grid, as attaching was told or
+        shape: Tokens along each axis of the model's input grid, as given to `attach`, or
             else as configured.
         chosen: The reducer as settled for a timestep that the host knows.
         places: Layer and stage of every block it works in.
@@ -121,11 +121,11 @@ class Attachment:
         return self.settled.setdefault(repr(found), found)
 
     def watch(self, path: str, parent: Any, name: str) -> None:
-        """Take down what has to stay where it is as long as the reducer is attached."""
+        """Refuse a pass once the attribute `name` of `parent`, the module at `path`, was replaced."""
         self.watched.append((path, parent, name, getattr(parent, name)))
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Take down the moment, before a forward pass."""
+        """Begin a forward pass: read its shape and timesteps."""
         if not self.active:
             return
         if not torch.compiler.is_compiling():
@@ -135,7 +135,7 @@ class Attachment:
         self.replay.open = torch.is_grad_enabled()
 
     def _laid(self, moment: Moment) -> Moment:
-        """Say how the tokens lie where the pass tells only how many they are."""
+        """Return the moment; refuse a number of tokens that does not fill the shape attached for."""
         count = moment.tokens
         if moment.shape is not None or count is None or math.prod(self.shape) == count:
             return moment
@@ -164,7 +164,7 @@ class Attachment:
                 )
 
     def end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Forget it, after the pass or an exception in it."""
+        """End the pass, also after an exception: clear its state."""
         if not torch.compiler.is_compiling() and self.thread not in (None, threading.get_ident()):
             return  # refused to another thread: the pass in progress goes on
         self.moment, self.cache, self.replay.open = None, {}, False
@@ -176,7 +176,7 @@ class Attachment:
             )
 
 
-class Planner(Hooked):
+class BlockPlanner(Hooked):
     """Plans for the parts of one block.
 
     Args:
@@ -195,16 +195,16 @@ class Planner(Hooked):
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Let the parts share a plan, from the block's entry on."""
-        held = self.attachment
+        attachment = self.attachment
         tokens: Tensor = args[0] if args else kwargs[self.site.tokens]
-        if held.moment is not None:
-            held.ran = True
+        if attachment.moment is not None:
+            attachment.ran = True
             self._visit = self._visiting(tokens)
-            held.replay.keep(self.site.layer, tokens, self._visit)
+            attachment.replay.keep(self.site.layer, tokens, self._visit)
         else:
             # Run again during backward, or called outside a pass of the model: then its parts share a plan, too,
-            # but nothing is known of the timestep or kept for other blocks.
-            self._visit = held.replay.find(self.site.layer, tokens)
+            # but nothing is known of the timestep or passed on to other blocks.
+            self._visit = attachment.replay.find(self.site.layer, tokens)
             if self._visit is None:
                 self._check_repeated()
                 self._visit = self._visiting(tokens)
@@ -221,7 +221,7 @@ class Planner(Hooked):
                 forget()
 
     def _visiting(self, tokens: Tensor) -> Visit:
-        """Make what is kept of a run of the block, whose input is `tokens`."""
+        """Make the state of a run of the block, whose input is `tokens`."""
         return Visit(self.attachment.moment)
 
     def __call__(self, tokens: Tensor) -> Reduction:
@@ -250,9 +250,9 @@ class Planner(Hooked):
     @property
     def grid(self) -> Grid:
         """The grid that the block sees in its pass, or else in the shape attached for."""
-        held, moment = self.attachment, self._moment
+        attachment, moment = self.attachment, self._moment
         shape, suffix = (None, 0) if moment is None else (moment.shape, moment.suffix)
-        grid = held.adapter.grid(held.model, held.shape if shape is None else shape, self.site)
+        grid = attachment.adapter.grid(attachment.model, attachment.shape if shape is None else shape, self.site)
         return Grid(grid.shape, grid.prefix, grid.suffix + suffix) if suffix else grid
 
     def _make(self, tokens: Tensor) -> Reduction:
@@ -281,20 +281,22 @@ class Planner(Hooked):
         records.append(Record(site.name, site.layer, part, site.path(part), copied, grid, plan, timestep))
 
     def _reducer(self) -> TokenReducer:
-        held, moment = self.attachment, self._moment
+        attachment, moment = self.attachment, self._moment
         timestep = None if moment is None else moment.timestep
         if isinstance(timestep, int | float) and not torch.compiler.is_compiling():  # dynamo does not trace building
-            return held.settle(timestep)
-        return held.chosen
+            return attachment.settle(timestep)
+        return attachment.chosen
 
     def _context(self, tokens: Tensor) -> Context:
-        held, moment, timestep = self.attachment, self._moment, None
-        if held.sharing > 1 and tokens.shape[0] % held.sharing:
-            raise SettingError(f"{tokens.shape[0]} rows cannot share plans {held.sharing} by {held.sharing}.")
+        attachment, moment, timestep = self.attachment, self._moment, None
+        if attachment.sharing > 1 and tokens.shape[0] % attachment.sharing:
+            raise SettingError(
+                f"{tokens.shape[0]} rows cannot share plans {attachment.sharing} by {attachment.sharing}."
+            )
         if moment is not None and moment.timestep is not None:
             given = moment.timestep
             timestep = given if isinstance(given, Tensor) else torch.full((), given, device=tokens.device)
-            timestep = timestep.expand(tokens.shape[0])[:: held.sharing]
-        # Between passes nothing may be kept for the next call.
-        kept = {} if held.moment is None else held.cache
-        return Context(timestep, self.site.layer, self.site.stage, held.seed, cache=kept)
+            timestep = timestep.expand(tokens.shape[0])[:: attachment.sharing]
+        # Between passes, no plan may be cached for the next call.
+        cache = {} if attachment.moment is None else attachment.cache
+        return Context(timestep, self.site.layer, self.site.stage, attachment.seed, cache=cache)

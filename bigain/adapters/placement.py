@@ -121,8 +121,8 @@ class Placement:
         usual = {item.name: item.default for item in fields(self)}
         usual |= {"parts": ("self", "mlp") if stays else ("self",), "proportional": stays}
         given = {item.name: getattr(self, item.name) for item in fields(self)} | {"proportional": self.weighted}
-        told = [f"{name}={value!r}" for name, value in given.items() if value != usual[name]]
-        return ", ".join(told) or "default"
+        shown = [f"{name}={value!r}" for name, value in given.items() if value != usual[name]]
+        return ", ".join(shown) or "default"
 
 
 @dataclass(frozen=True)
@@ -173,6 +173,10 @@ def placement_of(
         return given
     if isinstance(given, str):
         return Placement(preset=given)
+    if given is not None and not isinstance(given, Mapping):
+        raise SettingError(
+            f"placement is a Placement, a mapping of its fields, or the name of a published one; got {given!r}."
+        )
     try:
         return Placement(layers=layers) if given is None else Placement(**given)
     except TypeError as error:
@@ -230,11 +234,9 @@ def _resolve(name: str, sites: list[Site], placement: Placement) -> Placement:
 
 def _by_layers(sites: list[Site], layers: Sequence[int] | int) -> list[Site]:
     known = [site.layer for site in sites]
-    if isinstance(layers, int):
-        wanted = known[:layers] if 1 <= layers <= len(known) else [layers - 1]
-    else:
-        wanted = list(layers)
-    if not wanted or not set(wanted) <= set(known):
+    wanted = known[:layers] if isinstance(layers, int) else list(layers)
+    enough = not isinstance(layers, int) or 1 <= layers <= len(known)
+    if not enough or not wanted or not set(wanted) <= set(known):
         raise SiteError(
             f"layers={layers} was asked for; the model has blocks {known[0]} to {known[-1]}: give indices among "
             f"them, or how many of the first (1 to {len(known)})."

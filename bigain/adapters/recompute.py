@@ -32,12 +32,11 @@ def in_backward() -> bool:
 
 
 class Replay:
-    """Keeps the plan of every run of a block that backward may repeat.
+    """The plan of every run of a block that backward may recompute.
 
-    When checkpointing runs a block again, neither the timestep nor the pass's cache is
-    known any more, and another pass may have begun. What is the same is the memory of
-    the block's input, which checkpointing holds: by that a run is found again.
-    Plans are let go with the inputs.
+    When checkpointing runs a block again, the timestep and the pass's cache are gone, and
+    another pass may have begun. The block's input is the same tensor in memory, since
+    checkpointing keeps it: a run is found by that. Plans are dropped with the inputs.
 
     Attributes:
         open: Whether the pass in progress may be repeated.

@@ -13,7 +13,7 @@ import torch
 
 import bigain
 from bigain.adapters.families.dit import DiTAdapter
-from bigain.adapters.hooks.seams import AttentionSeam
+from bigain.adapters.hooks.diffusers import AttentionSeam
 from bigain.adapters.pass_state import Hooked
 from bigain.adapters.report import SiteReport
 from bigain.backbones.pixel_dit import PixelDiT
@@ -683,3 +683,49 @@ def test_a_preset_of_another_family_names_the_adapter_that_was_given():
     named = {"name": "modules", "shape": [4, 8]}
     with pytest.raises(SiteError, match="this one has the adapter 'modules'"):
         bigain.attach(model, "lgtm", ratio=0.5, placement="sd", adapter=named)
+
+
+@pytest.mark.parametrize("seed", ["x", 1.5, None, True])
+def test_a_seed_that_is_no_whole_number_is_refused(dit, seed):
+    with pytest.raises(SettingError, match="seed is a whole number; got"):
+        bigain.attach(dit, "tome", ratio=0.5, seed=seed)
+
+
+@pytest.mark.parametrize("given", [5, ["self"], torch.nn.Identity()])
+def test_a_placement_of_another_type_is_refused(dit, given):
+    with pytest.raises(SettingError, match="placement is a Placement, a mapping of its fields, or the name"):
+        bigain.attach(dit, "tome", ratio=0.5, placement=given)
+
+
+@pytest.mark.parametrize("given", ["first", 2.5, [0, "1"], True])
+def test_layers_of_another_type_are_refused(dit, given):
+    with pytest.raises(SettingError, match="layers of a placement: give int"):
+        bigain.attach(dit, "tome", ratio=0.5, layers=given)
+
+
+class EverySecond(DiTAdapter):
+    def sites(self, model):
+        return super().sites(model)[::2]
+
+
+@pytest.mark.parametrize(("layers", "taken"), [(2, [0, 2]), ([2], [2])])
+def test_layers_of_a_model_whose_indices_have_gaps(dit, layers, taken):
+    with bigain.attach(dit, "tome", ratio=0.5, layers=layers, adapter=EverySecond()) as report:
+        assert [row.name for row in report.sites] == [f"transformer_blocks.{index}.attn1" for index in taken]
+
+
+def test_more_layers_than_a_model_with_gaps_has_are_refused(dit):
+    with pytest.raises(SiteError, match=r"how many of the first \(1 to 2\)"):
+        bigain.attach(dit, "tome", ratio=0.5, layers=3, adapter=EverySecond())
+
+
+def test_a_model_patched_by_another_package_is_refused(unet):
+    """Its way: blocks get another class with a forward of its own, and the network a `_tome_info`."""
+    block = unet.down_blocks[0].attentions[0].transformer_blocks[0]
+    plain = type(block)
+    patched = type("ToMeBlock", (plain,), {"_parent": plain, "forward": lambda self, tokens, *_, **__: tokens})
+    block.__class__, block._tome_info, unet._tome_info = patched, {}, {}
+    with pytest.raises(SiteError, match=r"down_blocks\.0\.attentions.*ToMeBlock.*Remove that first"):
+        bigain.attach(unet, "tome", ratio=0.5)
+    block.__class__ = plain  # as its own removal does, which leaves the mark
+    bigain.attach(unet, "tome", ratio=0.5).detach()

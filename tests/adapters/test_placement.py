@@ -9,6 +9,7 @@ import torch
 
 import bigain
 from bigain.adapters.attach import find_sites
+from bigain.adapters.families.unet import UNetAdapter
 from bigain.adapters.pass_state import Hooked
 from bigain.adapters.placement import PRESETS, Placement
 from bigain.adapters.report import SiteReport
@@ -488,3 +489,17 @@ def test_lists_and_tuples_are_one():
 def test_another_shape_than_the_configured_one_is_what_is_checked_and_reported(unet):
     with bigain.attach(unet, "lgtm", ratio=0.5, placement="sd", shape=(10, 6)) as report:
         assert {(site.before, site.after) for site in report.sites} == {(60, 30)}
+
+
+class OwnUNet(UNetAdapter):
+    family = "a U-Net of one's own"
+
+
+@pytest.mark.parametrize(
+    "adapter", [UNetAdapter(), {"class_path": "bigain.adapters.families.unet.UNetAdapter"}, OwnUNet(), "unet"]
+)
+def test_a_preset_goes_with_an_adapter_however_it_is_given(unet, adapter):
+    with bigain.attach(unet, "lgtm", ratio=0.5, placement="sd", adapter=adapter) as report:
+        assert report.sites
+    with pytest.raises(SiteError, match="this one has the adapter 'unet'"):
+        bigain.attach(unet, "lgtm", ratio=0.5, placement="dit_xl_2", adapter=adapter)

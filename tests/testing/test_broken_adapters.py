@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from bigain.adapters.families.dit import DiTAdapter
-from bigain.adapters.hooks.diffusers import ReducedTokens
-from bigain.adapters.hooks.seams import AttentionSeam, TokenSeam
-from bigain.adapters.pass_state import Planner
+from bigain.adapters.hooks.diffusers import AttentionSeam
+from bigain.adapters.hooks.tokens import ReducedTokens, TokenSeam
+from bigain.adapters.pass_state import BlockPlanner
 from bigain.errors import SiteError
 from bigain.grid import Grid
 from bigain.testing import ContractError, Specimen, checks_of
@@ -124,7 +124,7 @@ class WholeWork(BrokenTokens):
 
 class PlansAlone(TokenSeam):
     def install(self, planner, part, proportional):
-        return super().install(Planner(planner.attachment, planner.site, False), part, proportional)
+        return super().install(BlockPlanner(planner.attachment, planner.site, False), part, proportional)
 
 
 class FirstRowDecides(BrokenTokens):

@@ -6,11 +6,10 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from bigain.adapters.base import Adapter, Moment, Part, Seam, Site
+from bigain.adapters.base import Adapter, Moment, Part, Seam, Site, first_blocks
 from bigain.adapters.hooks._paths import common_block, find_named, names_of, parameter_name
 from bigain.adapters.hooks.named import NamedSeam
 from bigain.adapters.hooks.torch_attention import FeedForwardSeam, MultiheadSeam
-from bigain.adapters.stack import first_blocks
 from bigain.errors import SettingError, SiteError
 from bigain.grid import Grid
 
@@ -33,7 +32,7 @@ class ModulesAdapter(Adapter):
     Keys and values alone are shortened at the input of the projections named as `keys`,
     and the module must take their number from what these give.
 
-    Nothing in such a model tells how its tokens lie, so `shape` has to be given, here or
+    Such a model does not say how its tokens lie, so `shape` has to be given, here or
     to `bigain.attach`. A grid of one axis follows the number of tokens in each call; any
     other has to fit.
 

@@ -6,11 +6,9 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from bigain.adapters.base import Part, Seam, Site, Undo
+from bigain.adapters.base import Part, Planner, Seam, Site, Undo, spread_timesteps
 from bigain.adapters.families.unet import UNetAdapter
-from bigain.adapters.hooks.seams import AttentionSeam
-from bigain.adapters.pass_state import Planner
-from bigain.adapters.stack import spread_timesteps
+from bigain.adapters.hooks.diffusers import AttentionSeam
 from bigain.reducers.base import TokenReducer
 
 __all__ = ["AudioLDM2Adapter", "PairSeam"]

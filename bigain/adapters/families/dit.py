@@ -6,9 +6,9 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from bigain.adapters.base import Moment, Part, Seam
-from bigain.adapters.hooks.seams import AttentionSeam, TokenSeam
-from bigain.adapters.stack import StackAdapter, spread_timesteps
+from bigain.adapters.base import Moment, Part, Seam, StackAdapter, spread_timesteps
+from bigain.adapters.hooks.diffusers import AttentionSeam
+from bigain.adapters.hooks.tokens import TokenSeam
 
 __all__ = ["DiTAdapter"]
 

@@ -9,14 +9,14 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from bigain.adapters.base import Adapter, Moment, Part, Seam, Site, Undo
+from bigain.adapters.base import Adapter, Moment, Part, Seam, Site, Undo, first_blocks, spread_timesteps
 from bigain.adapters.families._arguments import Orders, named_arguments
 from bigain.adapters.families._positions import read_positions
-from bigain.adapters.hooks.diffusers import ReducedAttention
+from bigain.adapters.hooks._diffusers_attention import ReducedAttention
+from bigain.adapters.hooks.diffusers import AttentionSeam, RegionSeam
 from bigain.adapters.hooks.image_prompt import ImagePrompt
 from bigain.adapters.hooks.rotary import Rotary
-from bigain.adapters.hooks.seams import AttentionSeam, RegionSeam, TokenSeam
-from bigain.adapters.stack import first_blocks, spread_timesteps
+from bigain.adapters.hooks.tokens import TokenSeam
 from bigain.grid import Grid, checked_shape
 
 __all__ = ["FluxAdapter"]
@@ -70,7 +70,7 @@ class FluxAdapter(Adapter):
     in a model without single blocks, the first 12/28, DiT's share.
 
     Args:
-        shape: Rows and columns of tokens to go by where attaching is told no shape, since
+        shape: Rows and columns of tokens to go by where `attach` is given no shape, since
             configurations have no size.
 
     Raises:
@@ -113,12 +113,12 @@ class FluxAdapter(Adapter):
     def moment(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Moment:
         given = named_arguments(model, _ORDERS, args, kwargs)
         ids: Tensor | None = given.get("img_ids")
-        told = None if ids is None else read_positions(ids)
+        layout = None if ids is None else read_positions(ids)
         time: Tensor | None = given.get("timestep")
         timestep = None if time is None else time.float() * 1000  # FLUX runs from 0 to 1
-        if told is None:
+        if layout is None:
             return Moment(None, timestep, tokens=given["hidden_states"].shape[1])
-        shape, behind = told
+        shape, behind = layout
         return Moment(shape, timestep, suffix=behind)
 
     def inputs(

@@ -6,11 +6,11 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import nn
 
-from bigain.adapters.base import Part, Seam
+from bigain.adapters.base import Part, Seam, spread_timesteps
 from bigain.adapters.families.dit import DiTAdapter
+from bigain.adapters.hooks.diffusers import AttentionSeam
 from bigain.adapters.hooks.rotary import Rotary
-from bigain.adapters.hooks.seams import AttentionSeam, TokenSeam
-from bigain.adapters.stack import spread_timesteps
+from bigain.adapters.hooks.tokens import TokenSeam
 
 __all__ = ["HunyuanDiTAdapter"]
 

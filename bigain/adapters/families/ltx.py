@@ -7,11 +7,11 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from bigain.adapters.base import Moment, Part, Seam
+from bigain.adapters.base import Moment, Part, Seam, StackAdapter, spread_timesteps
 from bigain.adapters.families._video import row_timesteps
+from bigain.adapters.hooks.diffusers import AttentionSeam
 from bigain.adapters.hooks.rotary import Rotary
-from bigain.adapters.hooks.seams import AttentionSeam, TokenSeam
-from bigain.adapters.stack import StackAdapter, spread_timesteps
+from bigain.adapters.hooks.tokens import TokenSeam
 from bigain.errors import SiteError
 from bigain.grid import checked_shape
 
@@ -70,7 +70,7 @@ class LTXAdapter(StackAdapter):
     def moment(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Moment:
         given = self.named(args, kwargs)
         tokens: int = given["hidden_states"].shape[1]
-        shape = self._told(given)
+        shape = self._latent_shape(given)
         if shape is None or math.prod(shape) != tokens:
             said = "nothing says" if shape is None else f"frames, height and width of {list(shape)} do not say"
             raise SiteError(
@@ -97,7 +97,7 @@ class LTXAdapter(StackAdapter):
             "rope_interpolation_scale": _SCALE,
         }
 
-    def _told(self, given: dict[str, Any]) -> tuple[int, ...] | None:
+    def _latent_shape(self, given: dict[str, Any]) -> tuple[int, ...] | None:
         """Read from a call, or else from the settings, how the latents lie."""
         named: list[Any] = [given.get(name) for name in ("num_frames", "height", "width")]
         # With coordinates, the model does not look at the three.

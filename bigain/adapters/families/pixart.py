@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from bigain.adapters.base import Part, Seam
+from bigain.adapters.base import Part, Seam, spread_timesteps
 from bigain.adapters.families.dit import DiTAdapter
-from bigain.adapters.hooks.seams import AttentionSeam, TokenSeam
-from bigain.adapters.stack import spread_timesteps
+from bigain.adapters.hooks.diffusers import AttentionSeam
+from bigain.adapters.hooks.tokens import TokenSeam
 
 __all__ = ["PixArtAdapter"]
 
@@ -39,12 +39,12 @@ class PixArtAdapter(DiTAdapter):
     def inputs(
         self, model: nn.Module, rows: int, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
     ) -> dict[str, Any]:
-        held: Any = model
-        config = held.config
+        network: Any = model
+        config = network.config
         size = [length * config.patch_size for length in shape]
         text = config.caption_channels or config.cross_attention_dim
         extra: dict[str, Any] = {"resolution": None, "aspect_ratio": None}
-        if held.use_additional_conditions:  # 1024 x 1024 of PixArt-alpha
+        if network.use_additional_conditions:  # 1024 x 1024 of PixArt-alpha
             pixels = torch.tensor(size, device=device, dtype=dtype) * 8
             ratio = torch.full((rows, 1), size[0] / size[1], device=device, dtype=dtype)
             extra = {"resolution": pixels.expand(rows, -1), "aspect_ratio": ratio}

@@ -6,10 +6,10 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from bigain.adapters.base import Moment, Part, Seam
+from bigain.adapters.base import Moment, Part, Seam, StackAdapter, spread_timesteps
 from bigain.adapters.families._arguments import Orders, named_arguments
-from bigain.adapters.hooks.seams import AttentionSeam, TokenSeam, UnitedSeam
-from bigain.adapters.stack import StackAdapter, spread_timesteps
+from bigain.adapters.hooks.diffusers import AttentionSeam, UnitedSeam
+from bigain.adapters.hooks.tokens import TokenSeam
 
 __all__ = ["SD3Adapter"]
 

@@ -6,10 +6,10 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from bigain.adapters.base import Moment, Part, Seam, Site
+from bigain.adapters.base import Moment, Part, Seam, Site, StackAdapter, spread_timesteps
+from bigain.adapters.hooks.diffusers import AttentionSeam
 from bigain.adapters.hooks.rotary import Rotary
-from bigain.adapters.hooks.seams import AttentionSeam, TokenSeam
-from bigain.adapters.stack import StackAdapter, spread_timesteps
+from bigain.adapters.hooks.tokens import TokenSeam
 from bigain.grid import Grid
 
 __all__ = ["StableAudioAdapter"]

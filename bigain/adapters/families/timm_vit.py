@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bigain.adapters.base import Moment, Part, Seam, Site, Undo
-from bigain.adapters.hooks.seams import TokenSeam
+from bigain.adapters.hooks.tokens import TokenSeam
 from bigain.adapters.hooks.vit import Call, ViTAttentionSeam, author
 from bigain.adapters.pass_state import Attachment
 from bigain.adapters.progressive.merging import Branch
-from bigain.adapters.progressive.pooling import AttentionPool, Pool, Progress
+from bigain.adapters.progressive.pools import AttentionPool, Pool, Progress
 from bigain.adapters.progressive.steps import ProgressiveAdapter
 from bigain.errors import SettingError, SiteError
 from bigain.functional.weighted import mean_by_size
@@ -213,7 +213,7 @@ def _rotate(heads: Tensor, table: Tensor, prefix: int, halves: bool) -> Tensor:
 
 
 def _mix(attention: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Attend with fused attention, or step by step where timm was told to (`TIMM_FUSED_ATTN=0`)."""
+    """Attend with fused attention, or step by step where timm is set to (`TIMM_FUSED_ATTN=0`)."""
     if attention.fused_attn:
         dropout = attention.attn_drop.p if attention.training else 0.0
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from bigain.adapters.base import Moment, Part, Seam, Site
-from bigain.adapters.hooks.seams import TokenSeam
+from bigain.adapters.hooks.tokens import TokenSeam
 from bigain.adapters.hooks.vit import Call, ViTAttentionSeam, author
 from bigain.adapters.progressive.merging import Branch
-from bigain.adapters.progressive.pooling import AttentionPool, MeanPool, Pool
+from bigain.adapters.progressive.pools import AttentionPool, MeanPool, Pool
 from bigain.adapters.progressive.steps import ProgressiveAdapter
 from bigain.errors import SiteError
 from bigain.grid import Grid

@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from bigain.adapters.base import Adapter, Moment, Part, PlanFrom, Seam, Site
-from bigain.adapters.hooks.seams import AttentionSeam, TokenSeam
-from bigain.adapters.stack import spread_timesteps
+from bigain.adapters.base import Adapter, Moment, Part, PlanFrom, Seam, Site, spread_timesteps
+from bigain.adapters.hooks.diffusers import AttentionSeam
+from bigain.adapters.hooks.tokens import TokenSeam
 from bigain.errors import SiteError
 from bigain.grid import Grid
 

@@ -7,12 +7,12 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from bigain.adapters.base import Moment, Part, Seam, Undo
+from bigain.adapters.base import Moment, Part, Seam, StackAdapter, Undo, spread_timesteps
 from bigain.adapters.families._video import row_timesteps
-from bigain.adapters.hooks.diffusers import ReducedAttention
+from bigain.adapters.hooks._diffusers_attention import ReducedAttention
+from bigain.adapters.hooks.diffusers import AttentionSeam
 from bigain.adapters.hooks.rotary import Rotary
-from bigain.adapters.hooks.seams import AttentionSeam, TokenSeam
-from bigain.adapters.stack import StackAdapter, spread_timesteps
+from bigain.adapters.hooks.tokens import TokenSeam
 from bigain.grid import checked_shape
 
 __all__ = ["WanAdapter"]

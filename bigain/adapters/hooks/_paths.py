@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from bigain.adapters.pass_state import Planner
+from bigain.adapters.base import Planner
 from bigain.errors import SettingError, SiteError
 
 __all__ = ["common_block", "find_named", "names_of", "parameter_name", "watch_path"]
@@ -88,15 +88,15 @@ def parameter_name(module: nn.Module) -> str:
 
 
 def watch_path(planner: Planner, path: str, module: nn.Module) -> None:
-    """Take down that a module has to stay at its path in the model."""
-    held, (parent, _, name) = planner.attachment, path.rpartition(".")
-    if module is not held.model:
-        held.watch(parent or type(held.model).__name__, held.model.get_submodule(parent), name)
+    """Refuse a pass once a module is no longer at its path in the model."""
+    attachment, (parent, _, name) = planner.attachment, path.rpartition(".")
+    if module is not attachment.model:
+        attachment.watch(parent or type(attachment.model).__name__, attachment.model.get_submodule(parent), name)
 
 
 def _hint(paths: Sequence[str], pattern: str) -> str:
     # Blocks differ by their number alone: of them all, one is enough.
     kinds = list(dict.fromkeys(re.sub(r"(?<![^.])\d+(?![^.])", "*", path) for path in paths))
     near = difflib.get_close_matches(pattern, kinds, n=3, cutoff=0.5)
-    told = f"Did you mean {' or '.join(near)}?" if near else f"It has {', '.join(kinds[:8])} and others."
-    return f" {told}"
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"It has {', '.join(kinds[:8])} and others."
+    return f" {hint}"

@@ -1,242 +1,164 @@
-"""What hangs in a model's modules: hooks that reduce, restore, and rotate."""
+"""The seams of attention modules as in diffusers."""
 
-import inspect
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from bigain.adapters.base import Part
-from bigain.adapters.hooks.rotary import Layout, Tables, rotate
-from bigain.adapters.pass_state import Hooked, Planner
-from bigain.errors import SettingError, SiteError
-from bigain.reducers.base import Reduction
+from bigain.adapters.base import Part, Planner, Seam, Site, Undo
+from bigain.adapters.hooks._diffusers_attention import ReducedAttention, Rotation
+from bigain.adapters.hooks.proportional import ProportionalProcessor, check_proportional
+from bigain.adapters.hooks.rotary import Rotary
+from bigain.errors import SiteError
+from bigain.reducers.base import TokenReducer
 
-if TYPE_CHECKING:
-    from bigain.adapters.hooks.seams import AttentionSeam
-
-__all__ = ["ReducedAttention", "ReducedTokens", "Rotation", "plan_behind", "reduce_behind", "restore_behind"]
+__all__ = ["AttentionSeam", "RegionSeam", "UnitedSeam"]
 
 
-def plan_behind(planner: Planner, tokens: Tensor) -> tuple[Reduction, int]:
-    """Return a block's plan for the last tokens of `[B, T + N, C]`, those of the grid, and N."""
-    count = planner.grid.tokens
-    return planner(tokens[:, tokens.shape[1] - count :]), count
+@dataclass(frozen=True)
+class AttentionSeam(Seam):
+    """An attention module of diffusers: `forward(hidden_states, encoder_hidden_states, ...)`, a processor inside.
 
-
-def reduce_behind(plan: Reduction, tokens: Tensor, count: int) -> Tensor:
-    """Reduce the last `count` tokens of `[B, T + N, C]`; the T before them, text, stay."""
-    lead = tokens.shape[1] - count
-    return torch.cat([tokens[:, :lead], plan.reduce(tokens[:, lead:])], dim=1) if lead else plan.reduce(tokens)
-
-
-def restore_behind(plan: Reduction, tokens: Tensor) -> Tensor:
-    """Restore the last tokens of `[B, T + M, C]`, as many as the plan has places."""
-    lead = tokens.shape[1] - plan.sizes.shape[1]
-    return torch.cat([tokens[:, :lead], plan.restore(tokens[:, lead:])], dim=1) if lead else plan.restore(tokens)
-
-
-class ReducedTokens(Hooked):
-    """Lets a module run on reduced tokens.
+    Tokens are reduced before the call and restored behind it, whatever processor and
+    backend are at work inside. Where only keys and values shrink, they come as
+    `encoder_hidden_states`; where text joins the attention and may take that place,
+    the projections of keys and values are given fewer tokens.
 
     Args:
-        planner: Plans for its block.
-        joint: Whether text stands before the grid's tokens.
+        module: Its path in the block.
+        joint: Text tokens join in the attention. They are never reduced.
+        rotary: How it takes rotary positions, if it does.
+        keys: Names of the projections of keys and values.
     """
 
-    def __init__(self, planner: Planner, joint: bool = False) -> None:
-        self.planner, self._joint = planner, joint
-        self._plan: Reduction | None = None
-        planner.forgetting.append(self.forget)
+    module: str
+    joint: bool = False
+    rotary: Rotary | None = None
+    keys: tuple[str, ...] = ("to_k", "to_v")
 
-    def before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Shorten the input, in a forward pre-hook."""
-        tokens, *rest = args
-        plan, count = plan_behind(self.planner, tokens) if self._joint else (self.planner(tokens), tokens.shape[1])
-        # A composite may leave queries alone at this block.
-        self._plan = None if plan.kind == "kv" else plan
-        return args if self._plan is None else (reduce_behind(plan, tokens, count), *rest)
-
-    def after(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Restore the output, in a forward hook."""
-        plan, self._plan = self._plan, None
-        return output if plan is None else restore_behind(plan, output)
-
-    def forget(self) -> None:
-        """Let go of what a call that came to no end has left."""
-        self._plan = None
-
-
-class ReducedAttention(Hooked):
-    """Lets an attention module run on reduced tokens.
-
-    Args:
-        seam: What the module is like.
-        attention: The module.
-        planner: Plans for its block.
-        part: Which part of the block it is.
-    """
-
-    def __init__(self, seam: "AttentionSeam", attention: nn.Module, planner: Planner, part: Part) -> None:
-        self.seam, self.planner, self.part = seam, planner, part
-        self._names = tuple(inspect.signature(type(attention).forward).parameters)[1:]
-        self._path = planner.site.inside(seam.module)
-        self.plan: Reduction | None = None
-        self.tables: Tables | None = None
-        self._count, self._waiting = 0, 0
-        planner.forgetting.append(self.forget)
-
-    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Shorten the tokens of a call."""
-        given = dict(zip(self._names, args, strict=False)) | kwargs
-        tokens: Tensor = given["hidden_states"]
-        plan = self.planner(tokens)
-        if self.part == "cross" and plan.kind == "kv":
-            self.plan = self.tables = None
-            return None  # a composite at a block where it leaves queries alone
-        self._count = tokens.shape[1]
-        self._begin(plan, given, module)
-        if self.part == "cross":
-            self._check_cross(given)
-        elif not self.seam.joint:
-            self._prepare(given, plan, tokens)
-        if plan.kind == "merge":
-            given["hidden_states"] = plan.reduce(tokens)
-        return (), given
-
-    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """Restore what the call gave: the tokens, and what an image adapter adds to them."""
-        plan = self._finish()
-        if plan is None or plan.kind == "kv":
-            return output
-        if not isinstance(output, tuple):
-            return plan.restore(output)
-        first, *rest = output  # then the text's, then an image adapter's for every token
-        return (plan.restore(first), *rest[:1], *(plan.restore(added) for added in rest[1:]))
-
-    def forget(self) -> None:
-        """Let go of what a call that came to no end has left."""
-        self.plan, self.tables, self._waiting = None, None, 0
-
-    def open_region(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """Shorten what a norm gave, text first."""
-        tokens, rest = (output[0], output[1:]) if isinstance(output, tuple) else (output, None)
-        self.plan, self._count = plan_behind(self.planner, tokens)
-        short = tokens if self.plan.kind == "kv" else reduce_behind(self.plan, tokens, self._count)
-        return short if rest is None else (short, *rest)
-
-    def inside_region(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Take the positions out of the attention's call; its tokens are short already."""
-        given = dict(zip(self._names, args, strict=False)) | kwargs
-        assert self.plan is not None
-        self._begin(self.plan, given, module)
-        return (), given
-
-    def close_region(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Restore what a projection gave, text first."""
-        plan = self._finish()
-        return output if plan is None or plan.kind == "kv" else restore_behind(plan, output)
-
-    def shorten(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
-        """Give the projection of keys or values fewer tokens."""
-        if self.plan is None or self.plan.kind != "kv":
-            return None
-        self._waiting -= 1
-        tokens, *rest = args
-        return reduce_behind(self.plan, tokens, self._count), *rest
-
-    def _begin(self, plan: Reduction, given: dict[str, Any], module: nn.Module) -> None:
-        """Take down the plan, take the positions out of the call."""
-        seam, self.plan, self.tables = self.seam, plan, None
-        self._check_processor(plan, module)
-        if seam.joint:
-            self._check_joint(plan)
-        self._waiting = len(seam.keys) if seam.joint and plan.kind == "kv" else 0
-        if seam.joint and given.get("attention_mask") is not None:
-            given["attention_mask"] = self._shorten_mask(given["attention_mask"], plan)
-        rotary = seam.rotary
-        if rotary is not None and given.get(rotary.argument) is not None:
-            self.tables = Tables.of(given[rotary.argument], plan, self._count, rotary.text is not None)
-            given[rotary.argument] = None
-
-    def _check_joint(self, plan: Reduction) -> None:
-        if plan.padded:
-            raise SettingError(
-                f"At {self.planner.site.name} the rows of one batch would be reduced to different lengths, which the "
-                "attention over text and image there cannot mask. Give all rows one timestep: report.at(timestep)."
-            )
-
-    def _check_processor(self, plan: Reduction, module: nn.Module) -> None:
-        """Refuse processors that leave the keys they are given aside, or know places among them."""
-        kind = type(getattr(module, "processor", None)).__name__
-        if plan.kind == "kv" and kind.startswith("PAG"):
-            raise SettingError(
-                f"{self._path} has a {kind}, which attends to the image's own tokens alone, so that keys cannot be "
-                "fewer than queries; take a merging reducer."
-            )
-
-    def _shorten_mask(self, mask: Tensor, plan: Reduction) -> Tensor:
-        """Give a mask over text and grid, `[B, H, Q, K]`, the rows and columns of reduced tokens."""
-        if mask.ndim != 4:
-            raise SettingError(f"{self._path} was given a mask of shape {list(mask.shape)}; accepted is [B, H, Q, K].")
-        short = mask.expand(plan.sizes.shape[0], -1, -1, -1).float()
-        for axis in (3,) if plan.kind == "kv" or mask.shape[2] == 1 else (3, 2):
-            moved = short.movedim(axis, 1)
-            lead, rest = torch.split(moved.flatten(2), [moved.shape[1] - self._count, self._count], dim=1)
-            # As with positions: what holds for a merged token's destination.
-            kept = torch.cat([lead, plan.place_positions(rest)], dim=1)
-            short = kept.reshape(*kept.shape[:2], *moved.shape[2:]).movedim(1, axis)
-        return short > 0 if mask.dtype == torch.bool else short.to(mask.dtype)
-
-    def _prepare(self, given: dict[str, Any], plan: Reduction, tokens: Tensor) -> None:
-        """Give self-attention without text its keys, and mask those that stand for no token."""
-        if given.get("encoder_hidden_states") is not None or given.get("attention_mask") is not None:
-            raise SiteError(f"{self._path} is reduced as self-attention, but was called with encoder states or a mask.")
-        if plan.padded:
-            given["attention_mask"] = _mask(plan, tokens.dtype)
-        if plan.kind == "kv":
-            given["encoder_hidden_states"] = plan.reduce(tokens)
-
-    def _check_cross(self, given: dict[str, Any]) -> None:
-        if given.get("ip_adapter_masks") is not None:
+    def check(self, site: Site, part: Part, reducer: TokenReducer, proportional: bool) -> None:
+        path, module = site.inside(self.module), cast("Any", site.block.get_submodule(self.module))
+        if part != "self":
+            return
+        if "kv" in reducer.kinds and _fused(module):
             raise SiteError(
-                f"{self._path} was given masks of an IP-Adapter for every token; leave `cross` out of the parts."
+                f"{path} projects queries, keys and values at once, so that keys and values cannot be "
+                "fewer; undo that with unfuse_qkv_projections(), or take a merging reducer."
             )
+        if proportional and (self.joint or self.rotary):
+            raise SiteError(f"Proportional attention does not know the text and positions inside {path}.")
+        if proportional:
+            check_proportional(path, module, module.processor)
 
-    def _finish(self) -> Reduction | None:
-        plan, self.plan, self.tables = self.plan, None, None
-        if self._waiting:
-            raise SiteError(
-                f"{self._path} did not use {' and '.join(self.seam.keys)}, so that keys and "
-                "values were not reduced: were its projections fused after attaching? Detach, and attach again."
-            )
-        return plan
+    def install(self, planner: Planner, part: Part, proportional: bool) -> Undo:
+        block, path, watch = planner.site.block, planner.site.inside(self.module), planner.attachment.watch
+        attention: Any = block.get_submodule(self.module)
+        watch(planner.site.name, block, self.module)
+        work = ReducedAttention(attention, path, planner, part, self.joint, self.rotary, self.keys)
+        undo = self.around(work, attention, block)
+        if part == "self" and "kv" in planner.attachment.reducer.kinds and hasattr(attention, "fused_projections"):
+            watch(path, attention, "fused_projections")
+        if part == "self" and self.joint and "kv" in planner.attachment.reducer.kinds:
+            for name in self.keys:
+                watch(path, attention, name)
+                undo.append(getattr(attention, name).register_forward_pre_hook(work.shorten).remove)
+        if self.rotary is not None:
+            undo += _rotating(self.rotary, attention, work)
+        if proportional and part == "self":
+            before = attention.processor
+            attention.processor = ProportionalProcessor(before, work)
+            watch(path, attention, "processor")
+            undo.append(partial(setattr, attention, "processor", before))
+        return undo
+
+    def around(self, work: ReducedAttention, attention: nn.Module, block: nn.Module) -> Undo:
+        """Reduce before the attention module, and restore behind it."""
+        return [
+            attention.register_forward_pre_hook(work.before, with_kwargs=True).remove,
+            attention.register_forward_hook(work.after).remove,
+        ]
 
 
-class Rotation(Hooked):
-    """Rotates queries or keys behind a module, while the attention is at work on reduced tokens.
+@dataclass(frozen=True)
+class RegionSeam(AttentionSeam):
+    """Attention and an MLP beside it, between one norm and one projection: a single block of FLUX.
+
+    What the norm gives, text first, is reduced; what the projection gives is restored.
+    The MLP in between shrinks with the attention.
 
     Args:
-        work: The attention's hooks, which hold the table.
-        of: Which of the tables: `queries`, `keys` or `text`.
-        layout: How the module's output lies.
-        halves: Which channels are paired.
-        attention: The attention module.
+        norm: Name of the norm; its output, or the first of them, holds the tokens.
+        projection: Name of the projection.
+        beside: Names of the MLP's own modules.
     """
 
-    def __init__(self, work: ReducedAttention, of: str, layout: Layout, halves: bool, attention: Any) -> None:
-        self._work, self._of, self._layout, self._halves = work, of, layout, halves
-        self._width: int = attention.inner_dim // attention.heads
+    joint: bool = True
+    norm: str = "norm"
+    projection: str = "proj_out"
+    beside: tuple[str, ...] = ("proj_mlp",)
 
-    def after(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Rotate, in a forward hook."""
-        tables = self._work.tables
-        if tables is None:
-            return output
-        return rotate(output, getattr(tables, self._of), self._layout, self._width, self._halves)
+    @property
+    def covers(self) -> tuple[str, ...]:
+        return (self.module, *self.beside, self.projection)
+
+    def around(self, work: ReducedAttention, attention: nn.Module, block: nn.Module) -> Undo:
+        for name in (self.norm, self.projection):
+            work.planner.attachment.watch(work.planner.site.name, block, name)
+        return [
+            block.get_submodule(self.norm).register_forward_hook(work.open_region).remove,
+            attention.register_forward_pre_hook(work.inside_region, with_kwargs=True).remove,
+            block.get_submodule(self.projection).register_forward_hook(work.close_region).remove,
+        ]
 
 
-def _mask(reduction: Reduction, dtype: torch.dtype) -> Tensor:
-    """Leave out places that stand for no token, as an additive mask `[B, 1, M]`."""
-    empty = (reduction.sizes == 0)[:, None]
-    return torch.zeros_like(empty, dtype=dtype).masked_fill(empty, torch.finfo(dtype).min)
+@dataclass(frozen=True)
+class UnitedSeam(Seam):
+    """Several modules that are one part of a block, and follow one plan: the two attentions of a block of SD3.5.
+
+    Args:
+        seams: Their seams, in order of execution. The part goes by the name of the first.
+    """
+
+    seams: tuple[Seam, ...]
+
+    @property
+    def module(self) -> str:  # type: ignore[override]  # a setting in the others
+        return self.seams[0].module
+
+    @property
+    def covers(self) -> tuple[str, ...]:
+        return tuple(path for seam in self.seams for path in seam.covers)
+
+    def check(self, site: Site, part: Part, reducer: TokenReducer, proportional: bool) -> None:
+        for seam in self.seams:
+            seam.check(site, part, reducer, proportional)
+
+    def install(self, planner: Planner, part: Part, proportional: bool) -> Undo:
+        return [undo for seam in self.seams for undo in seam.install(planner, part, proportional)]
+
+
+def _fused(attention: Any) -> bool:
+    """Say whether queries, keys and values are projected at once."""
+    if hasattr(attention, "unfuse_projections"):
+        return bool(attention.fused_projections)
+    # diffusers' older Attention keeps its mark when it is unfused: what counts is the processor.
+    return type(getattr(attention, "processor", None)).__name__.startswith("Fused")
+
+
+def _rotating(rotary: Rotary, attention: Any, work: ReducedAttention) -> Undo:
+    """Put hooks where queries and keys are rotated; the keys of cross-attention are not."""
+    watch, path = work.planner.attachment.watch, work.path
+    undo: Undo = []
+    for of, number in (("queries", 0), ("keys", 1)):
+        if of == "keys" and work.part == "cross":
+            continue
+        name, layout = rotary.behind(attention, number)
+        watch(path, attention, name)
+        turn = Rotation(work, of, layout, rotary.halves, attention)
+        undo.append(getattr(attention, name).register_forward_hook(turn.after).remove)
+    for name in rotary.text or ():
+        if getattr(attention, name, None) is not None:
+            turn = Rotation(work, "text", rotary.layout, rotary.halves, attention)
+            undo.append(getattr(attention, name).register_forward_hook(turn.after).remove)
+    return undo

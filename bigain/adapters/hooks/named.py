@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bigain.adapters.base import Part, Seam, Site, Undo
+from bigain.adapters.base import Part, Planner, Seam, Site, Undo
 from bigain.adapters.hooks._paths import watch_path
-from bigain.adapters.pass_state import Hooked, Planner
+from bigain.adapters.pass_state import Hooked
 from bigain.errors import BigainError, SettingError, SiteError
 from bigain.reducers.base import Context, NoReduction, Reduction, TokenReducer
 
@@ -89,7 +89,7 @@ class ReducedModule(Hooked):
         self._count = self._waiting = 0
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Shorten the tokens of a call, or take down the plan for its keys and values."""
+        """Shorten the tokens of a call, or keep the plan for its keys and values."""
         tokens = self._turned(self._find(args, kwargs))
         plan = self._planner(tokens)
         if plan.padded:
@@ -135,9 +135,9 @@ class ReducedModule(Hooked):
         """Return the tokens of a call."""
         found = args[self._position] if len(args) > self._position else kwargs.get(self._name)
         if not isinstance(found, Tensor) or found.ndim != 3:
-            told = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            given = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise SiteError(
-                f"{self._path} is reduced by its argument {self._name!r}, tokens [B, N, C], and was given {told}. "
+                f"{self._path} is reduced by its argument {self._name!r}, tokens [B, N, C], and was given {given}. "
                 "Where another argument holds them, name it: tokens=... beside attention."
             )
         return found
@@ -146,9 +146,9 @@ class ReducedModule(Hooked):
         first = output[0] if isinstance(output, tuple) else output
         length, axis = plan.sizes.shape[1], 1 if self._planner.site.batch_first else 0
         if not isinstance(first, Tensor) or first.ndim != 3 or first.shape[axis] != length:
-            told = list(first.shape) if isinstance(first, Tensor) else type(first).__name__
+            given = list(first.shape) if isinstance(first, Tensor) else type(first).__name__
             raise SiteError(
-                f"{self._path} gave {told} for {length} tokens; what is reduced gives as many, [B, N, C], or a tuple "
+                f"{self._path} gave {given} for {length} tokens; what is reduced gives as many, [B, N, C], or a tuple "
                 "that begins with them."
             )
         restored = self._turned(plan.restore(self._turned(first)))
@@ -172,10 +172,12 @@ class ReducedModule(Hooked):
             return
         length = plan.sizes.shape[1]
         if plan.kind == "kv":
-            told = f"{' and '.join(self._keys)}, named as keys, gave {length} keys and values for {self._count} queries"
+            cause = (
+                f"{' and '.join(self._keys)}, named as keys, gave {length} keys and values for {self._count} queries"
+            )
         else:
-            told = f"it was given {length} tokens in place of {self._count}"
+            cause = f"it was given {length} tokens in place of {self._count}"
         error.add_note(
-            f"A reducer is attached to {self._path}: {told}. Masks, positions and lengths that the module takes from "
+            f"A reducer is attached to {self._path}: {cause}. Masks, positions and lengths that the module takes from "
             "elsewhere do not follow."
         )

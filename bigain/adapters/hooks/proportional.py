@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bigain.adapters.hooks.diffusers import ReducedAttention
+from bigain.adapters.hooks._diffusers_attention import ReducedAttention
 from bigain.errors import SiteError
 from bigain.functional.attention import proportional_attention
 

@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bigain.adapters.base import Part, Seam, Undo
+from bigain.adapters.base import Part, Planner, Seam, Undo
 from bigain.adapters.hooks._paths import watch_path
-from bigain.adapters.hooks.diffusers import ReducedTokens
-from bigain.adapters.pass_state import Hooked, Planner
+from bigain.adapters.hooks.tokens import ReducedTokens
+from bigain.adapters.pass_state import Hooked
 from bigain.errors import SiteError
 from bigain.reducers.base import Reduction
 

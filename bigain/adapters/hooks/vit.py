@@ -18,9 +18,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from bigain.adapters.base import Part, Seam, Site, Undo
+from bigain.adapters.base import Part, Planner, Seam, Site, Undo
 from bigain.adapters.hooks.rotary import shorten_table
-from bigain.adapters.pass_state import Hooked, Planner
+from bigain.adapters.pass_state import Hooked
 from bigain.adapters.recompute import in_backward
 from bigain.errors import SiteError
 from bigain.reducers.base import Context, NoReduction, Reduction, TokenReducer
@@ -103,20 +103,20 @@ class ViTAttentionSeam(Seam):
             self.check_mask(path, attention)
 
     def install(self, planner: Planner, part: Part, proportional: bool) -> Undo:
-        site, held = planner.site, planner.attachment
+        site, attachment = planner.site, planner.attachment
         attention, norm = site.module(part), site.block.get_submodule(self.norm or "")
         work = ReducedViTAttention(self, attention, planner, part, proportional)
-        held.watch(site.name, site.block, self.module)
+        attachment.watch(site.name, site.block, self.module)
         undo: Undo = [
             attention.register_forward_pre_hook(work.before, with_kwargs=True).remove,
             attention.register_forward_hook(work.after, always_call=True).remove,
         ]
         if self.norm is not None:
             undo.append(norm.register_forward_pre_hook(Repeating(planner).before).remove)
-        if "kv" in held.reducer.kinds_at(Context(layer=site.layer, stage=site.stage)):
+        if "kv" in attachment.reducer.kinds_at(Context(layer=site.layer, stage=site.stage)):
             attention.forward = OwnForward(work, attention)
             undo.append(partial(_take_off, attention, attention.forward))
-            held.watch(site.path(part), attention, "forward")
+            attachment.watch(site.path(part), attention, "forward")
         return undo
 
 
@@ -140,7 +140,7 @@ class ReducedViTAttention(Hooked):
         self.plan: Reduction | None = None
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Shorten the tokens of a call; take down the plan."""
+        """Shorten the tokens of a call; keep the plan until its output."""
         given = bound(self.names, args, kwargs)
         refuse_masks(self._path, self.seam, given)
         self.plan = None
@@ -264,11 +264,11 @@ def shorten_rope(table: Tensor, plan: Reduction, prefix: int) -> Tensor:
 
 def _take_off(attention: nn.Module, ours: OwnForward) -> None:
     """Give a module its class's `forward` back, also from under a wrapper that was put around ours."""
-    held: dict[str, Any] = vars(attention)
-    if held.get("forward") is ours:
+    own: dict[str, Any] = vars(attention)
+    if own.get("forward") is ours:
         del attention.forward
-    elif held.get("_old_forward") is ours:  # accelerate's; it puts this back when it goes
-        held["_old_forward"] = type(attention).forward.__get__(attention)
+    elif own.get("_old_forward") is ours:  # accelerate's; it puts this back when it goes
+        own["_old_forward"] = type(attention).forward.__get__(attention)
 
 
 def author(module: nn.Module, library: str) -> str | None:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from bigain.adapters.base import Site, Undo
 from bigain.adapters.hooks.vit import Repeating, ViTAttentionSeam, bound, refuse_masks, shorten_rope
-from bigain.adapters.pass_state import Attachment, Planner
-from bigain.adapters.progressive.pooling import Progress
+from bigain.adapters.pass_state import Attachment, BlockPlanner
+from bigain.adapters.progressive.pools import Progress
 from bigain.adapters.recompute import Visit, in_backward
 from bigain.errors import SettingError, SiteError
 from bigain.functional.weighted import merge_by_size
@@ -73,7 +73,7 @@ class Passing(Visit):
     merged: Tensor | None = None
 
 
-class MergingBlock(Planner):
+class MergingBlock(BlockPlanner):
     """Lets a block run on merged tokens, and merge them further before its MLP.
 
     x becomes x' = merge(x + attention(x)) where the MLP's branch begins, and the block gives
@@ -133,7 +133,7 @@ class MergingBlock(Planner):
         return Grid((self._count,), self._step.prefix)
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Take down what comes from the blocks before."""
+        """Begin a run with what the blocks before pass on."""
         self._short = self._branch = None
         apart = self.attachment.moment is None and not in_backward()
         if apart and self._starts:
@@ -163,7 +163,7 @@ class MergingBlock(Planner):
         return (tokens,), given
 
     def take_keys(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        """Take down the mean of the heads' keys."""
+        """Keep the mean of the heads' keys, to plan from."""
         visit = self._passing
         if visit is not None and visit.plan is None:
             visit.source = self._seam.mean_key(self.site.module("self"), output.detach())

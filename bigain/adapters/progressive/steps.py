@@ -17,7 +17,7 @@ from bigain.adapters.base import Adapter, Site, Undo
 from bigain.adapters.pass_state import Attachment, Hooked
 from bigain.adapters.placement import Placement
 from bigain.adapters.progressive.merging import Branch, MergingBlock, Step, ratio_for
-from bigain.adapters.progressive.pooling import Pool, Progress
+from bigain.adapters.progressive.pools import Pool, Progress
 from bigain.adapters.report import SiteReport
 from bigain.errors import SettingError, SiteError
 from bigain.grid import Grid

@@ -120,13 +120,13 @@ class WeightedAttentionPool(Hooked):
     """
 
     def __init__(self, pool: AttentionPool, attachment: Attachment, progress: Progress) -> None:
-        self._pool, self._held, self._progress = pool, attachment, progress
+        self._pool, self._attachment, self._progress = pool, attachment, progress
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Put the weights into the call."""
         pool = self._pool
         tokens: Tensor = args[pool.tokens]
-        sizes = self._progress.pooled(tokens, self._held, pool.prefix)
+        sizes = self._progress.pooled(tokens, self._attachment, pool.prefix)
         if sizes is None:
             return None
         bias = sizes.log().to(tokens.dtype)
@@ -168,7 +168,7 @@ class WeightedMean(Hooked):
         self._tokens: Tensor | None = None
 
     def keep(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Take down the tokens."""
+        """Keep the tokens until they are pooled."""
         self._tokens = output if isinstance(output, Tensor) else output[0]
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> Any:

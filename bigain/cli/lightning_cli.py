@@ -54,7 +54,7 @@ class BigainCLI(LightningCLI):
 class _MadeParsers(BaseException):
     """Leaves Lightning's constructor before anything is parsed."""
 
-    def __init__(self, parsers: dict[str, VerbParser]) -> None:
+    def __init__(self, parsers: dict[str, Any]) -> None:
         super().__init__()
         self.parsers = parsers
 

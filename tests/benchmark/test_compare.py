@@ -5,10 +5,10 @@ import json
 
 import pytest
 import torch
-from bigain.benchmark import compare as module
 from rich.console import Console
 
 from bigain.backbones.pixel_dit import PixelDiT
+from bigain.benchmark import compare as module
 from bigain.benchmark.compare import run_comparison
 from bigain.benchmark.compare_table import terminal_table
 from bigain.benchmark.comparison import Comparison

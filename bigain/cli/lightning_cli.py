@@ -1,7 +1,6 @@
 """Lightning's command line for recipes, as `bigain fit` and `bigain test` run it."""
 
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +87,6 @@ def verb_parser(verb: str) -> VerbParser:
     return _verb_parsers()[verb]
 
 
-@cache
 def _verb_parsers() -> dict[str, VerbParser]:
     try:
         _ParsersAlone(**_SETTINGS)

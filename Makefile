@@ -1,6 +1,6 @@
 # make demo   install into .venv and run the comparison on the embedded model (no GPU, no network beyond the index)
 # make test   the same environment, all tests
-# make lint   formatter, linter and type checker
+# make lint   formatter, linter, layers and type checker
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -32,6 +32,7 @@ test: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy bigain $(PLUGIN_PACKAGES)
 
 clean:

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from bigain.assets import asset
-from bigain.cli.commands import COMMANDS
+from bigain.cli import commands
 from bigain.cli.main import main
 from bigain.results.store import read_json
 
@@ -75,7 +75,7 @@ def test_completion_and_schema_come_out_as_told(capsys):
 
 
 def test_every_command_of_its_own_is_in_the_readme():
-    for name in COMMANDS:
+    for name in commands.COMMANDS:
         assert f"`bigain {name}" in README
 
 

@@ -1,7 +1,6 @@
 """Lightning's command line for recipes, as `bigain fit` and `bigain test` run it."""
 
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,7 @@ class BigainCLI(LightningCLI):
 class _MadeParsers(BaseException):
     """Leaves Lightning's constructor before anything is parsed."""
 
-    def __init__(self, parsers: dict[str, VerbParser]) -> None:
+    def __init__(self, parsers: dict[str, Any]) -> None:
         super().__init__()
         self.parsers = parsers
 
@@ -88,7 +87,6 @@ def verb_parser(verb: str) -> VerbParser:
     return _verb_parsers()[verb]
 
 
-@cache
 def _verb_parsers() -> dict[str, VerbParser]:
     try:
         _ParsersAlone(**_SETTINGS)

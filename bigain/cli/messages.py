@@ -78,7 +78,8 @@ def shortened(message: str) -> str:
         if _depth(line) < least:
             path, least = [_plain(line), *path], _depth(line)
     text = ": ".join([*path, "; or ".join(dict.fromkeys(_plain(lines[at]) for at in deepest))])
-    given = re.search(r"Given value: (.{1,40})$", message, re.MULTILINE)
+    # What jsonargparse wraps a nested option in says nothing beyond its name.
+    given = re.search(r"Given value: (?!NestedArg)(.{1,40})$", message, re.MULTILINE)
     if given and "Got value" not in text:
         text += f"; got {given[1]}"
     return text + ("" if text.endswith((".", "?")) else ".")

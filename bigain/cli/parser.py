@@ -86,4 +86,6 @@ def _settings_of(path: str, group: str) -> list[str]:
     except Exception:  # whatever a plugin's annotations raise, the error itself is said
         return []
     inner = hints.get(group)
-    return [item.name for item in fields(inner)] if is_dataclass(inner) else [*hints]
+    return (
+        [item.name for item in fields(inner)] if is_dataclass(inner) else [name for name in hints if name != "return"]
+    )

@@ -21,7 +21,7 @@ def load_strictly(text: str, path: Any = "") -> Any:
     Raises:
         DataError: A key stands twice in one mapping.
     """
-    import yaml
+    import yaml  # type: ignore[import-untyped] # comes with jsonargparse
 
     try:
         root = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))

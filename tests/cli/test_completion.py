@@ -11,8 +11,8 @@ import time
 import pytest
 
 import bigain
-from bigain.cli.completion import SHELLS, completion_script
 from bigain.cli.commands import COMMANDS
+from bigain.cli.completion import SHELLS, completion_script
 from bigain.cli.main import main
 from bigain.errors import SettingError
 

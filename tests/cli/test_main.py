@@ -280,3 +280,13 @@ def test_a_pipe_that_broke_elsewhere_is_an_error(monkeypatch, capsys):
 def test_the_version_is_told(capsys):
     main(["--version"])
     assert capsys.readouterr().out == f"bigain {version('bigain')}\n"
+
+
+def test_the_list_fits_eighty_columns_and_cuts_nothing(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    main(["list"])
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "…" not in shown
+    for name in ("FeatureTraining", "DiffusionTraining", "ClassificationTask", "GenerationTask"):
+        assert name in shown

@@ -21,6 +21,7 @@ from bigain.benchmark.flops import FlopCounter
 from bigain.errors import SettingError, SiteError
 from bigain.reducers.base import Reduction
 from bigain.reducers.lgtm import LGTM
+from tests.comparing import assert_same
 
 HOOKS = [
     "_forward_pre_hooks",
@@ -55,7 +56,7 @@ class Snapshot:
         assert list(state) == list(self.state)
         assert all(torch.equal(state[key], self.state[key]) for key in state)
         with torch.no_grad():
-            assert torch.equal(model(**self.batch).sample, self.output)
+            assert_same(model(**self.batch).sample, self.output)
 
 
 @pytest.fixture
@@ -122,7 +123,7 @@ def test_after_an_exception_inside_forward_the_reducer_goes_on(dit, batch):
         expected = dit(**batch).sample
         with pytest.raises(IndexError):
             dit(**{**batch, "class_labels": torch.tensor([0, 4, 99])})
-        assert torch.equal(dit(**batch).sample, expected)
+        assert_same(dit(**batch).sample, expected)
 
 
 @torch.no_grad()
@@ -145,7 +146,7 @@ def test_attaching_twice_raises_and_leaves_the_first_at_work(dit, batch, before)
         expected = dit(**batch).sample
         with pytest.raises(SiteError, match=r"attached already, at transformer_blocks\.1\.attn1"):
             bigain.attach(dit, "tome", ratio=0.5, layers=[1, 2], quiet=True)
-        assert torch.equal(dit(**batch).sample, expected)
+        assert_same(dit(**batch).sample, expected)
         assert len(report.sites) == 2
     before.check(dit)
 
@@ -157,7 +158,7 @@ def test_two_reducers_on_different_layers_detach_in_any_order(dit, batch, before
         second = bigain.attach(dit, "tome", ratio=0.5, layers=[2], quiet=True)
         assert not torch.allclose(dit(**batch).sample, alone, atol=1e-3)
         second.detach()
-        assert torch.equal(dit(**batch).sample, alone)
+        assert_same(dit(**batch).sample, alone)
     second = bigain.attach(dit, "tome", ratio=0.5, layers=[2], quiet=True)
     first.detach()
     second.detach()
@@ -169,7 +170,7 @@ def test_attaching_again_after_detaching_gives_the_same(dit, batch):
     for _ in range(2):
         with torch.no_grad(), bigain.attach(dit, "tome", ratio=0.5, quiet=True):
             outputs.append(dit(**batch).sample)
-    assert torch.equal(*outputs)
+    assert_same(*outputs)
 
 
 def test_a_copy_of_the_model_is_independent(dit, batch, before):
@@ -245,7 +246,7 @@ def test_every_way_to_name_a_reducer_does_the_same(dit, batch, spec, settings):
         with bigain.attach(dit, "lgtm", ratio=0.5, quiet=True) as report:
             expected, text = dit(**batch).sample, report.reducer.partition("scorer")[0]
         with bigain.attach(dit, spec, **settings, quiet=True) as report:
-            assert torch.equal(dit(**batch).sample, expected)
+            assert_same(dit(**batch).sample, expected)
             assert report.reducer.partition("scorer")[0] == text
 
 
@@ -269,7 +270,7 @@ def test_the_network_inside_a_backbone_is_found():
         assert not torch.allclose(reduced, plain, atol=1e-3)
         with pytest.raises(SiteError, match="attached already"):
             bigain.attach(backbone.network, "lgtm", ratio=0.7, quiet=True)
-    assert torch.equal(backbone.predict_noise(*inputs), plain)
+    assert_same(backbone.predict_noise(*inputs), plain)
 
 
 @torch.no_grad()
@@ -587,7 +588,7 @@ def test_a_second_thread_in_the_same_model_is_told_instead_of_given_the_others_p
     with torch.no_grad(), bigain.attach(dit, "tome", ratio=0.5, layers=2, quiet=True):
         expected = dit(**batch).sample
         handle = dit.transformer_blocks[0].register_forward_hook(start)
-        assert torch.equal(dit(**batch).sample, expected)
+        assert_same(dit(**batch).sample, expected)
         handle.remove()
         start()  # one after the other is no matter
     assert len(told) == 1

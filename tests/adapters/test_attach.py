@@ -32,36 +32,9 @@ HOOKS = [
 ]
 
 
-class Snapshot:
-    """Everything about a model that attaching could change."""
-
-    def __init__(self, model, batch):
-        self.processors = [block.attn1.processor for block in model.transformer_blocks]
-        self.forwards = [module.forward for module in model.modules()]
-        self.classes = [type(module) for module in model.modules()]
-        self.attributes = [set(vars(module)) for module in model.modules()]
-        self.state = {key: value.clone() for key, value in model.state_dict().items()}
-        self.batch = batch
-        with torch.no_grad():
-            self.output = model(**batch).sample
-
-    def check(self, model):
-        processors = [block.attn1.processor for block in model.transformer_blocks]
-        assert all(now is then for now, then in zip(processors, self.processors, strict=True))
-        assert [module.forward for module in model.modules()] == self.forwards
-        assert [type(module) for module in model.modules()] == self.classes
-        assert [set(vars(module)) for module in model.modules()] == self.attributes
-        assert all(len(getattr(module, name)) == 0 for module in model.modules() for name in HOOKS)
-        state = model.state_dict()
-        assert list(state) == list(self.state)
-        assert all(torch.equal(state[key], self.state[key]) for key in state)
-        with torch.no_grad():
-            assert_same(model(**self.batch).sample, self.output)
-
-
 @pytest.fixture
-def before(dit, batch):
-    return Snapshot(dit, batch)
+def before(dit, batch, snapshot):
+    return snapshot(dit, batch)
 
 
 @contextmanager
@@ -295,7 +268,7 @@ def test_whatever_processor_is_there_does_the_work(dit, batch):
 
 
 @torch.no_grad()
-def test_a_processor_with_parameters_of_its_own_stays_in_the_model(dit, batch):
+def test_a_processor_with_parameters_of_its_own_stays_in_the_model(dit, batch, snapshot):
     """As IP-Adapters' processors are."""
     from diffusers.models.attention_processor import AttnProcessor2_0
 
@@ -308,7 +281,7 @@ def test_a_processor_with_parameters_of_its_own_stays_in_the_model(dit, batch):
             return AttnProcessor2_0()(attn, hidden_states, encoder_hidden_states, attention_mask) * self.scale
 
     dit.transformer_blocks[1].attn1.set_processor(Learned())
-    before = Snapshot(dit, batch)
+    before = snapshot(dit, batch)
     with bigain.attach(dit, "lgtm", ratio=0.5, layers=2, quiet=True):
         assert list(dit.state_dict()) == list(before.state)
         reduced = dit(**batch).sample
@@ -406,7 +379,7 @@ def test_gradient_checkpointing_gives_the_gradients_there_are_without(dit, batch
     run = partial(torch.utils.checkpoint.checkpoint, use_reentrant=reentrant)
     dit.enable_gradient_checkpointing(run)
     for found, wanted in zip(gradients(), expected, strict=True):
-        torch.testing.assert_close(found, wanted)
+        assert_same(found, wanted)
 
 
 def test_blocks_that_run_again_on_an_input_never_seen_are_refused(dit, batch):

@@ -88,7 +88,12 @@ def test_a_key_that_stands_for_no_token_is_left_out_whatever_it_holds(dtype):
     for row, kept in enumerate([range(4, 11), range(2)]):
         few = [x[row : row + 1, :, kept.start : kept.stop] for x in given[1:]]
         alone = proportional_attention(given[0][row : row + 1], *few, sizes[row : row + 1, kept.start : kept.stop])
-        torch.testing.assert_close(found[row], alone[0], atol=1e-6 if dtype == torch.float32 else 1e-2, rtol=0)
+        torch.testing.assert_close(
+            found[row],
+            alone[0],
+            atol=1e-6 if dtype == torch.float32 else 2e-2,
+            rtol=0 if dtype == torch.float32 else 2e-2,
+        )
     empty = (sizes == 0)[:, None, :, None]
     other = [torch.where(empty, 5 - x, x) for x in given[1:]]
     tolerance = 4 * torch.finfo(dtype).eps

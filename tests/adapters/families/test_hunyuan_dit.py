@@ -36,9 +36,14 @@ def tiny_hunyuan(**changes):
     sizes = {"patch_size": 2, "sample_size": 16, "pooled_projection_dim": 8}
     model = HunyuanDiT2DModel(**{**shape, **texts, **sizes, **changes})
     for name, parameter in model.named_parameters():
-        # Biases around 0: with a large part in common, tokens would all be nearly equal, and rounding would decide.
         scale = parameter.ndim == 1 and not name.endswith("bias")
         torch.nn.init.normal_(parameter, mean=float(scale), std=0.3)
+    # Patches weigh more than what all tokens have in common: else all are nearly equal, and rounding would decide.
+    torch.nn.init.normal_(model.pos_embed.proj.weight, std=1.0)
+    for block in model.blocks:
+        block.norm1.linear.weight.data.mul_(0.05)
+        for attn in (block.attn1, block.attn2):
+            attn.to_out[0].weight.data.mul_(0.3)
     return model.eval().double()
 
 

@@ -1,5 +1,7 @@
 """How tests compare what was computed twice."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -16,3 +18,9 @@ def assert_same(found: Tensor, expected: Tensor) -> None:
     assert found.isfinite().all()
     far = (found.double() - expected.double()).abs().max()
     assert far <= BOUNDS[found.dtype] * expected.double().abs().max()
+
+
+def assert_same_gradients(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    """Compare gradients against the largest of all: some are zero but for rounding."""
+    assert [gradient.shape for gradient in found] == [gradient.shape for gradient in expected]
+    assert_same(*(torch.cat([gradient.flatten() for gradient in given]) for given in (found, expected)))

@@ -12,7 +12,7 @@ import bigain
 from bigain.adapters.families import _positions as positions
 from bigain.errors import SettingError, SiteError
 from bigain.testing import Specimen, parametrize_with_checks
-from tests.comparing import assert_same
+from tests.comparing import assert_same, assert_same_gradients
 
 SIZES = {"in_channels": 3, "attention_head_dim": 8, "num_attention_heads": 2, "joint_attention_dim": 12}
 
@@ -180,8 +180,7 @@ def test_a_block_run_again_during_backward_follows_its_plan_at_a_size_not_attach
                 loss = model(**inputs(model, places(4, 6)), return_dict=False)[0].square().mean()
                 loss.backward()
             gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
-        for found, expected in zip(*gradients, strict=True):
-            assert_same(found, expected)
+        assert_same_gradients(*gradients)
         gradients.clear()
 
 

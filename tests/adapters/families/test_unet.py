@@ -11,7 +11,7 @@ from bigain.adapters.families.unet import UNetAdapter
 from bigain.errors import SettingError, SiteError
 from bigain.reducers.cached import Cached
 from bigain.reducers.lgtm import LGTM
-from tests.comparing import assert_same
+from tests.comparing import assert_same, assert_same_gradients
 
 FINEST = [0, 5, 6]
 PARTS = [("self",), ("self", "cross"), ("self", "mlp"), ("self", "cross", "mlp")]
@@ -315,8 +315,7 @@ def test_gradient_checkpointing_gives_the_gradients_there_are_without(unet, late
 
     expected = gradients()
     unet.enable_gradient_checkpointing()
-    for found, wanted in zip(gradients(), expected, strict=True):
-        assert_same(found, wanted)
+    assert_same_gradients(gradients(), expected)
 
 
 def test_masks_of_text_reach_cross_attention_and_masks_of_tokens_are_refused(unet, latents):

@@ -1,5 +1,5 @@
 # make demo   install into .venv and run the comparison on the embedded model (no GPU, no network beyond the index)
-# make test   the same environment, all tests
+# make test   the same environment, all tests; ARGS=--shake moves the results of matrix products by an ulp
 # make lint   formatter, linter, layers and type checker
 PYTHON ?= python3
 VENV ?= .venv
@@ -27,7 +27,7 @@ demo: $(STAMP)
 	$(BIN)/bigain compare --config recipes/benchmark/cifar10_demo.yaml --output $(OUTPUT) --resume $(ARGS)
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 settings.register_profile("bigain", max_examples=30, deadline=None)
 settings.load_profile("bigain")
 
+pytest_plugins = ["tests.shake"]
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

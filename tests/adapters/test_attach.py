@@ -21,6 +21,7 @@ from bigain.benchmark.flops import FlopCounter
 from bigain.errors import SettingError, SiteError
 from bigain.reducers.base import Reduction
 from bigain.reducers.lgtm import LGTM
+from tests.comparing import assert_same, assert_same_gradients
 
 HOOKS = [
     "_forward_pre_hooks",
@@ -31,36 +32,9 @@ HOOKS = [
 ]
 
 
-class Snapshot:
-    """Everything about a model that attaching could change."""
-
-    def __init__(self, model, batch):
-        self.processors = [block.attn1.processor for block in model.transformer_blocks]
-        self.forwards = [module.forward for module in model.modules()]
-        self.classes = [type(module) for module in model.modules()]
-        self.attributes = [set(vars(module)) for module in model.modules()]
-        self.state = {key: value.clone() for key, value in model.state_dict().items()}
-        self.batch = batch
-        with torch.no_grad():
-            self.output = model(**batch).sample
-
-    def check(self, model):
-        processors = [block.attn1.processor for block in model.transformer_blocks]
-        assert all(now is then for now, then in zip(processors, self.processors, strict=True))
-        assert [module.forward for module in model.modules()] == self.forwards
-        assert [type(module) for module in model.modules()] == self.classes
-        assert [set(vars(module)) for module in model.modules()] == self.attributes
-        assert all(len(getattr(module, name)) == 0 for module in model.modules() for name in HOOKS)
-        state = model.state_dict()
-        assert list(state) == list(self.state)
-        assert all(torch.equal(state[key], self.state[key]) for key in state)
-        with torch.no_grad():
-            assert torch.equal(model(**self.batch).sample, self.output)
-
-
 @pytest.fixture
-def before(dit, batch):
-    return Snapshot(dit, batch)
+def before(dit, batch, snapshot):
+    return snapshot(dit, batch)
 
 
 @contextmanager
@@ -94,9 +68,10 @@ def test_detaching_leaves_no_trace(dit, batch, before):
 
 
 def test_attached_the_weights_and_their_names_are_the_same(dit, before):
+    classes = [type(module) for module in dit.modules()]
     with bigain.attach(dit, "tome", ratio=0.5, layers=4):
         assert list(dit.state_dict()) == list(before.state)
-        assert [type(module) for module in dit.modules()] == before.classes
+        assert [type(module) for module in dit.modules()] == classes
 
 
 def test_leaving_the_block_with_an_exception_detaches(dit, batch, before):
@@ -122,7 +97,7 @@ def test_after_an_exception_inside_forward_the_reducer_goes_on(dit, batch):
         expected = dit(**batch).sample
         with pytest.raises(IndexError):
             dit(**{**batch, "class_labels": torch.tensor([0, 4, 99])})
-        assert torch.equal(dit(**batch).sample, expected)
+        assert_same(dit(**batch).sample, expected)
 
 
 @torch.no_grad()
@@ -145,7 +120,7 @@ def test_attaching_twice_raises_and_leaves_the_first_at_work(dit, batch, before)
         expected = dit(**batch).sample
         with pytest.raises(SiteError, match=r"attached already, at transformer_blocks\.1\.attn1"):
             bigain.attach(dit, "tome", ratio=0.5, layers=[1, 2])
-        assert torch.equal(dit(**batch).sample, expected)
+        assert_same(dit(**batch).sample, expected)
         assert len(report.sites) == 2
     before.check(dit)
 
@@ -157,7 +132,7 @@ def test_two_reducers_on_different_layers_detach_in_any_order(dit, batch, before
         second = bigain.attach(dit, "tome", ratio=0.5, layers=[2])
         assert not torch.allclose(dit(**batch).sample, alone, atol=1e-3)
         second.detach()
-        assert torch.equal(dit(**batch).sample, alone)
+        assert_same(dit(**batch).sample, alone)
     second = bigain.attach(dit, "tome", ratio=0.5, layers=[2])
     first.detach()
     second.detach()
@@ -169,7 +144,7 @@ def test_attaching_again_after_detaching_gives_the_same(dit, batch):
     for _ in range(2):
         with torch.no_grad(), bigain.attach(dit, "tome", ratio=0.5):
             outputs.append(dit(**batch).sample)
-    assert torch.equal(*outputs)
+    assert_same(*outputs)
 
 
 def test_a_copy_of_the_model_is_independent(dit, batch, before):
@@ -245,7 +220,7 @@ def test_every_way_to_name_a_reducer_does_the_same(dit, batch, spec, settings):
         with bigain.attach(dit, "lgtm", ratio=0.5) as report:
             expected, text = dit(**batch).sample, report.reducer.partition("scorer")[0]
         with bigain.attach(dit, spec, **settings) as report:
-            assert torch.equal(dit(**batch).sample, expected)
+            assert_same(dit(**batch).sample, expected)
             assert report.reducer.partition("scorer")[0] == text
 
 
@@ -269,7 +244,7 @@ def test_the_network_inside_a_backbone_is_found():
         assert not torch.allclose(reduced, plain, atol=1e-3)
         with pytest.raises(SiteError, match="attached already"):
             bigain.attach(backbone.network, "lgtm", ratio=0.7)
-    assert torch.equal(backbone.predict_noise(*inputs), plain)
+    assert_same(backbone.predict_noise(*inputs), plain)
 
 
 @torch.no_grad()
@@ -294,7 +269,7 @@ def test_whatever_processor_is_there_does_the_work(dit, batch):
 
 
 @torch.no_grad()
-def test_a_processor_with_parameters_of_its_own_stays_in_the_model(dit, batch):
+def test_a_processor_with_parameters_of_its_own_stays_in_the_model(dit, batch, snapshot):
     """As IP-Adapters' processors are."""
     from diffusers.models.attention_processor import AttnProcessor2_0
 
@@ -307,7 +282,7 @@ def test_a_processor_with_parameters_of_its_own_stays_in_the_model(dit, batch):
             return AttnProcessor2_0()(attn, hidden_states, encoder_hidden_states, attention_mask) * self.scale
 
     dit.transformer_blocks[1].attn1.set_processor(Learned())
-    before = Snapshot(dit, batch)
+    before = snapshot(dit, batch)
     with bigain.attach(dit, "lgtm", ratio=0.5, layers=2):
         assert list(dit.state_dict()) == list(before.state)
         reduced = dit(**batch).sample
@@ -404,8 +379,7 @@ def test_gradient_checkpointing_gives_the_gradients_there_are_without(dit, batch
     expected = gradients()
     run = partial(torch.utils.checkpoint.checkpoint, use_reentrant=reentrant)
     dit.enable_gradient_checkpointing(run)
-    for found, wanted in zip(gradients(), expected, strict=True):
-        torch.testing.assert_close(found, wanted)
+    assert_same_gradients(gradients(), expected)
 
 
 def test_blocks_that_run_again_on_an_input_never_seen_are_refused(dit, batch):
@@ -606,7 +580,7 @@ def test_a_second_thread_in_the_same_model_is_told_instead_of_given_the_others_p
     with torch.no_grad(), bigain.attach(dit, "tome", ratio=0.5, layers=2):
         expected = dit(**batch).sample
         handle = dit.transformer_blocks[0].register_forward_hook(start)
-        assert torch.equal(dit(**batch).sample, expected)
+        assert_same(dit(**batch).sample, expected)
         handle.remove()
         start()  # one after the other is no matter
     assert len(told) == 1

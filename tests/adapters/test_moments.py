@@ -8,6 +8,7 @@ from bigain.errors import SettingError
 from bigain.reducers.base import TokenReducer
 from bigain.reducers.lgtm import LGTM
 from bigain.reducers.scheduled import Rule, Scheduled
+from tests.comparing import assert_same
 
 ALL = ("self", "cross", "mlp")
 
@@ -110,7 +111,7 @@ def test_a_group_of_one_is_the_plain_behaviour(case):
     with bigain.attach(model, "lgtm", ratio=0.5, placement=placement) as report:
         plain = model(**batch).sample
         with report.shared(1):
-            assert torch.equal(model(**batch).sample, plain)
+            assert_same(model(**batch).sample, plain)
 
 
 def test_rows_that_make_no_whole_groups_are_refused(case):
@@ -119,7 +120,7 @@ def test_rows_that_make_no_whole_groups_are_refused(case):
         plain = model(**batch).sample
         with report.shared(4), pytest.raises(SettingError, match=r"^6 rows cannot share plans 4 by 4\.$"):
             model(**batch)
-        assert torch.equal(model(**batch).sample, plain)
+        assert_same(model(**batch).sample, plain)
         for rows in (0, -2, 2.5):
             with pytest.raises(SettingError, match=rf"a whole number, 1 or more; got {rows}\."), report.shared(rows):
                 pass
@@ -141,7 +142,7 @@ def test_sharing_ends_with_its_block_also_after_an_exception(case):
             by_three = model(**batch).sample
             with pytest.raises(StopError):
                 fail_while_shared(report, 2, lambda: differ(model(**batch).sample, by_three))
-            assert torch.equal(model(**batch).sample, by_three)
+            assert_same(model(**batch).sample, by_three)
         assert torch.equal(model(**batch).sample, plain)
 
 
@@ -267,7 +268,7 @@ def test_a_merge_and_a_reducer_of_keys_and_values_at_one_block_need_one_timestep
                 found.append(model(**{**batch, "timestep": torch.full((6,), timestep)}).sample)
     for timestep, reducer, output in zip((20, 800), (MORE, todo), found, strict=True):
         with bigain.attach(model, reducer, layers=layers):
-            assert torch.equal(output, model(**{**batch, "timestep": torch.full((6,), timestep)}).sample)
+            assert_same(output, model(**{**batch, "timestep": torch.full((6,), timestep)}).sample)
 
 
 class Lengths:
@@ -297,7 +298,7 @@ def test_at_a_timestep_only_what_it_needs_is_run(case):
         model(**batch)
     assert lengths.seen == [tokens * n // 4 for n in (3, 2, 3, 3, 2, 3)]
     with bigain.attach(model, MORE, placement=placement):
-        assert torch.equal(model(**batch).sample, settled)
+        assert_same(model(**batch).sample, settled)
     close(masked, settled)
 
 
@@ -311,7 +312,7 @@ def test_a_timestep_that_ends_in_an_exception_is_forgotten(case):
         expected = model(**batch).sample
         with pytest.raises(StopError), report.at(20):
             raise StopError
-        assert torch.equal(model(**batch).sample, expected)
+        assert_same(model(**batch).sample, expected)
 
 
 @torch.no_grad()
@@ -323,7 +324,7 @@ def test_a_number_settles_by_itself_and_does_not_stick(unet, latents):
         for timestep in (20, 700, 20.0, batch["timestep"], torch.tensor(20), 499.5, 500):
             found = unet(**{**batch, "timestep": timestep}).sample
             if timestep is batch["timestep"]:
-                assert torch.equal(found, expected)
+                assert_same(found, expected)
     assert lengths.seen == [48, 32, 48, 32, 48, 48, 32, 48]
 
 

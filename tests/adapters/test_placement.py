@@ -17,6 +17,7 @@ from bigain.errors import SettingError, SiteError
 from bigain.reducers.lgtm import LGTM
 from bigain.reducers.todo import ToDo
 from bigain.reducers.tome import ToMe
+from tests.comparing import assert_same
 
 UNET = [
     "down_blocks.0.attentions.0.transformer_blocks.0",
@@ -377,7 +378,7 @@ def test_attaching_a_part_twice_raises_and_leaves_the_first_at_work(unet, latent
             SiteError,
             f"A reducer is attached already, at {taken}. Detach it first.",
         )
-        assert torch.equal(unet(**latents()).sample, expected)
+        assert_same(unet(**latents()).sample, expected)
     before.check(unet)
 
 
@@ -417,7 +418,7 @@ def test_an_exception_inside_a_part_leaves_no_trace(unet, latents, snapshot, ins
         assert report._attachment.moment is None
         assert planner_of(unet)._visit is None
         broken.remove()
-        assert torch.equal(unet(**latents()).sample, expected)
+        assert_same(unet(**latents()).sample, expected)
         broken = unet.get_submodule(f"{UNET[3]}.{inside}").register_forward_pre_hook(fail)
         with pytest.raises(StopError):
             unet(**latents())
@@ -436,7 +437,7 @@ def test_called_by_themselves_parts_and_blocks_plan_anew_each_time(unet, noise):
         assert planner_of(unet, UNET[0])._visit is None
         assert not report._attachment.cache
         block.attn1(one)
-        assert torch.equal(block(other, encoder_hidden_states=text), expected[1])
+        assert_same(block(other, encoder_hidden_states=text), expected[1])
         assert torch.equal(block(one, encoder_hidden_states=text), expected[0])
     with bigain.attach(unet, "lgtm", ratio=0.5):
         assert torch.equal(block.attn1(other), attn1_by_hand(block, other))
@@ -456,7 +457,7 @@ def test_a_model_with_reducers_attached_can_be_copied_and_pickled(unet, latents)
         others = copy.deepcopy(unet), pickle.loads(pickle.dumps(unet))
     assert not torch.allclose(unet(**latents()).sample, expected, atol=1e-3)
     for other in others:
-        assert torch.equal(other(**latents()).sample, expected)
+        assert_same(other(**latents()).sample, expected)
         assert refusal(other)[1].startswith("A reducer is attached already, at down_blocks.0")
 
 

@@ -56,6 +56,7 @@ def figures(content):
     return [{key: value for key, value in row.items() if key not in timed} for row in content["methods"]]
 
 
+@pytest.mark.same_digits
 @pytest.mark.parametrize("stop_at", ["_classify", "_generate", "_measure"])
 def test_an_interrupted_comparison_resumes_to_the_same_table(plan, tmp_path, monkeypatch, stop_at):
     """Half precision, each step of the second method: the first one is done and stays."""

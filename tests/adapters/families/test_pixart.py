@@ -12,6 +12,7 @@ import bigain
 from bigain.adapters.families.pixart import PixArtAdapter
 from bigain.reducers.base import Context
 from bigain.testing import Specimen, parametrize_with_checks
+from tests.comparing import assert_same
 
 MERGES = [
     {"name": "lgtm", "ratio": 0.5},
@@ -119,7 +120,7 @@ def test_doing_nothing_changes_nothing(model, batch):
     whole = model(**batch).sample
     torch.testing.assert_close(by_hand(model, batch, None, ()), whole, atol=1e-9, rtol=1e-9)
     with bigain.attach(model, "identity", placement={"parts": ("self", "cross", "mlp"), "layers": 3}):
-        assert torch.equal(model(**batch).sample, whole)
+        assert_same(model(**batch).sample, whole)
 
 
 @torch.no_grad()
@@ -200,7 +201,7 @@ def check_images(reduced, before, after):
     """Images are numbers, other than those of the whole model, which is itself again."""
     assert math.isfinite(reduced.sum())
     assert abs(reduced - before).max() > 1e-4
-    assert (before == after).all()
+    assert abs(before - after).max() < 1e-5
 
 
 @parametrize_with_checks(Specimen(partial(tiny_pixart, num_layers=2)))

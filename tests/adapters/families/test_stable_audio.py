@@ -11,6 +11,7 @@ import bigain
 from bigain.adapters.families.stable_audio import StableAudioAdapter
 from bigain.reducers.base import Context
 from bigain.testing import Specimen, parametrize_with_checks
+from tests.comparing import assert_same
 
 GRID = bigain.Grid((23,), prefix=1)
 MERGES = [
@@ -127,7 +128,7 @@ def test_a_reduced_pass_is_the_one_written_by_hand(model, batch, settings, parts
     with bigain.attach(model, settings, placement={"parts": parts, "layers": 3}):
         close(model(**batch)[0], expected)
     assert (expected - whole).abs().max() > 0.01
-    assert torch.equal(model(**batch)[0], whole)
+    assert_same(model(**batch)[0], whole)
 
 
 @torch.no_grad()
@@ -223,7 +224,7 @@ def test_a_pipeline_gives_finite_audio():
     assert reduced.shape == (1, 1, 80)
     assert reduced.isfinite().all()
     assert (reduced - whole).abs().max() > 1e-6
-    assert torch.equal(draw(), whole)
+    assert_same(draw(), whole)
 
 
 @parametrize_with_checks(Specimen(partial(tiny_stable_audio, num_layers=2)))

@@ -11,6 +11,7 @@ from bigain.adapters.families.unet import UNetAdapter
 from bigain.errors import SettingError, SiteError
 from bigain.reducers.cached import Cached
 from bigain.reducers.lgtm import LGTM
+from tests.comparing import assert_same, assert_same_gradients
 
 FINEST = [0, 5, 6]
 PARTS = [("self",), ("self", "cross"), ("self", "mlp"), ("self", "cross", "mlp")]
@@ -251,7 +252,7 @@ def test_positional_arguments_are_understood(unet, latents):
     batch = latents()
     with bigain.attach(unet, "tome", ratio=0.5):
         expected = unet(**batch).sample
-        assert torch.equal(unet(*batch.values()).sample, expected)
+        assert_same(unet(*batch.values()).sample, expected)
         assert torch.equal(unet(*batch.values(), return_dict=False)[0], expected)
         assert torch.equal(unet(batch["sample"], 500, batch["encoder_hidden_states"]).sample[1], expected[1])
 
@@ -314,8 +315,7 @@ def test_gradient_checkpointing_gives_the_gradients_there_are_without(unet, late
 
     expected = gradients()
     unet.enable_gradient_checkpointing()
-    for found, wanted in zip(gradients(), expected, strict=True):
-        torch.testing.assert_close(found, wanted)
+    assert_same_gradients(gradients(), expected)
 
 
 def test_masks_of_text_reach_cross_attention_and_masks_of_tokens_are_refused(unet, latents):
@@ -345,7 +345,7 @@ def test_arguments_of_a_processor_of_ones_own_still_reach_it(unet, latents):
     expected = unet(**louder).sample
     differ(expected, unet(**latents()).sample)
     with bigain.attach(unet, "identity", placement={"parts": PARTS[-1], "names": "*"}):
-        assert torch.equal(unet(**louder).sample, expected)
+        assert_same(unet(**louder).sample, expected)
 
 
 def test_a_unet_without_transformers_or_without_a_size_is_refused_in_a_sentence(tiny_unet):

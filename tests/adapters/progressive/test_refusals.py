@@ -3,11 +3,11 @@
 import re
 
 import pytest
-import torch
 
 import bigain
 from bigain.adapters.placement import Placement
 from bigain.errors import SettingError, SiteError
+from tests.comparing import assert_same
 
 TOME = {"class_path": "bigain.reducers.tome_vit.ToMeViT"}
 
@@ -83,7 +83,7 @@ def test_more_than_is_possible_is_refused_in_a_sentence(tiny, images, reducer, p
     model, x = tiny(), images()
     plain = model(x)
     assert refusal(model, reducer, placement={"progressive": progressive}) == (SettingError, told)
-    assert torch.equal(model(x), plain)
+    assert_same(model(x), plain)
 
 
 NO_PLACEMENT = [

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import bigain
+from tests.comparing import assert_same
 
 PARTS = ("self", "cross", "mlp")
 CPU = torch.device("cpu")
@@ -68,7 +69,7 @@ def test_offloading_before_or_after_attaching_changes_no_value(tiny_unet, batch,
     report = bigain.attach(unet, spec, placement={"parts": parts})
     if order == "after":
         way(unet)
-    assert torch.equal(unet(**batch).sample, expected)
+    assert_same(unet(**batch).sample, expected)
     report.detach()
     assert torch.equal(unet(**batch).sample, plain)
     remove_hook_from_module(unet, recurse=True)
@@ -97,7 +98,7 @@ def test_offloading_taken_away_while_attached_leaves_the_reducer(tiny_unet, batc
         way(unet)
         with bigain.attach(unet, "lgtm", ratio=0.5, placement={"parts": PARTS}):
             remove_hook_from_module(unet, recurse=True)
-            assert torch.equal(unet(**batch).sample, expected)
+            assert_same(unet(**batch).sample, expected)
 
 
 @torch.no_grad()
@@ -105,7 +106,7 @@ def test_a_pipeline_offloaded_in_groups_makes_the_same_images(sd, draw):
     with bigain.attach(sd, "lgtm", ratio=0.5):
         expected = draw(sd)
         sd.enable_group_offload(onload_device=CPU, offload_type="leaf_level")
-        assert torch.equal(draw(sd), expected)
+        assert_same(draw(sd), expected)
 
 
 @pytest.mark.parametrize("order", ["before", "after"])

@@ -5,6 +5,7 @@ import torch
 
 import bigain
 from bigain.errors import SiteError
+from tests.comparing import assert_same
 
 REDUCERS = [
     {"name": "lgtm", "ratio": 0.5},
@@ -30,7 +31,7 @@ def test_images_are_finite_and_others_and_after_detaching_the_same_as_before(eit
     before = draw(either, prompt=prompt)
     with bigain.attach(either, spec):
         differ(draw(either, prompt=prompt), before)
-    assert torch.equal(draw(either, prompt=prompt), before)
+    assert_same(draw(either, prompt=prompt), before)
 
 
 @pytest.mark.parametrize("spec", [*REDUCERS[:1], *REDUCERS[2:]], ids=lambda spec: spec["name"])
@@ -61,7 +62,7 @@ def test_attaching_to_a_pipeline_is_attaching_to_its_unet(either, draw):
         with bigain.attach(model, "lgtm", ratio=0.5) as report:
             seen.append((report.sites, draw(either)))
     assert seen[0][0] == seen[1][0]
-    assert torch.equal(seen[0][1], seen[1][1])
+    assert_same(seen[0][1], seen[1][1])
 
 
 def test_pipelines_around_the_same_unet_share_what_is_attached(sd, draw, passes, by_hand):
@@ -77,7 +78,7 @@ def test_pipelines_around_the_same_unet_share_what_is_attached(sd, draw, passes,
     assert len(noted) == 2
     for each in noted:
         close(each.output, by_hand(sd.unet, each.batch, {"self": reducer}))
-    assert torch.equal(draw(other, **call), before)
+    assert_same(draw(other, **call), before)
 
 
 def test_what_a_controlnet_adds_is_added_to_reduced_blocks(sd, draw, passes, by_hand):
@@ -96,7 +97,7 @@ def test_what_a_controlnet_adds_is_added_to_reduced_blocks(sd, draw, passes, by_
     for each in noted:
         assert all(residual.abs().max() > 1e-3 for residual in each.batch["down_block_additional_residuals"])
         close(each.output, by_hand(pipe.unet, each.batch, dict.fromkeys(PARTS, reducer)))
-    assert torch.equal(draw(pipe, image=image), before)
+    assert_same(draw(pipe, image=image), before)
 
 
 @torch.no_grad()

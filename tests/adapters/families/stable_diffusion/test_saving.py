@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import bigain
+from tests.comparing import assert_same
 
 SPEC = {"name": "lgtm", "ratio": 0.5}
 
@@ -20,8 +21,9 @@ def same_state(model, other):
 
 
 @pytest.fixture
-def folder(sd, tmp_path):
+def folder(sd, draw, tmp_path):
     """Where Stable Diffusion was saved, as it is loaded in use."""
+    draw(sd)  # the first pass leaves its padding in the tokenizer's file
     sd.save_pretrained(tmp_path / "plain")
     return tmp_path / "plain"
 
@@ -55,7 +57,7 @@ def test_a_pipeline_saved_while_attached_is_the_same_to_the_byte(sd, folder, tmp
     assert files(folder / "unet") == files(tmp_path / "unet")
     again = loaded(torch.float64, tmp_path / "attached")
     same_state(again.unet, sd.unet)
-    assert torch.equal(draw(again), draw(sd))
+    assert_same(draw(again), draw(sd))
 
 
 def test_a_unet_loaded_by_itself_is_attached_to(sd, folder, batch):
@@ -64,7 +66,7 @@ def test_a_unet_loaded_by_itself_is_attached_to(sd, folder, batch):
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=torch.float64)
     same_state(unet, sd.unet)
     with torch.no_grad(), bigain.attach(unet, SPEC), bigain.attach(sd, SPEC):
-        assert torch.equal(unet(**batch).sample, sd.unet(**batch).sample)
+        assert_same(unet(**batch).sample, sd.unet(**batch).sample)
 
 
 def test_weights_may_be_loaded_into_an_attached_unet(sd, tiny_unet, batch):
@@ -73,7 +75,7 @@ def test_weights_may_be_loaded_into_an_attached_unet(sd, tiny_unet, batch):
         parameter.data.mul_(0.9)
     with torch.no_grad(), bigain.attach(sd, SPEC), bigain.attach(other, SPEC):
         sd.unet.load_state_dict(other.state_dict())
-        assert torch.equal(sd.unet(**batch).sample, other(**batch).sample)
+        assert_same(sd.unet(**batch).sample, other(**batch).sample)
 
 
 @pytest.mark.parametrize("spec", [SPEC, {"name": "iekvd", "factor": 2, "alpha": {"start": 0.2, "end": 1.3}}], ids=str)
@@ -86,13 +88,14 @@ def test_a_pipeline_loaded_from_a_folder_in_any_precision(loaded, draw, dtype, s
         assert draw(pipe).isfinite().all()
     assert found.dtype == dtype
     differ(found, plain)
-    assert torch.equal(draw(pipe, output_type="latent"), plain)
+    assert_same(draw(pipe, output_type="latent"), plain)
 
 
 def test_an_attached_pipeline_may_change_its_precision(sd, draw, folder, loaded):
-    with bigain.attach(sd, SPEC):
+    spec = {"name": "todo", "factor": 2}  # decides nothing by values, which bfloat16 rounds to near-ties
+    with bigain.attach(sd, spec):
         sd.to(torch.bfloat16)
         found = draw(sd, output_type="latent")
     other = loaded(torch.bfloat16)
-    with bigain.attach(other, SPEC):
-        assert torch.equal(draw(other, output_type="latent"), found)
+    with bigain.attach(other, spec):
+        assert_same(draw(other, output_type="latent"), found)

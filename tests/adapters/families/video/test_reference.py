@@ -11,6 +11,7 @@ from bigain.errors import SettingError, SiteError
 from bigain.reducers.abm import ABM
 from bigain.reducers.lgtm import LGTM
 from bigain.registry import build
+from tests.comparing import assert_same
 
 FRAME = (1, 2, 2)
 MERGING = [
@@ -48,7 +49,7 @@ def test_attached_self_attention_equals_the_one_by_hand(family, check_by_hand, s
         assert {site.grid.shape for site in report.sites} == {(3, 5, 6)}
         output = check_by_hand(family, model, batch, reducer, [0, 2], seed=5)
     assert torch.allclose(output, plain, atol=1e-4) == (spec["name"] == "identity")
-    assert torch.equal(model(**batch).sample, plain)
+    assert_same(model(**batch).sample, plain)
 
 
 @pytest.mark.parametrize("plan_from", ["part", "block"])
@@ -108,7 +109,7 @@ def test_positional_arguments_are_understood(family):
             "ltx": tuple(batch)[:-1],
         }[family.name]
         rest = {name: value for name, value in batch.items() if name not in order}
-        assert torch.equal(model(*(batch[name] for name in order), **rest).sample, named)
+        assert_same(model(*(batch[name] for name in order), **rest).sample, named)
     moment = adapter.moment(model, (), batch)
     assert moment.shape == (3, 5, 6)
     assert moment.timestep is batch["timestep"]
@@ -142,7 +143,7 @@ def test_tokens_lie_as_the_latents_do(family, recording, place):
         model(**{**batch, "hidden_states": changed})
     before, after = recording.calls
     assert before.grid == after.grid == grid
-    (moved,) = (before.tokens != after.tokens).any(dim=-1).nonzero().tolist()
+    (moved,) = ((before.tokens - after.tokens).abs() > 1e-4).any(dim=-1).nonzero().tolist()
     assert moved[1] == place[0] * 30 + place[1] * 6 + place[2]
 
 

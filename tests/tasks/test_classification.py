@@ -8,18 +8,20 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from PIL import Image
-from safetensors.torch import load_file
-
 from bigain.adapters.placement import Placement
 from bigain.backbones.pixel_dit import PixelDiT
-from bigain.data.dataset import CIFAR10_CLASSES
-from bigain.data.module import LabelledImageData
+from bigain.data.classes import CIFAR10_CLASSES
+from bigain.data.module import ImageData
 from bigain.diffusion.noise_set import Stages
 from bigain.errors import NumericalError, SettingError, SiteError
+from bigain.metrics.base import ClassificationMetric
 from bigain.reducers.base import Identity
 from bigain.reducers.lgtm import LGTM
 from bigain.reducers.tome import ToMe
+from bigain.results.predictions import Predictions
+from bigain.results.scores import Score, scores_of
 from bigain.tasks.classification import ClassificationTask
+from bigain.tasks.method import Reduced
 
 QUIET = {
     "accelerator": "cpu",
@@ -58,28 +60,35 @@ def folder(tmp_path_factory):
 def run(folder, tiny_weights, tmp_path):
     """Run a task; returns the result folder's files."""
 
-    def runner(name="result", batch_size=3, trainer=None, backbone=None, data=None, **settings):
+    def runner(name="result", chunk=3, trainer=None, backbone=None, data=None, **settings):
         settings = {"reducer": LGTM(0.5), "stages": Stages((2, 4), (3, 1)), "rows": 8, **settings}
         task = ClassificationTask(backbone or PixelDiT(tiny_weights), output=tmp_path / name, **settings)
-        data = data or LabelledImageData(test=folder, image_size=8, batch_size=batch_size)
+        data = data or ImageData(test=folder, image_size=8, chunk=chunk)
         (trainer or Trainer(**QUIET)).test(task, datamodule=data, verbose=False)
         return tmp_path / name
 
     return runner
 
 
-def errors(folder):
-    return load_file(folder / "errors.safetensors")
+def found_in(folder):
+    """The predictions of a result, and every error, `[N, K, M]`."""
+    predictions = Predictions.load(folder)
+    return predictions.predicted, predictions.errors.dense(len(predictions), 10)
 
 
 def test_it_writes_figures_predictions_and_every_error(run):
     place = run()
     result = json.loads((place / "result.json").read_text())
-    held = errors(place)
+    predictions = Predictions.load(place)
+    scores = scores_of(result)
+    right = [found in labels for found, labels in zip(predictions.predicted.tolist(), predictions.labels, strict=True)]
     assert sorted(path.name for path in place.iterdir()) == ["errors.safetensors", "predictions.csv", "result.json"]
-    assert result["summary"]["images"] == 7
-    assert result["summary"]["evaluations_per_image"] == Stages((2, 4), (3, 1)).evaluations(10)
-    assert result["summary"]["top1"] == pytest.approx(float((held["prediction"] == held["label"]).float().mean()))
+    assert result["images"] == 7
+    assert scores["evaluations_per_image"].value == Stages((2, 4), (3, 1)).evaluations(10)
+    assert scores["top1"].value == pytest.approx(sum(right) / 7)
+    assert scores["top1"].low < scores["top1"].value < scores["top1"].high or not any(right)
+    assert len(predictions.errors) == 7 * Stages((2, 4), (3, 1)).evaluations(10)
+    assert predictions.labels == tuple((number,) for number in range(7))
     assert result["sites"] == [{"name": "transformer_blocks.0.attn1", "before": 64, "after": 32}]
     assert {"git_revision", "versions", "device", "command"} <= set(result)
     rows = (place / "predictions.csv").read_text().splitlines()
@@ -88,33 +97,32 @@ def test_it_writes_figures_predictions_and_every_error(run):
 
 
 def test_predictions_can_be_scored_again_from_the_file(run):
-    held = errors(run())
-    seen_throughout = held["errors"].isfinite().all(-1)
-    mean = held["errors"].nanmean(-1).masked_fill(~seen_throughout, torch.inf)
-    assert torch.equal(mean.argmin(-1), held["prediction"])
+    predicted, errors = found_in(run())
+    seen_throughout = errors.isfinite().all(-1)
+    mean = errors.nanmean(-1).masked_fill(~seen_throughout, torch.inf)
+    assert torch.equal(mean.argmin(-1), predicted)
 
 
 @pytest.mark.parametrize("reducer", [LGTM(0.5), ToMe(0.5), ToMe(0.5, randomize=False)])
-@pytest.mark.parametrize("settings", [{"batch_size": 1}, {"rows": 64}])
+@pytest.mark.parametrize("settings", [{"chunk": 1}, {"rows": 64}])
 def test_batches_change_no_figure(run, reducer, settings):
-    expected, found = errors(run("a", reducer=reducer)), errors(run("b", reducer=reducer, **settings))
-    assert torch.equal(found["prediction"], expected["prediction"])
-    torch.testing.assert_close(found["errors"], expected["errors"], equal_nan=True)
+    expected, found = found_in(run("a", reducer=reducer)), found_in(run("b", reducer=reducer, **settings))
+    torch.testing.assert_close(found, expected, equal_nan=True)
 
 
 def test_half_precision_keeps_the_noise_and_the_model_keeps_nothing(run, tiny_weights):
     backbone = PixelDiT(tiny_weights)
     processors = [block.attn1.processor for block in backbone.network.transformer_blocks]
     stages = Stages((4,), (1,))
-    full = errors(run("a", stages=stages))
-    half = errors(run("b", stages=stages, backbone=backbone, trainer=Trainer(precision="bf16-true", **QUIET)))
-    torch.testing.assert_close(half["errors"], full["errors"], equal_nan=True, rtol=0.05, atol=0.01)
+    _, full = found_in(run("a", stages=stages))
+    _, half = found_in(run("b", stages=stages, backbone=backbone, trainer=Trainer(precision="bf16-true", **QUIET)))
+    torch.testing.assert_close(half, full, equal_nan=True, rtol=0.05, atol=0.01)
     assert [block.attn1.processor for block in backbone.network.transformer_blocks] == processors
     assert not backbone.network._forward_pre_hooks
 
 
 def test_an_interrupted_run_resumes_to_the_same_figures(run, tmp_path):
-    expected = errors(run("whole"))
+    expected = found_in(run("whole"))
 
     with pytest.raises(SystemExit):
         run("stopped", trainer=Trainer(**QUIET, callbacks=[StopAt(2)]))
@@ -125,42 +133,41 @@ def test_an_interrupted_run_resumes_to_the_same_figures(run, tmp_path):
         run("stopped", resume=True, seed=1)
     with pytest.raises(SettingError, match="precision: 32-true then, bf16-true now"):
         run("stopped", resume=True, trainer=Trainer(precision="bf16-true", **QUIET))
-    found = errors(run("stopped", resume=True, batch_size=2))
-    assert found["index"].tolist() == list(range(7))
-    assert torch.equal(found["prediction"], expected["prediction"])
-    torch.testing.assert_close(found["errors"], expected["errors"], equal_nan=True)
+    with pytest.raises(SettingError, match="chunk: 3 then, 2 now"):
+        run("stopped", resume=True, chunk=2)
+    torch.testing.assert_close(found_in(run("stopped", resume=True)), expected, equal_nan=True)
     assert not (tmp_path / "stopped.partial").exists()
 
 
-def test_classes_that_share_plans_are_told_in_the_result(run):
+def test_a_result_says_whether_classes_share_plans(run):
     settings = {"rows": 16, "stages": Stages((4,), (1,))}
     alone, shared = run("alone", **settings), run("shared", share_plans=True, **settings)
-    told = [json.loads((place / "result.json").read_text())["settings"]["share_plans"] for place in (alone, shared)]
-    assert told == [False, True]
-    found = errors(shared)["errors"]
+    written = [json.loads((place / "result.json").read_text())["settings"]["share_plans"] for place in (alone, shared)]
+    assert written == [False, True]
+    _, found = found_in(shared)
     assert found.isfinite().all()
-    assert not torch.allclose(found, errors(alone)["errors"], rtol=1e-3)
+    assert not torch.allclose(found, found_in(alone)[1], rtol=1e-3)
     # A group is one image, whatever the batch; passes of 10 rows or of 40 hold the same groups.
-    for name, other in {"b": {"batch_size": 1}, "c": {"rows": 45}}.items():
-        again = errors(run(name, share_plans=True, **{**settings, **other}))["errors"]
+    for name, other in {"b": {"chunk": 1}, "c": {"rows": 45}}.items():
+        _, again = found_in(run(name, share_plans=True, **{**settings, **other}))
         torch.testing.assert_close(again, found)
 
 
 def test_without_a_reducer_sharing_plans_changes_nothing(run):
     settings = {"reducer": Identity(), "rows": 16}
-    alone, shared = errors(run("alone", **settings)), errors(run("shared", share_plans=True, **settings))
-    torch.testing.assert_close(shared["errors"], alone["errors"], equal_nan=True)
+    alone, shared = found_in(run("alone", **settings)), found_in(run("shared", share_plans=True, **settings))
+    torch.testing.assert_close(shared, alone, equal_nan=True)
 
 
 def test_a_run_that_shared_plans_is_resumed_as_such(run):
     settings = {"share_plans": True, "rows": 16}
-    expected = errors(run("whole", **settings))
+    expected = found_in(run("whole", **settings))
     with pytest.raises(SystemExit):
         run("stopped", trainer=Trainer(**QUIET, callbacks=[StopAt(1)]), **settings)
     with pytest.raises(SettingError, match="share_plans: True then, False now"):
         run("stopped", resume=True, rows=16)
-    found = errors(run("stopped", resume=True, **settings))
-    torch.testing.assert_close(found["errors"], expected["errors"], equal_nan=True)
+    found = found_in(run("stopped", resume=True, **settings))
+    torch.testing.assert_close(found, expected, equal_nan=True)
 
 
 def test_nan_leaves_no_result(run, tiny_weights, tmp_path):
@@ -192,28 +199,47 @@ def test_a_checkpoint_of_the_trainers_is_refused(folder, tiny_weights, tmp_path)
     """Lightning would load it after the result had taken down other weights."""
     task = ClassificationTask(PixelDiT(tiny_weights), output=tmp_path / "r")
     torch.save({"state_dict": task.state_dict(), "pytorch-lightning_version": "2.6.0"}, tmp_path / "x.ckpt")
-    data = LabelledImageData(test=folder, image_size=8)
+    data = ImageData(test=folder, image_size=8)
     with pytest.raises(SettingError, match=r"init_args\.weights=FOLDER"):
         Trainer(**QUIET).test(task, datamodule=data, ckpt_path=tmp_path / "x.ckpt", verbose=False)
     assert not (tmp_path / "r.partial").exists()
 
 
-def test_other_classes_are_refused(run, folder):
-    named = ("lion", *CIFAR10_CLASSES[:9])
-    with pytest.raises(SettingError, match="in the model's order"):
-        run(data=LabelledImageData(test=folder, image_size=8, classes=named))
+def test_another_number_of_classes_is_refused(run, folder):
+    with pytest.raises(SettingError, match="the model 10: give --data.classes, every class in the model's order"):
+        run(data=ImageData(test=folder, image_size=8, classes=(*CIFAR10_CLASSES, "lion")))
+
+
+def test_a_reducer_and_a_method_are_refused(tiny_weights):
+    with pytest.raises(SettingError, match="not both"):
+        ClassificationTask(PixelDiT(tiny_weights), LGTM(0.5), method=Reduced(ToMe(0.5)))
+
+
+def test_a_metric_of_ones_own_stands_in_the_result(run):
+    class Busiest(ClassificationMetric):
+        def score(self, predictions):
+            return Score("busiest", float(predictions.predicted.bincount().max()), unit="count")
+
+    result = json.loads((run(metrics=[Busiest()]) / "result.json").read_text())
+    assert [score["name"] for score in result["scores"]] == ["busiest"]
+
+
+def test_the_compiler_is_left_as_it_was(run):
+    limit = torch._dynamo.config.recompile_limit
+    run(compile=True, trainer=Trainer(**QUIET), data=None, stages=Stages((1,), (1,)), chunk=7)
+    assert torch._dynamo.config.recompile_limit == limit
 
 
 def test_images_of_another_size_are_refused(run, folder):
     with pytest.raises(SettingError, match="16 pixels wide"):
-        run(data=LabelledImageData(test=folder, image_size=16))
+        run(data=ImageData(test=folder, image_size=16))
 
 
 @pytest.mark.slow
 def test_two_devices_give_the_figures_of_one(root, run, folder, tiny_weights, tmp_path):
-    """Two processes on the CPU; seven images do not divide by two, so one is seen twice and counted once."""
-    expected = errors(run("one"))
-    command = [sys.executable, "-m", "bigain.cli.main", "test", "--config", "recipes/classify/cifar10_lgtm.yaml"]
+    """Two processes on the CPU; four chunks of at most two images, none of them twice."""
+    expected = found_in(run("one", chunk=2))
+    command = [sys.executable, "-m", "bigain", "test", "--config", "recipes/classify/cifar10_lgtm.yaml"]
     options = {
         "model.backbone.init_args.weights": tiny_weights,
         "model.stages.trials": "[2,4]",
@@ -222,14 +248,11 @@ def test_two_devices_give_the_figures_of_one(root, run, folder, tiny_weights, tm
         "model.output": tmp_path / "two",
         "data.test": folder,
         "data.image_size": 8,
-        "data.batch_size": 2,
+        "data.chunk": 2,
         "trainer.accelerator": "cpu",
         "trainer.devices": 2,
         "trainer.strategy": "ddp",
         "trainer.precision": "32-true",
     }
     subprocess.run([*command, *(f"--{k}={v}" for k, v in options.items())], cwd=root, check=True, timeout=240)
-    found = errors(tmp_path / "two")
-    assert found["index"].tolist() == list(range(7))
-    assert torch.equal(found["prediction"], expected["prediction"])
-    torch.testing.assert_close(found["errors"], expected["errors"], equal_nan=True)
+    torch.testing.assert_close(found_in(tmp_path / "two"), expected, equal_nan=True)

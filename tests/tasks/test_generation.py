@@ -11,12 +11,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from bigain.backbones.pixel_dit import PixelDiT
-from bigain.data.dataset import CIFAR10_CLASSES, load_images
+from bigain.data.classes import CIFAR10_CLASSES
 from bigain.data.prompts import ClassPrompts
 from bigain.errors import DataError, SettingError
 from bigain.metrics.features import EmbeddedFeatures
-from bigain.metrics.frechet import FrechetReference
+from bigain.metrics.frechet import FrechetDistance
 from bigain.reducers.lgtm import LGTM
+from bigain.results.scores import scores_of
 from bigain.tasks.generation import GenerationTask, tile_images
 
 QUIET = {
@@ -51,12 +52,12 @@ def reference(tmp_path_factory):
 
 @pytest.fixture
 def run(reference, tiny_weights, tiny_features, tmp_path):
-    def runner(name="result", batch_size=4, callbacks=(), prompts=None, **settings):
+    def runner(name="result", chunk=4, callbacks=(), prompts=None, **settings):
         settings = {"reducer": LGTM(0.5), "steps": 3, "rows": 4, "reference": reference, **settings}
         task = GenerationTask(
             PixelDiT(tiny_weights), features=EmbeddedFeatures(tiny_features), output=tmp_path / name, **settings
         )
-        prompts = prompts or ClassPrompts(count=10, batch_size=batch_size)
+        prompts = prompts or ClassPrompts(count=10, chunk=chunk)
         Trainer(**QUIET, callbacks=[*callbacks]).test(task, datamodule=prompts, verbose=False)
         return tmp_path / name
 
@@ -64,25 +65,28 @@ def run(reference, tiny_weights, tiny_features, tmp_path):
 
 
 def samples(folder):
-    return load_file(folder / "samples.safetensors")
+    """Every image of a result, with index, label and seed."""
+    chunks = [load_file(path) for path in sorted((folder / "samples").iterdir())]
+    return {key: torch.cat([chunk[key] for chunk in chunks]) for key in chunks[0]}
 
 
 def test_it_writes_samples_a_sheet_and_the_distance(run, reference, tiny_features):
     place = run()
-    held, result = samples(place), json.loads((place / "result.json").read_text())
-    assert held["image"].shape == (10, 3, 8, 8)
-    assert held["label"].tolist() == list(range(10))
-    assert held["seed"].tolist() == list(range(10))
+    drawn, result = samples(place), json.loads((place / "result.json").read_text())
+    assert drawn["image"].shape == (10, 3, 8, 8)
+    assert drawn["label"].tolist() == list(range(10))
+    assert drawn["seed"].tolist() == list(range(10))
     assert (place / "grid.png").exists()
-    real = load_images(reference, 8, CIFAR10_CLASSES).images
-    expected = FrechetReference.of(real, EmbeddedFeatures(tiny_features)).distance(held["image"])
-    assert result["summary"]["frechet"] == pytest.approx(expected)
-    assert result["summary"]["features"] != "FID"
-    assert result["summary"]["evaluations_per_image"] == 6
+    expected = FrechetDistance(EmbeddedFeatures(tiny_features), reference).score([drawn["image"]]).value
+    (score,) = scores_of(result).values()
+    assert score.name == "frechet_distance"
+    assert score.value == pytest.approx(expected)
+    assert result["evaluations_per_image"] == 6
+    assert result["generated"] == 10
 
 
 def test_batches_change_no_image(run):
-    expected, found = samples(run("a")), samples(run("b", batch_size=3, rows=7))
+    expected, found = samples(run("a")), samples(run("b", chunk=3, rows=7))
     assert (found["image"].int() - expected["image"].int()).abs().max() <= 1
 
 
@@ -99,9 +103,15 @@ def test_half_precision_rounds_the_model_and_not_the_features(tiny_weights, tiny
     features = EmbeddedFeatures(tiny_features)
     before = {name: value.clone() for name, value in features.state_dict().items()}
     task = GenerationTask(
-        PixelDiT(tiny_weights), LGTM(0.5), features, reference, steps=2, rows=4, output=tmp_path / "half"
+        PixelDiT(tiny_weights),
+        LGTM(0.5),
+        features=features,
+        reference=reference,
+        steps=2,
+        rows=4,
+        output=tmp_path / "half",
     )
-    prompts = ClassPrompts(count=4, batch_size=4)
+    prompts = ClassPrompts(count=4, chunk=4)
     Trainer(**QUIET, precision="bf16-true").test(task, datamodule=prompts, verbose=False)
     assert next(task.backbone.parameters()).dtype == torch.bfloat16
     for name, value in features.state_dict().items():
@@ -110,8 +120,8 @@ def test_half_precision_rounds_the_model_and_not_the_features(tiny_weights, tiny
 
 @pytest.mark.slow
 def test_two_devices_give_the_distance_of_one(root, run, reference, tiny_weights, tiny_features, tmp_path):
-    expected = json.loads((run("one") / "result.json").read_text())["summary"]
-    command = [sys.executable, "-m", "bigain.cli.main", "test", "--config", "recipes/generate/cifar10_lgtm.yaml"]
+    expected = json.loads((run("one") / "result.json").read_text())
+    command = [sys.executable, "-m", "bigain", "test", "--config", "recipes/generate/cifar10_lgtm.yaml"]
     options = {
         "model.backbone.init_args.weights": tiny_weights,
         "model.features": "bigain.metrics.features.EmbeddedFeatures",
@@ -120,7 +130,7 @@ def test_two_devices_give_the_distance_of_one(root, run, reference, tiny_weights
         "model.steps": 3,
         "model.rows": 4,
         "data.count": 10,
-        "data.batch_size": 4,
+        "data.chunk": 4,
         "trainer.accelerator": "cpu",
         "trainer.devices": 2,
         "trainer.strategy": "ddp",
@@ -128,13 +138,12 @@ def test_two_devices_give_the_distance_of_one(root, run, reference, tiny_weights
         "output": tmp_path / "two",
     }
     subprocess.run([*command, *(f"--{k}={v}" for k, v in options.items())], cwd=root, check=True, timeout=240)
-    found = json.loads((tmp_path / "two" / "result.json").read_text())["summary"]
+    found = json.loads((tmp_path / "two" / "result.json").read_text())
     assert found["generated"] == 10
-    assert found["frechet"] == pytest.approx(expected["frechet"], rel=0.02)
-    recomputed = FrechetReference.of(
-        load_images(reference, 8, CIFAR10_CLASSES).images, EmbeddedFeatures(tiny_features)
-    ).distance(samples(tmp_path / "two")["image"])
-    assert found["frechet"] == pytest.approx(recomputed)
+    (ours,), (theirs,) = scores_of(found).values(), scores_of(expected).values()
+    assert ours.value == pytest.approx(theirs.value, rel=0.02)
+    images = samples(tmp_path / "two")["image"]
+    assert ours.value == pytest.approx(FrechetDistance(EmbeddedFeatures(tiny_features), reference).score([images]).value)
 
 
 def test_a_missing_reference_ends_before_any_work(run, tmp_path):
@@ -144,11 +153,24 @@ def test_a_missing_reference_ends_before_any_work(run, tmp_path):
 
 
 def test_prompts_of_another_number_of_classes_are_refused(run):
-    with pytest.raises(SettingError, match=r"--data\.classes=10"):
-        run(prompts=ClassPrompts(count=4, classes=3))
+    with pytest.raises(SettingError, match=r"the model 10: give --data\.classes"):
+        run(prompts=ClassPrompts(count=4, classes=("cat", "dog", "ship")))
 
 
-@pytest.mark.parametrize("settings", [{"count": 1}, {"classes": 0}, {"batch_size": 0}])
+def test_metrics_and_a_reference_are_refused(run):
+    with pytest.raises(SettingError, match="belong to the default metric"):
+        run(metrics=[FrechetDistance()])
+
+
+def test_another_scheduler_draws_other_images(run):
+    expected = samples(run("own"))["image"]
+    found = samples(run("euler", scheduler="diffusers.EulerDiscreteScheduler"))["image"]
+    assert not torch.equal(found, expected)
+    with pytest.raises(SettingError, match="beta_end"):
+        run("other", scheduler={"init_args": {"beta_end": 0.5}})
+
+
+@pytest.mark.parametrize("settings", [{"count": 1}, {"classes": ()}, {"chunk": 0}])
 def test_impossible_prompts_are_refused(settings):
     with pytest.raises(SettingError, match="accepted are"):
         ClassPrompts(**settings)

@@ -155,10 +155,10 @@ def _check_names(names: list[str]) -> None:
             raise SettingError(
                 f"Names of rows are 1 to 100 letters, digits, '-', '_' and '.', the first no '.'; got {name!r}."
             )
-        other = seen.setdefault(name.casefold(), name)
-        if other is not name:
+        if (other := seen.get(name.casefold())) is not None:
             same = "twice" if other == name else f"beside {other!r}, which many disks take for the same name"
             raise SettingError(f"Each row has a name of its own; {name!r} stands there {same}.")
+        seen[name.casefold()] = name
 
 
 def fastest_precision(accelerator: str) -> str:

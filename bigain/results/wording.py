@@ -99,6 +99,8 @@ def _in_unit(score: Score, value: float) -> str:
         return points(value)
     if score.unit == "count":
         return count(value)
+    if score.unit == "GFLOPs":
+        return f"{value:,.2f}" if math.isfinite(value) else MISSING
     if score.unit == "ratio":
         return f"{value:.2f}\N{MULTIPLICATION SIGN}" if math.isfinite(value) else MISSING
     return decimal(value)

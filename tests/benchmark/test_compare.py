@@ -2,17 +2,19 @@
 
 import io
 import json
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 
+from bigain.adapters.placement import Placement
 from bigain.backbones.pixel_dit import PixelDiT
-from bigain.benchmark import compare as module
-from bigain.benchmark.compare import run_comparison
+from bigain.benchmark.compare import _Run, run_comparison
 from bigain.benchmark.compare_table import terminal_table
-from bigain.benchmark.comparison import Comparison
-from bigain.data.module import LabelledImageData
+from bigain.benchmark.comparison import Comparison, Row
+from bigain.data.module import ImageData
 from bigain.data.prompts import ClassPrompts
 from bigain.diffusion.noise_set import Stages
 from bigain.errors import BigainError, SettingError
@@ -21,13 +23,17 @@ from bigain.reducers.base import Identity
 from bigain.reducers.lgtm import LGTM
 from bigain.reducers.scheduled import Rule, Scheduled
 from bigain.reducers.todo import ToDo
+from bigain.reducers.tome import ToMe
+from bigain.results.predictions import Predictions
+from bigain.results.scores import scores_of
+from bigain.tasks.method import Applied, Method
 
 CONSOLE = Console(quiet=True)
 QUIET = {"accelerator": "cpu", "precision": "bf16-true", "enable_progress_bar": False}
 
 
 @pytest.fixture
-def plan(tiny_weights, tiny_features):
+def comparison(tiny_weights, tiny_features):
     """Make a small comparison, afresh each time, as a new process would."""
 
     def make(**settings):
@@ -35,8 +41,8 @@ def plan(tiny_weights, tiny_features):
             **{
                 "backbone": PixelDiT(tiny_weights),
                 "reducers": {"none": Identity(), "lgtm": LGTM(0.5)},
-                "data": LabelledImageData(limit=4, image_size=8, batch_size=2),
-                "prompts": ClassPrompts(count=4, batch_size=2),
+                "data": ImageData(limit=4, image_size=8, chunk=2),
+                "prompts": ClassPrompts(count=4, chunk=2),
                 "stages": Stages((1, 2), (3, 1)),
                 "features": EmbeddedFeatures(tiny_features),
                 "steps": 2,
@@ -52,41 +58,127 @@ def plan(tiny_weights, tiny_features):
 
 
 def figures(content):
-    timed = ("ms", "ms_low", "ms_high")
-    return [{key: value for key, value in row.items() if key not in timed} for row in content["methods"]]
+    """Every figure but times."""
+    scores = [[score for score in row["scores"] if score["name"] not in ("time", "ms")] for row in content["rows"]]
+    return [{**row, "scores": own} for row, own in zip(content["rows"], scores, strict=True)]
 
 
 @pytest.mark.same_digits
-@pytest.mark.parametrize("stop_at", ["_classify", "_generate", "_measure"])
-def test_an_interrupted_comparison_resumes_to_the_same_table(plan, tmp_path, monkeypatch, stop_at):
+@pytest.mark.parametrize("stop_at", ["_classification", "_generation", "_count", "_time"])
+def test_an_interrupted_comparison_resumes_to_the_same_table(comparison, tmp_path, monkeypatch, stop_at):
     """Half precision, each step of the second method: the first one is done and stays."""
-    expected = figures(run_comparison(plan(), tmp_path / "whole", False, CONSOLE))
-    step = getattr(module, stop_at)
+    expected = figures(run_comparison(comparison(), tmp_path / "whole", False, CONSOLE))
+    step = getattr(_Run, stop_at)
 
-    def interrupted(the_plan, reducer, *rest):
-        if isinstance(reducer, LGTM):
+    def interrupted(run, first, *rest):
+        if stop_at == "_time" or (first.name == "lgtm" and rest != (Path("unused"),)):
             raise KeyboardInterrupt
-        return step(the_plan, reducer, *rest)
+        return step(run, first, *rest)
 
-    monkeypatch.setattr(module, stop_at, interrupted)
+    monkeypatch.setattr(_Run, stop_at, interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run_comparison(plan(), tmp_path / "out", False, CONSOLE)
+        run_comparison(comparison(), tmp_path / "out", False, CONSOLE)
     monkeypatch.undo()
     assert not (tmp_path / "out").exists()
     with pytest.raises(SettingError, match="--resume"):
-        run_comparison(plan(), tmp_path / "out", False, CONSOLE)
-    with pytest.raises(SettingError, match="features"):
-        run_comparison(plan(features=None), tmp_path / "out", True, CONSOLE)
-    found = run_comparison(plan(), tmp_path / "out", True, CONSOLE)
+        run_comparison(comparison(), tmp_path / "out", False, CONSOLE)
+    with pytest.raises(SettingError, match="metrics"):
+        run_comparison(comparison(features=None), tmp_path / "out", True, CONSOLE)
+    found = run_comparison(comparison(), tmp_path / "out", True, CONSOLE)
     assert figures(found) == expected
     assert not (tmp_path / "out.partial").exists()
 
 
-def test_the_plan_keeps_its_model_as_it_was(plan, tmp_path):
-    made = plan()
+def test_nothing_hangs_in_the_model_afterwards_and_nobody_copied_it(comparison, tmp_path, monkeypatch):
+    made = comparison()
+    seen = []
+    encode = PixelDiT.encode
+    monkeypatch.setattr(PixelDiT, "encode", lambda self, images: seen.append(id(self)) or encode(self, images))
     run_comparison(made, tmp_path / "out", False, CONSOLE)
-    assert next(made.backbone.parameters()).dtype == torch.float32
+    assert set(seen) == {id(made.backbone)}
     assert not made.backbone.network._forward_hooks
+    assert made.backbone.network._compiled_call_impl is None
+
+
+NAMES = ("parts", "report.html", "table.csv", "comparison.json", "rows", "timing.json")
+
+
+def test_any_name_of_a_row_is_safe(comparison, tmp_path):
+    """Names that clashed with files of the result: results were lost in silence, or the end crashed."""
+    made = comparison(reducers={name: Identity() for name in NAMES}, timing_repeats=1)
+    content = run_comparison(made, tmp_path / "out", False, CONSOLE, "recipe", finish=lambda folder: None)
+    assert [row["name"] for row in content["rows"]] == list(NAMES)
+    for name in NAMES:
+        assert len(Predictions.load(tmp_path / "out" / "rows" / name / "classification")) == 4
+    assert (tmp_path / "out" / "table.csv").is_file()
+    assert (tmp_path / "out" / "recipe.yaml").read_text() == "recipe"
+
+
+def test_rows_have_placements_and_seeds_of_their_own_and_share_the_noise(comparison, tmp_path):
+    rows = [
+        Row("none"),
+        Row("one", ToMe(0.5), Placement(layers=[0])),
+        Row("four", ToMe(0.5), Placement(layers=4)),
+        Row("again", ToMe(0.5), Placement(layers=[0]), seed=1),
+    ]
+    content = run_comparison(comparison(methods=rows, reducers={}), tmp_path / "out", False, CONSOLE)
+    assert [len(row["sites"]) for row in content["rows"]] == [1, 1, 4, 1]
+    errors = [
+        Predictions.load(tmp_path / "out" / "rows" / row.name / "classification").errors.dense(4, 10) for row in rows
+    ]
+    both = errors[1].isfinite() & errors[3].isfinite()
+    assert not torch.allclose(errors[1][both], errors[3][both])
+    results = [
+        json.loads((tmp_path / "out" / "rows" / row.name / "classification" / "result.json").read_text())
+        for row in rows
+    ]
+    assert [result["settings"]["noise_seed"] for result in results] == [0] * 4
+    assert [result["settings"]["seed"] for result in results] == [0, 0, 0, 1]
+
+
+class HalfTheInput(Method):
+    """The control: the same network on an input half as fine, whose prediction is enlarged."""
+
+    @contextmanager
+    def applied(self, backbone, placement, seed):
+        yield Applied(Halved(backbone))
+
+
+class Halved(PixelDiT):
+    """Wraps a backbone; nothing of it is copied."""
+
+    def __init__(self, whole):
+        torch.nn.Module.__init__(self)
+        self.network, self.scheduler, self.image_size = whole.network, whole.scheduler, whole.image_size
+        self.latent_shape, self.label_count, self.overlap = whole.latent_shape, whole.label_count, whole.overlap
+
+    def predict(self, noisy, t, condition):
+        small = torch.nn.functional.avg_pool2d(noisy, 2)
+        found = super().predict(small, t, condition)
+        return torch.nn.functional.interpolate(found, scale_factor=2)
+
+
+def test_a_method_may_change_the_input_instead_of_tokens(comparison, tmp_path):
+    rows = [Row("none"), Row("half", HalfTheInput())]
+    content = run_comparison(comparison(methods=rows, reducers={}), tmp_path / "out", False, CONSOLE)
+    whole, half = (scores_of(row) for row in content["rows"])
+    assert half["gflops"].value < 0.5 * whole["gflops"].value
+    assert content["rows"][1]["sites"] == []
+    assert content["rows"][1]["method"] == "HalfTheInput()"
+    assert {"top1", "top1_difference", "frechet_distance", "time"} <= half.keys()
+
+
+def test_few_passes_give_no_milliseconds_and_no_interval(comparison, tmp_path):
+    few, enough = (
+        scores_of(run_comparison(comparison(timing_repeats=n), tmp_path / str(n), False, CONSOLE)["rows"][1])
+        for n in (2, 6)
+    )
+    assert "ms" not in few
+    assert few["time"].low is None
+    assert enough["ms"].value > 0
+    assert enough["time"].low <= enough["time"].value <= enough["time"].high
+    seconds = json.loads((tmp_path / "6" / "timing.json").read_text())["seconds"]
+    assert {name: len(times) for name, times in seconds.items()} == {"none": 6, "lgtm": 6}
 
 
 @pytest.mark.parametrize(
@@ -95,14 +187,14 @@ def test_the_plan_keeps_its_model_as_it_was(plan, tmp_path):
         ({"reducers": {"none": Identity(), "lgtm": LGTM(0.9)}}, "at most 48"),
         ({"steps": 0}, "steps"),
         ({"guidance": 0.5}, "guidance"),
-        ({"prompts": ClassPrompts(count=4, classes=3)}, "the prompts have 3"),
+        ({"prompts": ClassPrompts(count=4, classes=("cat", "dog"))}, "The prompts have the classes cat, dog"),
         ({"reference": "nowhere"}, "No images at nowhere"),
         ({"loss": "l3"}, "l2"),
     ],
 )
-def test_every_setting_is_refused_before_any_work(plan, tmp_path, settings, told):
+def test_every_setting_is_refused_before_any_work(comparison, tmp_path, settings, told):
     with pytest.raises(BigainError, match=told):
-        run_comparison(plan(**settings), tmp_path / "out", False, CONSOLE)
+        run_comparison(comparison(**settings), tmp_path / "out", False, CONSOLE)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -110,26 +202,31 @@ def test_every_setting_is_refused_before_any_work(plan, tmp_path, settings, told
     ("settings", "told"),
     [
         ({"timing_repeats": 0}, "timing_repeats"),
-        ({"reducers": {}}, "one reducer or more"),
+        ({"reducers": {}}, "one row or more"),
         ({"reducers": {"a/b": Identity()}}, "a/b"),
+        ({"reducers": {"..": Identity()}}, "the first no '.'"),
+        ({"reducers": {"": Identity()}}, "1 to 100"),
+        ({"reducers": {"x" * 101: Identity()}}, "1 to 100"),
+        ({"methods": [Row("lgtm")]}, "'lgtm' stands there twice"),
+        ({"reducers": {"lgtm": LGTM(0.5), "LGTM": LGTM(0.5)}}, "beside 'lgtm'"),
         ({"trainer": {"precision": "bf16-mixed"}}, "bf16-mixed"),
         ({"trainer": {"devices": 2}}, "one device"),
     ],
 )
-def test_impossible_plans_are_refused(plan, settings, told):
+def test_impossible_comparisons_are_refused(comparison, settings, told):
     with pytest.raises(SettingError, match=told):
-        plan(**settings)
+        comparison(**settings)
 
 
 @pytest.mark.parametrize(("unit", "expected"), [("amx_bf16", "bf16-true"), ("avx2", "32-true")])
-def test_auto_precision_follows_the_processor(plan, monkeypatch, unit, expected):
+def test_auto_precision_follows_the_processor(comparison, monkeypatch, unit, expected):
     """bfloat16 is twice as fast as float32 on a CPU that has units for it, and four times slower elsewhere."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {unit: True}, raising=False)
-    assert plan(trainer={"accelerator": "cpu", "precision": "auto"}).trainer["precision"] == expected
+    assert comparison(trainer={"accelerator": "cpu", "precision": "auto"}).trainer["precision"] == expected
 
 
-def test_nan_leaves_no_folder(plan, tmp_path):
-    made = plan()
+def test_nan_leaves_no_folder(comparison, tmp_path):
+    made = comparison()
     with torch.no_grad():
         made.backbone.network.proj_out_2.bias.fill_(torch.nan)
     with pytest.raises(BigainError, match="NaN"):
@@ -139,14 +236,25 @@ def test_nan_leaves_no_folder(plan, tmp_path):
 
 def test_the_terminal_table_fits_eighty_columns(root):
     content = json.loads((root / "bigain/assets/cifar10_full_run/comparison.json").read_text())
-    content["methods"][1]["name"] = "lgtm-released"
-    content["methods"][1] |= {"difference": -0.299, "difference_low": -0.323, "difference_high": -0.275}
+    row = content["rows"][1]
+    row["name"] = "lgtm-released"
+    next(score for score in row["scores"] if score["name"] == "top1_difference").update(
+        {"value": -0.299, "low": -0.323, "high": -0.275}
+    )
     console = Console(width=80, record=True, quiet=False, file=io.StringIO())
     console.print(terminal_table(content))
     shown = console.export_text()
-    for text in ("none", "lgtm-released", "lgtm", "73.0", "71.7 to 74.2", "-0.3", "-1.2 to +0.5"):
+    for text in (
+        "none",
+        "lgtm-released",
+        "lgtm",
+        "73.0",
+        "71.7 to 74.2",
+        "\N{MINUS SIGN}0.3",
+        "\N{MINUS SIGN}1.2 to +0.5",
+    ):
         assert text in shown
-    for text in ("-32.3 to -27.5", "distance", "GFLOPs", "13.73", "0.0618", "evals", "125"):
+    for text in ("\N{MINUS SIGN}32.3 to \N{MINUS SIGN}27.5", "distance", "GFLOPs", "13.73", "1.07", "evals", "125"):
         assert text in shown
     assert "…" not in shown  # no figure is cut
     assert max(map(len, shown.splitlines())) <= 80
@@ -160,7 +268,7 @@ def test_the_terminal_table_fits_eighty_columns(root):
     ],
     ids=["merge and kv by timestep", "too few rows to share"],
 )
-def test_what_classification_cannot_do_is_refused_before_any_work(plan, tmp_path, changes, told):
+def test_what_classification_cannot_do_is_refused_before_any_work(comparison, tmp_path, changes, told):
     with pytest.raises(SettingError, match=told):
-        run_comparison(plan(**changes), tmp_path / "out", False, CONSOLE)
+        run_comparison(comparison(**changes), tmp_path / "out", False, CONSOLE)
     assert list(tmp_path.iterdir()) == []

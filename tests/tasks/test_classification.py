@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from PIL import Image
+
 from bigain.adapters.placement import Placement
 from bigain.backbones.pixel_dit import PixelDiT
 from bigain.data.classes import CIFAR10_CLASSES
@@ -206,7 +207,7 @@ def test_a_checkpoint_of_the_trainers_is_refused(folder, tiny_weights, tmp_path)
 
 
 def test_another_number_of_classes_is_refused(run, folder):
-    with pytest.raises(SettingError, match="the model 10: give --data.classes, every class in the model's order"):
+    with pytest.raises(SettingError, match=r"the model 10: give --data\.classes, every class in the model's order"):
         run(data=ImageData(test=folder, image_size=8, classes=(*CIFAR10_CLASSES, "lion")))
 
 

@@ -143,7 +143,9 @@ def test_two_devices_give_the_distance_of_one(root, run, reference, tiny_weights
     (ours,), (theirs,) = scores_of(found).values(), scores_of(expected).values()
     assert ours.value == pytest.approx(theirs.value, rel=0.02)
     images = samples(tmp_path / "two")["image"]
-    assert ours.value == pytest.approx(FrechetDistance(EmbeddedFeatures(tiny_features), reference).score([images]).value)
+    assert ours.value == pytest.approx(
+        FrechetDistance(EmbeddedFeatures(tiny_features), reference).score([images]).value
+    )
 
 
 def test_a_missing_reference_ends_before_any_work(run, tmp_path):

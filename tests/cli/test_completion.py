@@ -13,7 +13,6 @@ import pytest
 import bigain
 from bigain.cli.commands import COMMANDS
 from bigain.cli.completion import SHELLS, completion_script
-from bigain.cli.main import main
 from bigain.errors import SettingError
 
 pytest.importorskip("shtab")
@@ -69,9 +68,8 @@ def test_options_of_tasks_and_of_the_trainer_are_completed(complete):
     assert "--comparison.guidance" in complete("compare", "--comparison.g")
 
 
-def test_zsh_gets_its_script(capsys):
-    main(["completion", "zsh"])
-    script = capsys.readouterr().out
+def test_zsh_gets_its_script():
+    script = script_of("zsh")
     assert script.startswith("#compdef bigain")
     assert "lgtm_released" in script
     if shell := shutil.which("zsh"):

@@ -14,7 +14,8 @@ import pytest
 from bigain.assets import asset
 from bigain.cli import commands
 from bigain.cli.main import main
-from bigain.results.store import read_json
+from bigain.results.scores import scores_of
+from bigain.results.store import read_result
 
 ROOT = Path(__file__).resolve().parents[1]
 README, CONTRIBUTING = ((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))
@@ -108,19 +109,23 @@ def test_the_scorer_of_contributing_is_short_and_works():
 
 
 def test_the_table_is_that_of_the_full_run():
-    content = read_json(asset("cifar10_full_run/comparison.json"))
+    content = read_result(asset("cifar10_full_run/comparison.json"))
     shown = README.split("<!-- full run: begin -->")[1].split("<!-- full run: end -->")[0].strip().splitlines()[2:]
-    assert len(shown) == len(content["methods"])
-    for line, row in zip(shown, content["methods"], strict=True):
+    assert len(shown) == len(content["rows"])
+    for line, row in zip(shown, content["rows"], strict=True):
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        assert cells[1] == f"{100 * row['top1']:.1f} ({100 * row['top1_low']:.1f} to {100 * row['top1_high']:.1f})"
-        if row["difference"] is not None:
-            low, high = row["difference_low"], row["difference_high"]
-            assert cells[2] == f"{100 * row['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
-        assert cells[3] == f"{row['frechet']:.2f}"
-        assert cells[4] == f"{row['gflops']:.2f}"
-        assert cells[5] == f"{row['ms']:.4f}"
-        assert cells[6] == f"{row['evaluations_per_image']:g}"
+        scores = scores_of(row)
+        top1, paired = scores["top1"], scores.get("top1_difference")
+        assert cells[1] == f"{100 * top1.value:.1f} ({100 * top1.low:.1f} to {100 * top1.high:.1f})"
+        if row["name"] == content["baseline"]:
+            assert (paired, cells[2]) == (None, "")
+        else:
+            assert cells[2] == f"{100 * paired.value:+.1f} ({100 * paired.low:+.1f} to {100 * paired.high:+.1f})"
+            assert scores["time"].value == pytest.approx(scores["ms"].value / scores_of(content["rows"][0])["ms"].value)
+        assert cells[3] == f"{scores['frechet_distance'].value:.2f}"
+        assert cells[4] == f"{scores['gflops'].value:.2f}"
+        assert cells[5] == f"{scores['ms'].value:.4f}"
+        assert cells[6] == f"{scores['evaluations_per_image'].value:g}"
         assert (row["images"], row["generated"]) == (5000, 5000)
 
 

@@ -55,7 +55,7 @@ def test_a_command_works_as_typed(command, tiny_weights, tmp_path, monkeypatch, 
     extra = list(TINY.get(verb, []))
     if verb == "test":
         extra.append(f"--model.backbone.init_args.weights={tiny_weights}")
-        extra += ["--data.image_size=8", "--data.batch_size=1"] if "classify" in command else ["--data.batch_size=2"]
+        extra += ["--data.image_size=8", "--data.chunk=1"] if "classify" in command else ["--data.chunk=2"]
     if verb == "compare":
         extra.append(f"--comparison.backbone.init_args.weights={tiny_weights}")
     if "--print_config" not in options:

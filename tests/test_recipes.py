@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from bigain.cli.main import main
+from bigain.results.scores import scores_of
+from bigain.results.store import read_result
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").rglob("*.yaml"))
@@ -35,13 +37,13 @@ def small(recipe, tiny_weights, output):
         width = ["--model.backbone.init_args.width=24", "--model.backbone.init_args.depth=2"] if network else []
         compiled = ["--model.compile=false"] if network else []
         return ["--trainer.fast_dev_run=true", "--trainer.accelerator=cpu", "--trainer.devices=1",
-                "--data.batch_size=4", "--data.limit=4", f"--data.train={ROOT}/bigain/assets/cifar10_test/test.parquet",
+                "--data.chunk=4", "--data.limit=4", f"--data.train={ROOT}/bigain/assets/cifar10_test/test.parquet",
                 *width, *compiled]  # fmt: skip
     options = ["--trainer.fast_dev_run=true", "--trainer.accelerator=cpu", f"--output={output}",
                f"--model.backbone.init_args.weights={tiny_weights}", "--model.rows=4"]  # fmt: skip
     if kind == "classify":
-        return [*options, "--data.batch_size=1", "--data.image_size=8"]
-    return [*options, "--data.batch_size=2", "--data.count=2", "--model.steps=2"]
+        return [*options, "--data.chunk=1", "--data.image_size=8"]
+    return [*options, "--data.chunk=2", "--data.count=2", "--model.steps=2"]
 
 
 @pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if Path(recipe).parts[1] in VERBS])
@@ -50,7 +52,7 @@ def test_it_runs_a_batch(recipe, root, tiny_weights, tmp_path, monkeypatch):
     verb = VERBS[Path(recipe).parts[1]]
     main([verb, "--config", recipe, *small(recipe, tiny_weights, tmp_path / "out")])
     if verb == "test":
-        assert json.loads((tmp_path / "out" / "result.json").read_text())["summary"]
+        assert read_result(tmp_path / "out")["scores"]
 
 
 COMPARED = [recipe for recipe in RECIPES if "/benchmark/" in recipe] + ["plugins/template/recipe.yaml"]
@@ -75,16 +77,17 @@ def test_a_comparison_runs_small_and_writes_its_page(recipe, root, tiny_weights,
         "trainer.accelerator": "cpu",
     }
     main(["compare", "--config", recipe, f"--output={out}", *(f"--comparison.{k}={v}" for k, v in settings.items())])
-    content = json.loads((out / "comparison.json").read_text())
+    content = read_result(out / "comparison.json")
     methods = list(yaml.safe_load(Path(recipe).read_text())["comparison"]["reducers"])
-    assert [row["name"] for row in content["methods"]] == methods
+    assert [row["name"] for row in content["rows"]] == methods
     assert {"none", "lgtm"} <= set(methods)
-    assert content["methods"][0]["difference"] is None
-    whole = next(row for row in content["methods"] if row["name"] == "none")
-    assert all(row["gflops"] < whole["gflops"] for row in content["methods"] if row is not whole)
+    scores = {row["name"]: scores_of(row) for row in content["rows"]}
+    assert [name for name in methods if "top1_difference" not in scores[name]] == methods[:1]
+    whole = scores["none"]["gflops"].value
+    assert all(own["gflops"].value < whole for name, own in scores.items() if name != "none")
     assert len((out / "table.csv").read_text().splitlines()) == 1 + len(methods)
     assert "lgtm" in (out / "report.html").read_text()
-    assert (out / "lgtm" / "classification" / "predictions.csv").exists()
+    assert (out / "rows" / "lgtm" / "classification" / "predictions.csv").exists()
     assert not (tmp_path / "out.partial").exists()
     shutil.rmtree(out)
 

@@ -38,7 +38,7 @@ def test_the_commands_lead_from_an_empty_folder_to_the_page(tmp_path, environmen
     listed = said["bigain list scorers"]
     assert all(f"{name} " in listed for name in ("texture_range", "texture_pairs", "lgtm"))
     assert "largest and smallest channel" in said["bigain describe texture_range"]
-    rows = json.loads((tmp_path / "texture" / "comparison.json").read_text())["methods"]
+    rows = json.loads((tmp_path / "texture" / "comparison.json").read_text())["rows"]
     assert [row["name"] for row in rows] == ["lgtm", "texture_range", "texture_pairs", "none"]
     assert "texture_range" in (tmp_path / "texture" / "report.html").read_text()
     assert {path.name for path in tmp_path.iterdir()} == {"demo", "bigain-texture", "texture"}

@@ -38,7 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print(f"bigain: error: {sentence}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as error:
+        # Lightning ends an interrupted run with an exit status of its own.
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
+            raise
         hint = "; the same command with --resume goes on" if given[0] in _RESUMABLE else ""
         print(f"bigain: interrupted{hint}.", file=sys.stderr)
         sys.exit(130)

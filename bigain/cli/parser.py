@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any, NoReturn, get_type_hints
 
 from jsonargparse import ArgumentParser, set_loader
+from yaml import YAMLError  # type: ignore[import-untyped] # comes with jsonargparse
 
 from bigain.cli.messages import shortened, users_error
 from bigain.cli.strict_yaml import load_strictly
@@ -16,7 +17,7 @@ from bigain.errors import SettingError
 
 __all__ = ["Parser", "recipe_parser"]
 
-set_loader("yaml", load_strictly)
+set_loader("yaml", load_strictly, exceptions=(YAMLError,))
 
 _CLASS = re.compile(r"\b(?:\w+\.){2,}[A-Z]\w*(?=: )")
 _REFUSED = re.compile(r"(?:unrecognized arguments: --|[Oo]ption ')([\w.-]+)")

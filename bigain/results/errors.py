@@ -1,7 +1,7 @@
 """The errors of a diffusion classifier, stored sparsely."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -71,6 +71,10 @@ class Errors:
             raise DataError("Errors of different timesteps cannot be joined.")
         joined = {key: torch.cat([getattr(part, key) for part in whole]) for key in _TYPES}
         return cls(**joined, timesteps=whole[0].timesteps)
+
+    def renumbered(self, index: Tensor) -> "Errors":
+        """Number images by their place in `index`, rising int64 `[N]`, which holds every image that has errors."""
+        return replace(self, image=torch.searchsorted(index, self.image.long()).to(_TYPES["image"]))
 
     def __len__(self) -> int:
         return len(self.error)

@@ -158,18 +158,22 @@ class ClassificationTask(EvaluationTask):
         names = [self.images.names[item] for item in index.tolist()]
         found = self._classifier(self.applied.backbone.encode(batch["image"]), names)
         errors = Errors.of(found.errors, index, self._timesteps())
-        self.store.add(int(batch["chunk"]), {"predicted": found.prediction, **errors.tensors()})
+        values = {"index": index, "predicted": found.prediction, **errors.tensors()}
+        self.store.add(int(batch["chunk"]), values)
 
     def _timesteps(self) -> Tensor:
         return torch.tensor(self.stages.timesteps(self.backbone.process.steps))
 
     def summarize(self, folder: Path) -> tuple[list[Score], dict[str, Any]]:
         chunks = [tensors for _, tensors in self.store.chunks()]
+        index = torch.cat([tensors["index"] for tensors in chunks])
+        # All of them, but where the trainer was asked for some batches only.
+        done = index.tolist()
         predictions = Predictions(
-            self.images.names,
-            self.images.labels,
+            tuple(self.images.names[item] for item in done),
+            tuple(self.images.labels[item] for item in done),
             torch.cat([tensors["predicted"] for tensors in chunks]),
-            Errors.concat(Errors.from_tensors(tensors) for tensors in chunks),
+            Errors.concat(Errors.from_tensors(tensors) for tensors in chunks).renumbered(index),
             self.images.classes,
         )
         predictions.save(folder)

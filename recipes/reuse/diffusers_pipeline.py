@@ -40,7 +40,8 @@ torch.manual_seed(0)
 pipe = (DiTPipeline.from_pretrained(args.model) if args.model else tiny_pipeline()).to(args.device)
 pipe.set_progress_bar_config(disable=True)
 whole = draw(pipe)
-with bigain.attach(pipe, "lgtm", ratio=0.5):  # what is compiled, is compiled after this line
+with bigain.attach(pipe, "lgtm", ratio=0.5) as report:  # what is compiled, is compiled after this line
+    print(report)  # the sites, and their tokens before and after
     merged = draw(pipe)
 print(f"with the reducer pixels change by {255 * np.abs(merged - whole).mean():.1f} of 255 on average")
 print(f"after detaching by {255 * np.abs(draw(pipe) - whole).mean():.1f}")

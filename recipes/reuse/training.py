@@ -42,6 +42,7 @@ model = Classifier()
 optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
 where = {"layers": 4, "parts": ["self", "mlp"]}  # all four layers; by default the first 12 of 28, or that share
 report = bigain.attach(model, "lgtm", ratio=0.5, placement=where, shape=(8, 8))
+print(report)
 for step in range(41):
     images, labels = batch(64)
     loss = F.cross_entropy(model(images), labels)

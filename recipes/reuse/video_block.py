@@ -24,7 +24,8 @@ with torch.no_grad():
     whole = block(tokens)
     for name in ("abm", "lgtm"):
         reducer = bigain.build_reducer(name, ratio=0.5, cell=(1, 2, 2))
-        with bigain.attach(block, reducer, shape=grid.shape):
+        with bigain.attach(block, reducer, shape=grid.shape) as report:
+            print(report)
             output = block(tokens)
         place = reducer.plan(block.norm1(tokens), grid).places()[0]  # of each token in the shorter sequence
         abroad = ((place[:, None] == place) & (frame[:, None] != frame)).any(dim=1)

@@ -91,7 +91,7 @@ def test_tasks_and_class_paths_are_described_too(capsys):
     by_name, by_path = describe("ClassificationTask"), describe("bigain.tasks.classification.ClassificationTask")
     assert by_name.parameters == by_path.parameters
     assert "share_plans" in shown(capsys, "ClassificationTask")
-    assert "batch_size" in shown(capsys, "bigain.data.module.LabelledImageData")
+    assert "chunk" in shown(capsys, "bigain.data.module.ImageData")
     assert dict(describe("bigain.reducers.tome:ToMe").facts) == dict(describe("bigain.reducers.tome.ToMe").facts)
 
 

@@ -3,7 +3,7 @@
     python recipes/reuse/plain_transformer.py
 
 `Block` is all it takes: plan from the tokens that attention is about to see, attend over fewer, put the output back.
-`attach` does the same to a model that was written without a reducer, once it is told which modules attend and how
+`attach` does the same to a model that was written without a reducer, given the names of its attention modules and how
 the tokens lie. With methods that look at a token's content alone, as here, both give the same output. Others want a
 `bigain.Context` with the block's index, the timestep and a cache: rotary_attention.py.
 """

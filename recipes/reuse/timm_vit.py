@@ -31,7 +31,7 @@ def show(name: str) -> torch.Tensor:
 
 show("nothing attached")
 with bigain.attach(model, "lgtm", ratio=0.5) as report:
-    print(report)  # the sites, and their tokens before and after
+    print(report)  # the sites, with their tokens before and after
     given_back = show("given back")
 with bigain.attach(model, "tome_vit", placement={"progressive": 8}):  # 8 tokens fewer in each of the 12 blocks
     progressive = show("progressive")

@@ -18,6 +18,7 @@ from bigain.adapters.pass_state import Hooked
 from bigain.adapters.report import SiteReport
 from bigain.backbones.pixel_dit import PixelDiT
 from bigain.benchmark.flops import FlopCounter
+from bigain.diffusion.condition import Condition
 from bigain.errors import SettingError, SiteError
 from bigain.reducers.base import Reduction
 from bigain.reducers.lgtm import LGTM
@@ -235,7 +236,7 @@ def test_the_network_inside_a_backbone_is_found():
     backbone = PixelDiT(weights=None, width=32, depth=4, heads=2).eval()
     for parameter in backbone.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    inputs = torch.randn(2, 3, 32, 32), torch.tensor([100, 800]), torch.tensor([3, 10])
+    inputs = torch.randn(2, 3, 32, 32), torch.tensor([100, 800]), Condition(labels=torch.tensor([3, 10]))
     plain = backbone.predict_noise(*inputs)
     with bigain.attach(backbone, "lgtm", ratio=0.7, layers=2) as report:
         assert [(site.before, site.after) for site in report.sites] == [(1024, 308)] * 2

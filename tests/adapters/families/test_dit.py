@@ -17,7 +17,7 @@ class EverySecond(TokenReducer):
     """Keys and values from every second token: the smallest reducer of the `kv` kind."""
 
     def plan(self, tokens, grid, context=None):
-        return EverySecondReduction()
+        return EverySecondReduction(tokens)
 
     def reduced_length(self, grid, context=None):
         return (grid.tokens + 1) // 2
@@ -25,6 +25,11 @@ class EverySecond(TokenReducer):
 
 class EverySecondReduction(Reduction):
     kind = "kv"
+
+    def __init__(self, tokens):
+        batch, count = tokens.shape[:2]
+        self.sizes = torch.full((batch, (count + 1) // 2), 2.0)
+        self.sizes[:, -1] -= count % 2
 
     def reduce(self, tokens):
         return tokens[:, ::2]

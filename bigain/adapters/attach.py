@@ -242,8 +242,6 @@ def _install(prepared: _Prepared) -> AttachReport:
             return report
         for site in prepared.sites:
             parts = [part for part in placement.parts if part in site.parts]
-            if not parts:  # cross-attention alone, in a block that has none
-                continue
             planner = BlockPlanner(attachment, site, source == "block", parts)
             undo.append(site.block.register_forward_pre_hook(planner.enter, with_kwargs=True).remove)
             undo.append(site.block.register_forward_hook(planner.leave, always_call=True).remove)

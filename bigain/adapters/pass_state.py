@@ -189,7 +189,8 @@ class BlockPlanner(Hooked):
 
     def __init__(self, attachment: Attachment, site: Site, from_block: bool, parts: Sequence[Part] = ("self",)) -> None:
         self.attachment, self.site, self._from_block = attachment, site, from_block
-        self._first_part = next(part for part in get_args(Part) if part in parts)  # in order of execution
+        # In order of execution. A block without any still plans: a reducer may cache its plan for later ones.
+        self._first_part = next(part for part in get_args(Part) if part in (parts or site.parts))
         self._visit: Visit | None = None
         self.forgetting: list[Callable[[], None]] = []  # what the parts do after an exception
 

@@ -235,20 +235,21 @@ class MergingBlock(BlockPlanner):
         return plan
 
     def _reducer(self) -> TokenReducer:
-        reducer: Any = self._step.reducer
-        if self._step.removed is not None:
-            reducer.ratio = ratio_for(self._step.removed, self._count)
-        chosen: TokenReducer = reducer
-        return chosen
+        reducer, removed = self._step.reducer, self._step.removed
+        assert reducer is not None
+        if removed is not None:
+            set_removed(reducer, removed, self._count)
+        return reducer
 
     @property
     def _passing(self) -> Passing | None:
         return self._visit if isinstance(self._visit, Passing) else None
 
 
-def ratio_for(removed: int, count: int) -> float:
-    """Return the ratio of which floor(count * ratio) is `removed`."""
-    return (removed + 0.5) / count
+def set_removed(reducer: TokenReducer, removed: int, count: int) -> None:
+    """Set a reducer's ratio so that floor(count * ratio) is `removed`; the reducer is a block's own copy."""
+    # A reducer may be a frozen dataclass, whose own __setattr__ refuses.
+    object.__setattr__(reducer, "ratio", (removed + 0.5) / count)
 
 
 def _share_by_size(tokens: Tensor, sizes: Tensor, plan: Reduction) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from torch import nn
 from bigain.adapters.base import Adapter, Site, Undo
 from bigain.adapters.pass_state import Attachment, Hooked
 from bigain.adapters.placement import Placement
-from bigain.adapters.progressive.merging import Branch, MergingBlock, Step, ratio_for
+from bigain.adapters.progressive.merging import Branch, MergingBlock, Step, set_removed
 from bigain.adapters.progressive.pools import Pool, Progress
 from bigain.adapters.report import SiteReport
 from bigain.errors import SettingError, SiteError
@@ -222,9 +222,9 @@ def _most(reducer: TokenReducer, grid: Grid, context: Context, wanted: int) -> i
     Raises:
         SettingError: It can do nothing on such a grid, whatever its ratio.
     """
-    own: Any = copy.copy(reducer)
+    own = copy.copy(reducer)
     for removed in range(min(wanted, grid.size - 1), -1, -1):
-        own.ratio = ratio_for(removed, grid.size)
+        set_removed(own, removed, grid.size)
         try:
             return int(grid.tokens - own.reduced_length(grid, context))
         except SettingError:

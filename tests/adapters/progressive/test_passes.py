@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 import bigain
 from bigain.adapters.progressive.steps import tome_schedule
 from bigain.errors import SettingError
+from bigain.reducers.base import TokenReducer
 from bigain.reducers.tome import ToMe
 from bigain.reducers.tome_vit import ToMeViT
 from bigain.testing.adapters.reductions import Recording
@@ -185,3 +187,30 @@ def test_the_schedule_is_tomes(tiny):
     model = tiny()
     with bigain.attach(model, TOME, placement={"progressive": tome_schedule(3, 3, -1)}) as report:
         assert [site.before - site.after for site in report.sites] == [6, 3, 0]
+
+
+@dataclass(frozen=True)
+class Frozen(TokenReducer):
+    """ToMe for vision transformers, as an author may write it whose settings cannot change."""
+
+    ratio: float = 0.25
+
+    def plan(self, tokens, grid, context=None):
+        return ToMeViT(self.ratio).plan(tokens, grid, context)
+
+    def reduced_length(self, grid, context=None):
+        return ToMeViT(self.ratio).reduced_length(grid, context)
+
+    @property
+    def averages(self):
+        return True
+
+
+def test_a_frozen_reducer_merges_as_any_and_stays_as_it_is(tiny, images):
+    model, x, reducer = tiny(), images(2), Frozen()
+    with bigain.attach(model, TOME, placement={"progressive": [4, 3, 2]}):
+        expected = model(x)
+    with bigain.attach(model, reducer, placement={"progressive": [4, 3, 2]}) as report:
+        assert_same(model(x), expected)
+        assert [row.after for row in report.sites] == [13, 10, 8]
+    assert reducer == Frozen(0.25)

@@ -12,7 +12,7 @@ README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
 SECTION = README.split("<!-- families: begin -->")[1].split("<!-- families: end -->")[0]
 EXAMPLES = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)
 HEADS = {"num_attention_heads": 2, "num_layers": 4}
-VIDEO = {**HEADS, "in_channels": 4, "out_channels": 4}
+VIDEO = {**HEADS, "num_layers": 3, "in_channels": 4, "out_channels": 4}
 
 
 def _unet(kind, **changes):
@@ -51,7 +51,8 @@ def _networks():
     yield "stabilityai/stable-diffusion-3.5-medium/transformer", network
     flux = {"num_layers": 1, "num_single_layers": 6, "attention_head_dim": 16, "axes_dims_rope": (4, 6, 6)}
     yield "black-forest-labs/FLUX.1-dev/transformer", diffusers.FluxTransformer2DModel(**joint, **flux)
-    wan = {"attention_head_dim": 12, "text_dim": 10, "freq_dim": 16, "ffn_dim": 32}
+    # Large patches: the pipelines' default is 32,760 tokens, which this network would attend over for minutes.
+    wan = {"attention_head_dim": 12, "text_dim": 10, "freq_dim": 16, "ffn_dim": 32, "patch_size": (3, 6, 8)}
     yield "Wan-AI/Wan2.1-T2V-1.3B-Diffusers/transformer", diffusers.WanTransformer3DModel(**VIDEO, **wan)
     sample = {"sample_width": 12, "sample_height": 10, "sample_frames": 9, "time_embed_dim": 8, "text_embed_dim": 10}
     network = diffusers.CogVideoXTransformer3DModel(**VIDEO, **sample, attention_head_dim=16, max_text_seq_length=5)
@@ -96,14 +97,14 @@ def test_the_example_of_a_family_runs_and_attaches(example, hub, monkeypatch, ca
     exec(example, space)
     report = space["report"]
     assert capsys.readouterr().out == ""
-    held = report._attachment
+    attached = report._attachment
     assert all(site.after < site.before for site in report.sites)
     if "modules" not in example:  # of a model that nothing knows, inputs cannot be made
         counted = report.flops()
         assert counted.before > counted.after > 0
-        inputs = held.adapter.inputs(held.model, 1, held.shape, torch.device("cpu"), torch.float32)
+        inputs = attached.adapter.inputs(attached.model, 1, attached.shape, torch.device("cpu"), torch.float32)
         with torch.no_grad():
-            output = held.model.eval()(**inputs)
+            output = attached.model.eval()(**inputs)
         first = output if isinstance(output, torch.Tensor) else output[0]
         assert first.isfinite().all()
     report.detach()

@@ -2,9 +2,12 @@
 
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from bigain.cli.arguments import with_class_paths
 from bigain.cli.commands import COMMANDS, load
@@ -28,8 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     _silence_libraries()
     try:
-        _run(given)
-        sys.stdout.flush()
+        with _ended_by_sigterm():
+            _run(given)
+            sys.stdout.flush()
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _output_is_closed():
             sys.exit(_CLOSED_PIPE)
@@ -45,6 +49,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         hint = "; the same command with --resume goes on" if given[0] in _RESUMABLE else ""
         print(f"bigain: interrupted{hint}.", file=sys.stderr)
         sys.exit(130)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """End at SIGTERM as at an interruption: Lightning alone notes it and goes on to the end of a test."""
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(given: Sequence[str]) -> None:

@@ -24,7 +24,11 @@ _REFUSED = re.compile(r"(?:unrecognized arguments: --|[Oo]ption ')([\w.-]+)")
 
 
 class Parser(ArgumentParser):
-    """A parser whose errors are the user's, without a page of usage before them."""
+    """A parser whose errors are the user's, without a page of usage before them; options are written out."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        # Cut short, a mistyped option would be taken for another, and a run would begin.
+        super().__init__(*args, **{"allow_abbrev": False, **settings})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise what is wrong.

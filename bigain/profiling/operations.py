@@ -15,7 +15,7 @@ from bigain.profiling.formulas import formulas
 if TYPE_CHECKING:
     from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["COUNTED", "META", "Operations", "advice", "count_pass", "main_dtype", "on_meta", "operations_of"]
+__all__ = ["COUNTED", "META", "Operations", "count_pass", "main_dtype", "on_meta", "operations_of"]
 
 COUNTED = (
     "Counted as torch.utils.flop_counter does: matrix products, convolutions (the Laplacian is one) and attention, "
@@ -24,13 +24,6 @@ COUNTED = (
 """What the figures contain, in words."""
 
 META = torch.device("meta")
-
-_SMALL_SHARE = 0.16
-"""Below this share of a model's operations in the reduced modules, a compiled model hardly gets faster.
-
-Measured on an H100 (assets/latency_h100_run): with 15.4 %, Stable Diffusion 2.0 was at most 7 % faster;
-with 18.0 %, DiT-XL/2 11 %.
-"""
 
 _WRAPPERS = {"_hf_hook", "_old_forward", "_diffusers_hook"}
 """What accelerate and diffusers leave in a module whose forward they wrap."""
@@ -67,22 +60,6 @@ class Operations:
             f"{self.before / 1e9:.4g} -> {self.after / 1e9:.4g} GFLOPs per row and pass: {self.saved:.1%} saved. "
             f"The reduced modules are {self.share:.1%} of them."
         )
-
-
-def advice(share: float, saved: float) -> str:
-    """Say in a sentence why a reducer cannot make a model much faster; empty if it may.
-
-    Args:
-        share: Share of the model's operations that lies in the reduced modules.
-        saved: Share of the model's operations that the reducer saves.
-    """
-    if share < _SMALL_SHARE:
-        return (
-            "Little to gain: with fused attention, a compiled model whose reduced modules were 15 % of the operations "
-            "was at most 7 % faster (Stable Diffusion 2.0 on an H100). Larger inputs, or more blocks and parts, make "
-            "it more."
-        )
-    return "" if saved > 0 else "Nothing to gain: planning takes more operations than reduction saves here."
 
 
 def on_meta(model: Model, keep: tuple[type, ...] = ()) -> Model:

@@ -128,7 +128,8 @@ def test_an_unknown_kind_is_refused(capsys):
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_what_resume_finishes(small, root, tmp_path):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_what_resume_finishes(small, root, tmp_path, number, status):
     """A real signal to a real process; the figures are those of an undisturbed run."""
     command = [
         sys.executable,
@@ -152,13 +153,13 @@ def test_ctrl_c_leaves_what_resume_finishes(small, root, tmp_path):
     deadline = time.monotonic() + 120
     while len(list(chunks.glob("[0-9]*"))) < 3 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, number)
     try:
         shown, _ = process.communicate(timeout=60)
     finally:
         process.kill()
     assert "--resume" in shown
-    assert process.returncode == 130
+    assert process.returncode == status
     assert not (tmp_path / "out").exists()
     assert 3 <= len(list(chunks.glob("[0-9]*"))) < 40
     subprocess.run([*command, "--resume"], cwd=root, check=True, timeout=200)

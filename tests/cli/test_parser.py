@@ -27,6 +27,12 @@ def failure(capsys, *arguments):
         (["test", "--outptu=x"], "--output"),
         (["test", "--trainer.max_epohcs=3"], "--trainer.max_epochs"),
         (["test", "--config=recipes/classify/cifar10_lgtm.yaml", "--model.reducr=lgtm"], "reducer or"),
+        # Cut short, these were taken for the whole option, and a run began.
+        (
+            ["compare", "--config=recipes/benchmark/cifar10_demo.yaml", "--comparison.guidanc=3"],
+            "--comparison.guidance",
+        ),
+        (["test", "--config=recipes/classify/cifar10_lgtm.yaml", "--model.stages.trial=[3,6]"], "stages?"),
     ],
     ids=str,
 )

@@ -1,10 +1,10 @@
-"""What is told of checks that fail, and of those that do not apply."""
+"""Failures of checks, and what is said of checks that do not apply."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from unittest import SkipTest
 
-__all__ = ["ContractError", "Failure", "NotApplicable", "told"]
+__all__ = ["ContractError", "Failure", "NotApplicable", "in_words"]
 
 _LONGEST = 600
 """Characters of an exception's message that are shown."""
@@ -49,7 +49,7 @@ class NotApplicable(SkipTest):
     """What is checked does not exist here; pytest shows the reason as that of a skipped test."""
 
 
-def told(error: Exception) -> str:
+def in_words(error: Exception) -> str:
     """Put an exception in words."""
     text = str(error) if type(error) is AssertionError else f"{type(error).__name__}: {error}"
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."

@@ -14,7 +14,7 @@ from bigain.testing.adapters.run import CHECKS as ADAPTER_CHECKS
 from bigain.testing.adapters.run import AdapterCheck
 from bigain.testing.cases import CASES, Case
 from bigain.testing.comparing import Subject, outcome
-from bigain.testing.failures import ContractError, Failure, told
+from bigain.testing.failures import ContractError, Failure, in_words
 
 __all__ = ["Check", "check_reducer", "check_scorer", "checks_of"]
 
@@ -61,7 +61,7 @@ class Check:
             try:
                 self.function(_copied(subject), case)
             except Exception as error:  # whatever a subject raises is a failure of the check
-                return Failure(self.name, self.why, f"{told(error)}\non {case}", error)
+                return Failure(self.name, self.why, f"{in_words(error)}\non {case}", error)
         return None
 
     def _chosen(self, accepted: list[Case]) -> list[Case]:
@@ -217,6 +217,6 @@ def _copied(subject: _Any) -> _Any:
     try:
         copied = object.__new__(type(subject))
         copied.__dict__.update(copy.deepcopy(vars(subject)))
-    except Exception:  # what cannot be copied is told by check_pickles
+    except Exception:  # what cannot be copied is reported by check_pickles
         return subject
     return copied

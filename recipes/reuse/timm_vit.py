@@ -4,7 +4,7 @@
 
 Given back, each block returns as many tokens as before, so that heads for segmentation or detection fit. Progressively,
 as ToMe was published, each block hands fewer tokens on, and attention weights each by how many it stands for. Here that
-changes the logits less: a few tokens merge in each block, and not half of them in each of five.
+changes the logits less: a few tokens merge in each block, and not half of them in each of twelve.
 """
 
 import timm

@@ -41,7 +41,7 @@ def _is_registered(kind: type[Adapter]) -> bool:
 
 
 def check_sites_are_modules(bench: Bench) -> None:
-    """Blocks and their parts are told by path, in reports and in placements, and hooks go where the paths lead."""
+    """Reports and placements name blocks and their parts by path, and hooks go where the paths lead."""
     expect(bool(bench.sites), "sites() lists no block")
     names = [site.name for site in bench.sites]
     expect(len(set(names)) == len(names), f"blocks are listed twice: {names}")

@@ -25,9 +25,9 @@ def check_grids_count_tokens(bench: Bench) -> None:
         for site, part, given in _seen(bench, bench.inputs(2, shape=shape)):
             grid = bench.adapter.grid(bench.model, shape, site)
             leads.setdefault(site.path(part), set()).add(given - grid.tokens)
-            told = f"{site.path(part)} is given {given} tokens, its grid {grid} has {grid.tokens}"
+            seen = f"{site.path(part)} is given {given} tokens, its grid {grid} has {grid.tokens}"
             joint = site.after_text or getattr(site.parts[part], "joint", False)
-            expect(given >= grid.tokens if joint else given == grid.tokens, told)
+            expect(given >= grid.tokens if joint else given == grid.tokens, seen)
     for path, lead in leads.items():
         expect(len(lead) == 1, f"{path}: at different sizes, {sorted(lead)} tokens come beside those of its grid")
 
@@ -77,9 +77,9 @@ def check_grids_lie_as_the_input_does(bench: Bench) -> None:
         expected = [at * few // many for at, few, many in zip(place, grid.shape, shape, strict=True)]
         # Behind a convolution a neighbour may change more.
         near = all(abs(found - wanted) <= 1 for found, wanted in zip(where, expected, strict=True))
-        told = f"{name} was changed at {place} of {shape}: of the grid {grid} at {site.name}"
-        expect(bool(moved.max() > 0), f"{told} no token changes")
-        expect(near, f"{told} the token at {where} changes most, expected {expected}")
+        seen = f"{name} was changed at {place} of {shape}: of the grid {grid} at {site.name}"
+        expect(bool(moved.max() > 0), f"{seen} no token changes")
+        expect(near, f"{seen} the token at {where} changes most, expected {expected}")
 
 
 def _spatial(inputs: Inputs, shape: tuple[int, ...]) -> tuple[str, bool]:
@@ -139,11 +139,11 @@ def check_work_is_done_on_fewer_tokens(bench: Bench) -> None:
                 fewer = {row.name: row.before - row.after for row in report.sites}
                 for site, before in zip(places, plain, strict=True):
                     after = _inside(bench, inputs, site, part)
-                    told = f"{name} in {site.path(part)}: tokens went from {before} to {after}"
+                    seen = f"{name} in {site.path(part)}: tokens went from {before} to {after}"
                     off = {key: before[key] - after.get(key, 0) for key in before}
                     wanted = fewer[site.path(part)]
-                    expect(set(off.values()) <= {0, wanted}, f"{told}, the report says {wanted} fewer")
-                    expect(not before or wanted in off.values(), f"{told}, the report says {wanted} fewer")
+                    expect(set(off.values()) <= {0, wanted}, f"{seen}, the report says {wanted} fewer")
+                    expect(not before or wanted in off.values(), f"{seen}, the report says {wanted} fewer")
                     counted = counted or bool(before)
     if not counted:
         raise NotApplicable("the parts have no linear layers of their own to count tokens at")

@@ -88,13 +88,13 @@ def check_plans_are_made_once_a_block(bench: Bench) -> None:
     found, wanted = [call.context.layer for call in reducer.calls], [site.layer for site in sites]
     expect(found == wanted, f"plans are made for layers {found}, expected one each for {wanted}")
     moment = bench.adapter.moment(bench.model, (), dict(inputs))
-    told = {row.name: row for row in report.sites}
+    reported = {row.name: row for row in report.sites}
     for call, site in zip(reducer.calls, sites, strict=True):
         expect(call.tokens.shape[0] == 3, f"{site.name} plans for {call.tokens.shape[0]} rows of 3")
         expect(call.context.stage == site.stage, f"{site.name} plans for the stage {call.context.stage!r}")
         _expect_timestep(site, call.context.timestep, moment.timestep)
         lengths = (call.tokens.shape[1], inner.reduced_length(call.grid, call.context))
-        for row in (told[site.path(part)] for part in site.parts):
+        for row in (reported[site.path(part)] for part in site.parts):
             expect(row.grid == call.grid, f"{row.name} has the grid {call.grid}, the report says {row.grid}")
             expect((row.before, row.after) == lengths, f"{row.name}: {lengths} tokens, the report says {row}")
 

@@ -8,7 +8,7 @@ from torch import nn
 from bigain.adapters.find import AdapterSpec
 from bigain.testing.adapters import arguments, compiling, finding, grids, passes, traces, training, weighting
 from bigain.testing.adapters.bench import Bench, Specimen
-from bigain.testing.failures import ContractError, Failure, NotApplicable, told
+from bigain.testing.failures import ContractError, Failure, NotApplicable, in_words
 
 __all__ = ["CHECKS", "AdapterCheck", "check_adapter", "specimen_of"]
 
@@ -55,7 +55,7 @@ class AdapterCheck:
         except NotApplicable:
             raise
         except Exception as error:  # whatever an adapter raises is a failure of the check
-            return Failure(self.name, self.why, told(error), error)
+            return Failure(self.name, self.why, in_words(error), error)
         return None
 
 

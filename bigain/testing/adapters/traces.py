@@ -66,12 +66,12 @@ def _look(model: nn.Module) -> dict[str, Any]:
     for path, module in model.named_modules():
         found[f"the class of {path or 'the model'}"] = type(module)
         for name, value in vars(module).items():
-            held: Any = id(value)
+            identity: Any = id(value)
             if isinstance(value, dict):
-                held = [(key, id(item)) for key, item in value.items()]
+                identity = [(key, id(item)) for key, item in value.items()]
             elif isinstance(value, set):
-                held = set(value)
-            found[f"{path}.{name}".lstrip(".")] = held
+                identity = set(value)
+            found[f"{path}.{name}".lstrip(".")] = identity
     return found
 
 

@@ -16,7 +16,7 @@ from bigain.testing.failures import NotApplicable
 __all__ = ["check_gradient_checkpointing", "check_gradients_flow"]
 
 _SWITCHES = ("enable_gradient_checkpointing", "gradient_checkpointing_enable", "set_grad_checkpointing")
-"""How models are told to checkpoint: in diffusers, transformers and timm."""
+"""Methods that switch checkpointing on: in diffusers, transformers and timm."""
 
 
 def check_gradients_flow(bench: Bench) -> None:

@@ -164,7 +164,9 @@ def _of_recipe(file: Path, timestep: float | None) -> tuple[Backbone, dict[str, 
             made = parser.instantiate(parser.parse_object(given))
     except ArgumentError as error:
         raise DataError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
-    sharing = len(made.backbone.classes) if made.share_plans else 1
+    if made.share_plans and made.backbone.label_count is None:
+        raise DataError(f"{file} shares plans among prompts, and does not say how many: count it with share_plans off.")
+    sharing = made.backbone.label_count if made.share_plans else 1
     return made.backbone, _methods(made, timestep), made.placement, sharing
 
 
@@ -183,6 +185,11 @@ def _settings_in(file: Path) -> Mapping[str, Any]:
         raise DataError(
             f"{file} is no recipe of bigain test or bigain compare: it has no backbone under model.init_args or "
             "comparison."
+        )
+    if found.get("methods"):
+        raise DataError(
+            f"{file} has methods with placements of their own, which bigain compare counts; bigain flops --recipe counts "
+            "reducers under one placement."
         )
     return found
 

@@ -7,16 +7,25 @@ import shutil
 import pytest
 import yaml
 
-from bigain.benchmark.cost import count_flops
+from bigain.adapters.placement import Placement
+from bigain.benchmark.cost import TimedRow, count_operations
 from bigain.benchmark.flops_settings import FlopsSettings, count_methods
 from bigain.cli.main import main
 from bigain.reducers.base import Identity
 from bigain.reducers.lgtm import LGTM
 from bigain.reducers.scheduled import Rule, Scheduled
 from bigain.reducers.tome import ToMe
+from bigain.results.scores import scores_of
+from bigain.tasks.method import Reduced
 
 PIXEL_DIT = "bigain.backbones.pixel_dit.PixelDiT"
 L_GTM = {"class_path": "bigain.reducers.lgtm.LGTM", "init_args": {"ratio": 0.5}}
+
+
+def count_whole(backbone, reducer, placement=Placement(), sharing=1):
+    """Operations of one evaluation, as a comparison counts them."""
+    row = TimedRow(Reduced(reducer), placement, 0)
+    return count_operations(backbone, row, backbone.embed(range(10)), sharing)
 
 
 @pytest.fixture
@@ -101,7 +110,7 @@ def test_a_config_is_overridden_by_options(tiny, write, tmp_path):
 def test_a_recipe_of_a_task_is_counted_as_its_backbone_without_weights(shapes, write, tiny_backbone):
     found = flops_of(count_methods(FlopsSettings(recipe=write(evaluation(shapes)))))
     expected = {
-        name: count_flops(tiny_backbone, reducer) for name, reducer in (("none", Identity()), ("lgtm", LGTM(0.5)))
+        name: count_whole(tiny_backbone, reducer) for name, reducer in (("none", Identity()), ("lgtm", LGTM(0.5)))
     }
     assert found == expected
 
@@ -123,7 +132,7 @@ def test_a_recipe_of_a_comparison_is_counted_method_by_method(shapes, write, tin
     file = write({"comparison": {"backbone": backbone, "reducers": {"a": L_GTM, "b": tome}, "steps": 3}})
     found = flops_of(count_methods(FlopsSettings(recipe=file)))
     reducers = {"none": Identity(), "a": LGTM(0.5), "b": ToMe(0.25)}
-    assert found == {name: count_flops(tiny_backbone, reducer) for name, reducer in reducers.items()}
+    assert found == {name: count_whole(tiny_backbone, reducer) for name, reducer in reducers.items()}
 
 
 @pytest.mark.parametrize("recipe", ["classify/cifar10_lgtm", "generate/cifar10_tome", "benchmark/cifar10_full"])
@@ -142,7 +151,7 @@ def test_the_shipped_comparison_counted_what_this_counts(root):
 
     found = flops_of(count_methods(FlopsSettings(recipe=root / "recipes/benchmark/cifar10_full.yaml")))
     run = json.loads((asset("cifar10_full_run") / "comparison.json").read_text())
-    shown = {row["name"]: row["gflops"] for row in run["methods"]}
+    shown = {row["name"]: scores_of(row)["gflops"].value for row in run["rows"]}
     assert found["none"] / 1e9 == pytest.approx(shown["none"], abs=1e-9)
     assert found["tome"] / 1e9 == pytest.approx(shown["tome"], abs=1e-9)
     assert -1e-9 <= found["lgtm"] / 1e9 - shown["lgtm"] <= 3 * 2 * 9 * 192 * 1024 / 1e9 + 1e-9

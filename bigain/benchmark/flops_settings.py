@@ -188,8 +188,8 @@ def _settings_in(file: Path) -> Mapping[str, Any]:
         )
     if found.get("methods"):
         raise DataError(
-            f"{file} has methods with placements of their own, which bigain compare counts; bigain flops --recipe counts "
-            "reducers under one placement."
+            f"{file} has methods with placements of their own, which bigain compare counts; bigain flops --recipe "
+            "counts reducers under one placement."
         )
     return found
 

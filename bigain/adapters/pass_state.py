@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from bigain.adapters.base import Adapter, Moment, Part, Site
 from bigain.adapters.recompute import Replay, Visit, in_backward
+from bigain.adapters.recording import Record
 from bigain.errors import SettingError, SiteError
 from bigain.grid import Grid
 from bigain.reducers.base import Context, Reduction, TokenReducer
 
-__all__ = ["Attachment", "BlockPlanner", "Hooked", "Record"]
+__all__ = ["Attachment", "BlockPlanner", "Hooked"]
 
 
 class Hooked:
@@ -26,31 +27,6 @@ class Hooked:
         """Say whether a reducer has hooks on the module."""
         hooks = module._forward_pre_hooks.values()  # noqa: SLF001 torch lists hooks nowhere else
         return any(isinstance(getattr(hook, "__self__", None), Hooked) for hook in hooks)
-
-
-@dataclass(frozen=True)
-class Record:
-    """One plan, as a pass makes it.
-
-    Args:
-        block: Path of the block in the model.
-        layer: Its index, counted from the input.
-        part: The first of its parts that follows the plan.
-        name: Path of that part's module in the model.
-        tokens: What the plan is made from, `[B, N, C]`; where rows share plans, the mean of those that share.
-        grid: How they lie.
-        plan: The plan, with as many rows as `tokens`.
-        timestep: Timestep of each row, `[B]`; `None` if the model has none.
-    """
-
-    block: str
-    layer: int
-    part: Part
-    name: str
-    tokens: Tensor
-    grid: Grid
-    plan: Reduction
-    timestep: Tensor | None
 
 
 @dataclass

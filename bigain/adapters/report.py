@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 
-from bigain.adapters.pass_state import Attachment, Record
+from bigain.adapters.pass_state import Attachment
+from bigain.adapters.recording import Record
 from bigain.errors import SettingError, SiteError
 from bigain.grid import Grid
 from bigain.profiling.operations import Operations

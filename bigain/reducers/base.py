@@ -2,9 +2,8 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import wraps
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from bigain.errors import SettingError
 from bigain.grid import Grid, check_grid, check_tokens
+from bigain.reducers._checks import put_check_before
 
 __all__ = ["Context", "Identity", "Kind", "NoReduction", "Reduction", "TokenReducer"]
 
@@ -72,8 +72,8 @@ class Reduction(ABC):
 
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)
-        _put_check_before(cls, "reduce", _check_reduce)
-        _put_check_before(cls, "restore", _check_restore)
+        put_check_before(cls, "reduce", _check_reduce)
+        put_check_before(cls, "restore", _check_restore)
 
     @abstractmethod
     def reduce(self, tokens: Tensor) -> Tensor:
@@ -166,21 +166,6 @@ def _check_length(_: object, grid: Grid, context: "Context | None" = None) -> No
     check_grid(grid)
 
 
-def _put_check_before(cls: type, name: str, check: Callable[..., None]) -> None:
-    """Let every call of a method that a subclass implements pass a check, without its author doing anything."""
-    method = getattr(cls, name)
-    if getattr(method, "_is_checked", False) or getattr(method, "__isabstractmethod__", False):
-        return
-
-    @wraps(method)
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        check(*args, **kwargs)
-        return method(*args, **kwargs)
-
-    checked._is_checked = True  # type: ignore[attr-defined]  # noqa: SLF001
-    setattr(cls, name, checked)
-
-
 class TokenReducer(ABC):
     """Shortens a token sequence, and restores it.
 
@@ -197,8 +182,8 @@ class TokenReducer(ABC):
 
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)
-        _put_check_before(cls, "plan", _check_plan)
-        _put_check_before(cls, "reduced_length", _check_length)
+        put_check_before(cls, "plan", _check_plan)
+        put_check_before(cls, "reduced_length", _check_length)
 
     @property
     def kinds(self) -> frozenset[Kind]:

@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from bigain.profiling.operations import Operations, advice, count_pass, on_meta, operations_of
+from bigain.profiling.operations import Operations, count_pass, on_meta, operations_of
 
 
 def test_a_multiply_add_counts_as_two_and_modules_by_their_path():
@@ -9,12 +9,6 @@ def test_a_multiply_add_counts_as_two_and_modules_by_their_path():
     counter = count_pass(lambda rows: model(torch.empty(rows, 3, device="meta")), 4, "")
     assert counter.get_total_flops() == 2 * 4 * (3 * 5 + 5 * 7)
     assert operations_of(counter, model, ("0",)) == 2 * 4 * 3 * 5
-
-
-def test_advice_is_given_where_little_lies_in_the_reduced_modules_or_nothing_is_saved():
-    assert "Little to gain" in advice(0.15, 0.1)
-    assert "Nothing to gain" in advice(0.5, -0.1)
-    assert advice(0.18, 0.05) == ""
 
 
 def test_shares_of_operations():

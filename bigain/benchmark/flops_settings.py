@@ -14,6 +14,7 @@ from bigain.adapters.placement import Placement
 from bigain.benchmark.architectures import build_architecture
 from bigain.benchmark.flops import FlopCount, FlopCounter
 from bigain.benchmark.methods import methods_of
+from bigain.benchmark.strict_yaml import load_strictly
 from bigain.diffusion.backbone import Backbone
 from bigain.errors import DataError, SettingError
 from bigain.reducers.base import Identity, TokenReducer
@@ -173,7 +174,7 @@ def _of_recipe(file: Path, timestep: float | None) -> tuple[Backbone, dict[str, 
 def _settings_in(file: Path) -> Mapping[str, Any]:
     """Find the settings of a task or comparison in a recipe."""
     try:
-        content = yaml.safe_load(file.read_text())
+        content = load_strictly(file.read_text(), file)
     except OSError as error:
         raise DataError(f"No recipe at {file}: {error.strerror}.") from error
     except (ValueError, yaml.YAMLError) as error:

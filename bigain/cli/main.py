@@ -2,17 +2,16 @@
 
 import logging
 import os
-import signal
 import sys
-import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 
 from bigain.cli.arguments import with_class_paths
 from bigain.cli.commands import COMMANDS, load
 from bigain.cli.messages import sentence_of
 from bigain.cli.recipes import with_shipped
+from bigain.cli.signals import ended_by_signals
 from bigain.cli.terminal import did_you_mean
 from bigain.errors import SettingError
 from bigain.registry import running_version
@@ -27,11 +26,16 @@ _RESUMABLE = ("compare", "test")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; a user's error is one sentence and exit status 2."""
+    """Run the command line; a user's error is one sentence and exit status 2.
+
+    Args:
+        arguments: What follows `bigain`. Default: the program's own; signals then end the process.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    hint = "; the same command with --resume goes on" if given[0] in _RESUMABLE else ""
     _silence_libraries()
     try:
-        with _ended_by_sigterm():
+        with ended_by_signals(f"bigain: interrupted{hint}.") if arguments is None else nullcontext():
             _run(given)
             sys.stdout.flush()
     except Exception as error:
@@ -42,30 +46,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print(f"bigain: error: {sentence}", file=sys.stderr)
         sys.exit(2)
-    except (KeyboardInterrupt, SystemExit) as error:
-        # Lightning ends an interrupted run with an exit status of its own.
-        if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
-            raise
-        hint = "; the same command with --resume goes on" if given[0] in _RESUMABLE else ""
-        print(f"bigain: interrupted{hint}.", file=sys.stderr)
-        sys.exit(130)
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """End at SIGTERM as at an interruption: Lightning alone notes it and goes on to the end of a test."""
-
-    def end(number: int, _: object) -> None:
-        raise SystemExit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _run(given: Sequence[str]) -> None:
@@ -112,12 +92,17 @@ def _output_is_closed() -> bool:
 def _silence_libraries() -> None:
     """Drop what libraries print that is neither about this run nor in the user's hands."""
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's own calls
-    advertisement = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    advertisement.addFilter(lambda record: not record.getMessage().startswith("💡"))
+    for name in ("utilities.rank_zero", "trainer.connectors.signal_connector"):
+        logging.getLogger(f"lightning.pytorch.{name}").addFilter(_is_about_this_run)
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended.*")
     # Images lie decoded in memory: worker processes would slow their loading down.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+
+
+def _is_about_this_run(record: logging.LogRecord) -> bool:
+    """Say whether Lightning's line is no advertisement, and nothing that is said of signals already."""
+    return not record.getMessage().startswith(("💡", "\nDetected KeyboardInterrupt", "Received SIGTERM"))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from typing import Any, NoReturn, get_type_hints
 from jsonargparse import ArgumentParser, set_loader
 from yaml import YAMLError  # type: ignore[import-untyped] # comes with jsonargparse
 
+from bigain.benchmark.strict_yaml import load_strictly
 from bigain.cli.messages import shortened, users_error
-from bigain.cli.strict_yaml import load_strictly
 from bigain.cli.terminal import did_you_mean
 from bigain.errors import SettingError
 

@@ -247,7 +247,8 @@ class _Cleanup(Callback):
         store = pl_module._store  # noqa: SLF001
         if store is None or not trainer.is_global_zero:
             return
-        if store.done:
+        # Of an interruption, the command line says it.
+        if store.done and not isinstance(exception, KeyboardInterrupt):
             print(
                 f"\n{len(store.done)} finished chunks are in {store.partial}; the same command with --resume goes on."
             )

@@ -59,6 +59,18 @@ def test_a_key_that_stands_twice_in_a_verbs_recipe_is_refused(root, tmp_path, ca
     assert "the key 'rows' stands in line" in failure(capsys, "test", "--config", str(recipe))
 
 
+@pytest.mark.parametrize("option", ["--config", "--recipe"])
+def test_a_comparisons_recipe_with_a_key_twice_is_refused_by_whoever_reads_it(option, root, tmp_path, capsys):
+    """`flops --recipe` reads the file itself."""
+    text = (root / "recipes/benchmark/cifar10_demo.yaml").read_text()
+    assert "\n    none:" in text
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(text.replace("\n    none:", "\n    none: bigain.reducers.base.Identity\n    none:"))
+    error = failure(capsys, "compare" if option == "--config" else "flops", option, str(recipe))
+    assert "recipe.yaml, line " in error
+    assert "the key 'none' stands in line" in error
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [

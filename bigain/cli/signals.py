@@ -1,0 +1,101 @@
+"""SIGINT and SIGTERM end a command within seconds, with its finished work in place."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+__all__ = ["ended_by_signals"]
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+_GRACE = 10.0
+"""Seconds that cleaning up may take."""
+
+_DONE = b"\0"
+"""No signal has this number."""
+
+
+@contextmanager
+def ended_by_signals(sentence: str) -> Iterator[None]:
+    """End the process at SIGINT or SIGTERM, with exit status 130 or 143.
+
+    The first signal raises KeyboardInterrupt in the block, so that what is open is closed; further
+    ones change nothing. The exception alone is not enough: libraries can lose it (where it is raised
+    in a destructor, or turns into an ImportError), and cleaning up, or the end of the interpreter, can
+    wait for a thread that never ends. So a thread that the signal wakes ends the process if it is
+    still there some seconds later.
+
+    SIGTERM is treated as SIGINT is: Lightning alone notes it and goes on to the end of a test.
+    What was ignored before, such as SIGINT in a job in the background, stays ignored.
+
+    Args:
+        sentence: Printed at the end.
+    """
+    taken = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    received: list[int] = []
+    with _watched(taken, sentence):
+        before = {number: signal.signal(number, _handler(received)) for number in taken}
+        try:
+            yield
+        except BaseException:
+            if not received:
+                raise
+            # From here on nothing may be interrupted, not even the end of the interpreter.
+            before = dict.fromkeys(taken, signal.SIG_IGN)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if received:
+            _say(sentence)
+            sys.exit(128 + received[0])
+
+
+def _handler(received: list[int]) -> "signal._HANDLER":
+    process = os.getpid()
+
+    def handle(number: int, _: object) -> None:
+        in_fork = os.getpid() != process  # such as a worker that loads data: as without this handler
+        if in_fork and number == signal.SIGTERM:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        received.append(number)
+        if in_fork or len(received) == 1:
+            raise KeyboardInterrupt
+
+    return handle
+
+
+@contextmanager
+def _watched(numbers: Sequence[int], sentence: str) -> Iterator[None]:
+    """Wake a thread when a signal arrives; it runs even where the main thread is busy in C."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    os.register_at_fork(after_in_child=_forget_in_fork)
+    threading.Thread(target=_watch, args=(read, numbers, sentence), daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.write(write, _DONE)
+
+
+def _watch(read: int, numbers: Sequence[int], sentence: str) -> None:
+    while (byte := os.read(read, 1)) != _DONE:
+        if byte[0] in numbers:
+            threading.Event().wait(_GRACE)
+            _say(sentence)
+            os._exit(128 + byte[0])
+
+
+def _forget_in_fork() -> None:
+    """Signals of a fork are no matter of the process that it comes from."""
+    signal.set_wakeup_fd(-1)
+
+
+def _say(sentence: str) -> None:
+    # Past Python's buffers: the thread that was stopped may hold their locks.
+    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{sentence}\n".encode())

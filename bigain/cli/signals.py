@@ -1,11 +1,13 @@
 """SIGINT and SIGTERM end a command within seconds, with its finished work in place."""
 
+import atexit
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import NoReturn
 
 __all__ = ["ended_by_signals"]
 
@@ -14,7 +16,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _GRACE = 10.0
 """Seconds that cleaning up may take."""
 
-_DONE = b"\0"
+_NONE = b"\0"
 """No signal has this number."""
 
 
@@ -24,11 +26,10 @@ def ended_by_signals(sentence: str) -> Iterator[None]:
 
     The first signal raises KeyboardInterrupt in the block, so that what is open is closed; further
     ones change nothing. The exception alone is not enough: libraries can lose it (where it is raised
-    in a destructor, or turns into an ImportError), and cleaning up, or the end of the interpreter, can
-    wait for a thread that never ends. So a thread that the signal wakes ends the process if it is
-    still there some seconds later.
+    in a destructor, or turns into an ImportError), and cleaning up can wait for a thread that never
+    ends. So a thread that the signal wakes ends the process if it is still there some seconds later.
 
-    SIGTERM is treated as SIGINT is: Lightning alone notes it and goes on to the end of a test.
+    SIGTERM does as SIGINT does: Lightning alone notes it and goes on to the end of a test.
     What was ignored before, such as SIGINT in a job in the background, stays ignored.
 
     Args:
@@ -41,16 +42,12 @@ def ended_by_signals(sentence: str) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            if not received:
-                raise
-            # From here on nothing may be interrupted, not even the end of the interpreter.
-            before = dict.fromkeys(taken, signal.SIG_IGN)
+            if received:
+                _end(received[0], sentence)
+            raise
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-        if received:
-            _say(sentence)
-            sys.exit(128 + received[0])
 
 
 def _handler(received: list[int]) -> "signal._HANDLER":
@@ -80,15 +77,14 @@ def _watched(numbers: Sequence[int], sentence: str) -> Iterator[None]:
         yield
     finally:
         signal.set_wakeup_fd(before)
-        os.write(write, _DONE)
+        os.write(write, _NONE)
 
 
 def _watch(read: int, numbers: Sequence[int], sentence: str) -> None:
-    while (byte := os.read(read, 1)) != _DONE:
+    while (byte := os.read(read, 1)) != _NONE:
         if byte[0] in numbers:
             threading.Event().wait(_GRACE)
-            _say(sentence)
-            os._exit(128 + byte[0])
+            _leave(byte[0], sentence)
 
 
 def _forget_in_fork() -> None:
@@ -96,6 +92,20 @@ def _forget_in_fork() -> None:
     signal.set_wakeup_fd(-1)
 
 
-def _say(sentence: str) -> None:
-    # Past Python's buffers: the thread that was stopped may hold their locks.
-    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{sentence}\n".encode())
+def _end(number: int, sentence: str) -> NoReturn:
+    """Do what the interpreter does at its end, except to wait for threads.
+
+    `sys.exit` would also let it send itself SIGINT, if KeyboardInterrupt was raised anywhere in an `exec`.
+    """
+    atexit._run_exitfuncs()  # noqa: SLF001 there is no public way
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    _leave(number, sentence)
+
+
+def _leave(number: int, sentence: str) -> NoReturn:
+    # Past Python's buffers: a thread that was stopped may have their locks.
+    with suppress(OSError):
+        os.write(2, f"{sentence}\n".encode())
+    os._exit(128 + number)

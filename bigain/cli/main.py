@@ -102,7 +102,8 @@ def _silence_libraries() -> None:
 
 def _is_about_this_run(record: logging.LogRecord) -> bool:
     """Say whether Lightning's line is no advertisement, and nothing that is said of signals already."""
-    return not record.getMessage().startswith(("💡", "\nDetected KeyboardInterrupt", "Received SIGTERM"))
+    message = record.getMessage()
+    return not any(words in message for words in ("💡", "Detected KeyboardInterrupt", "Received SIGTERM"))
 
 
 if __name__ == "__main__":

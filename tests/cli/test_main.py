@@ -97,6 +97,25 @@ def test_an_existing_result_is_not_overwritten(small, tmp_path, capsys):
     assert "exists already" in failure(small, capsys)
 
 
+@pytest.mark.parametrize("output", [".", "..", "/"])
+@pytest.mark.parametrize("command", ["test", "compare"])
+def test_a_folder_that_is_there_already_is_no_output(command, output, small, root, tmp_path, capsys, monkeypatch):
+    """`--output .` was an error of pathlib's, after the work."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    weights = next(option for option in small if "weights" in option)
+    compared = [
+        "compare",
+        "--config=recipes/benchmark/cifar10_demo.yaml",
+        weights.replace("--model", "--comparison"),
+        "--comparison.data.image_size=8",
+        "--comparison.data.limit=2",
+    ]
+    message = failure([*(small if command == "test" else compared), f"--output={output}"], capsys)
+    assert "--output is a new folder, which appears when the result is whole; got" in message
+    assert list((tmp_path / "here").iterdir()) == []
+
+
 def test_output_belongs_to_evaluations(root, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(root)
     message = failure(["fit", "--config=recipes/train/cifar10_dit.yaml", "--output=x"], capsys)
@@ -129,8 +148,11 @@ def test_an_unknown_kind_is_refused(capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("numbers", "status"), [([signal.SIGINT] * 2, 130), ([signal.SIGTERM], 143)])
-def test_a_signal_leaves_what_resume_finishes(small, root, tmp_path, numbers, status):
-    """Real signals to a real process that shows its progress; the figures are those of an undisturbed run."""
+def test_a_signal_leaves_what_resume_finishes(small, root, tmp_path, capsys, numbers, status):
+    """Real signals to a real process that shows its progress; the figures are those of an undisturbed run.
+
+    A second process that would resume what the first is at work on is refused, and leaves nothing.
+    """
     command = [sys.executable, "-m", "bigain", *small, "--data.limit=40"]
     main([*small[:-1], f"--output={tmp_path / 'whole'}", "--data.limit=40"])
     process = subprocess.Popen(
@@ -146,6 +168,11 @@ def test_a_signal_leaves_what_resume_finishes(small, root, tmp_path, numbers, st
     deadline = time.monotonic() + 120
     while len(list(chunks.glob("[0-9]*"))) < 3 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
+    os.kill(process.pid, signal.SIGSTOP)
+    before = sorted((tmp_path / "out.partial").rglob("*"))
+    assert "nother process" in failure([*small, "--data.limit=40", "--resume"], capsys)
+    assert sorted((tmp_path / "out.partial").rglob("*")) == before
+    os.kill(process.pid, signal.SIGCONT)
     start = time.monotonic()
     for number in numbers:
         os.kill(process.pid, number)
@@ -160,6 +187,7 @@ def test_a_signal_leaves_what_resume_finishes(small, root, tmp_path, numbers, st
     assert not (tmp_path / "out").exists()
     assert 3 <= len(list(chunks.glob("[0-9]*"))) < 40
     subprocess.run([*command, "--resume"], cwd=root, check=True, timeout=200)
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "out"}
     whole, found = (Predictions.load(tmp_path / name) for name in ("whole", "out"))
     assert len(found) == 40
     assert torch.equal(found.predicted, whole.predicted)

@@ -26,6 +26,9 @@ _TOP = "recipes"
 _SUFFIXES = (".yaml", ".py", ".md")
 """What is copied. The training images, 15 MB, are in the repository alone."""
 
+_OPTIONS = ("-c", "--config", "--recipe")
+"""Options that take a recipe."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -120,20 +123,15 @@ def with_shipped(arguments: Sequence[str]) -> list[str]:
     found: list[str] = []
     for argument in arguments:
         option, equals, value = argument.partition("=")
-        if found and _takes_recipe(found[-1]) and not argument.startswith("-"):
+        if found and found[-1] in _OPTIONS and not argument.startswith("-"):
             found.append(_found(found[-1], argument))
-        elif equals and _takes_recipe(option):
+        elif equals and option in _OPTIONS:
             found.append(f"{option}={_found(option, value)}")
         elif argument.startswith("-c") and argument != "-c" and argument[2] != "=":
             found.append(f"-c{_found('-c', argument[2:])}")
         else:
             found.append(argument)
     return found
-
-
-def _takes_recipe(option: str) -> bool:
-    """Tell whether an option takes a recipe; long ones may be cut short."""
-    return option == "-c" or (len(option) > 4 and "--config".startswith(option)) or option == "--recipe"
 
 
 def _found(option: str, given: str) -> str:

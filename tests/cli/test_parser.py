@@ -27,6 +27,8 @@ def failure(capsys, *arguments):
         (["test", "--outptu=x"], "--output"),
         (["test", "--trainer.max_epohcs=3"], "--trainer.max_epochs"),
         (["test", "--config=recipes/classify/cifar10_lgtm.yaml", "--model.reducr=lgtm"], "reducer or"),
+        (["test", "--conf=recipes/classify/cifar10_lgtm.yaml"], "--config"),
+        (["flops", "--conf=recipes/flops/sd2_ratios.yaml"], "--config"),
         # Cut short, these were taken for the whole option, and a run began.
         (
             ["compare", "--config=recipes/benchmark/cifar10_demo.yaml", "--comparison.guidanc=3"],

@@ -73,7 +73,7 @@ def test_a_copy_that_fails_half_way_leaves_nothing(empty, monkeypatch):
     assert not list(empty.iterdir())
 
 
-FORMS = [["--config", DEMO], [f"--config={DEMO}"], ["-c", DEMO], [f"-c{DEMO}"], ["--conf", DEMO], ["--recipe", DEMO]]
+FORMS = [["--config", DEMO], [f"--config={DEMO}"], ["-c", DEMO], [f"-c{DEMO}"], ["--recipe", DEMO]]
 
 
 @pytest.mark.parametrize("given", FORMS, ids=str)

@@ -106,13 +106,13 @@ def _prepare(
     network, known, wanted, sites = find_sites(model, placement, adapter)
     places = tuple(_place(site) for site in sites)
     steps: tuple[Step, ...] = ()
-    if wanted.progressive is not False:
+    if wanted.removal is not None:
         check_progressive(known, reducer, wanted, sites)
     reducer.check_places(places)
     with _name_versions(known, network):
         _refuse(reducer, wanted, sites)
     size = known.configured_shape(network) if shape is None else checked_shape(shape)
-    if wanted.progressive is False:
+    if wanted.removal is None:
         rows = [part_report(known, network, size, reducer, site, part) for site, part in _parts(wanted, sites)]
     else:
         steps = plan_steps(known, network, size, reducer, wanted, sites)

@@ -17,6 +17,49 @@ _WHERE = ("parts", *_BLOCK_CHOICES)
 
 
 @dataclass(frozen=True)
+class Removal:
+    """How many tokens the blocks of a progressive placement remove for good.
+
+    Args:
+        tokens: A number for each block, or one for all; `None`: as many as the reducer's ratio says.
+    """
+
+    tokens: tuple[int, ...] | int | None
+
+    @classmethod
+    def of(cls, given: object) -> "Removal":
+        """Read what a placement's `progressive` says.
+
+        Raises:
+            SettingError: It is neither true, nor a number, nor a list of numbers.
+        """
+        if given is True:
+            return cls(None)
+        numbers = tuple(given) if isinstance(given, Sequence) else (given,)
+        whole = all(isinstance(number, int) and not isinstance(number, bool) for number in numbers)
+        if not whole or not numbers or min(numbers) < 0 or max(numbers) < 1:
+            raise SettingError(
+                "progressive is true, a number of tokens (1 or more), or a list of numbers, not all 0, one for each "
+                f"block; got {given!r}."
+            )
+        return cls(numbers if isinstance(given, Sequence) else numbers[0])
+
+    def of_blocks(self, blocks: int) -> tuple[int | None, ...]:
+        """Return the number of each block; `None` where the ratio says.
+
+        Raises:
+            SettingError: Numbers for more or fewer blocks.
+        """
+        if not isinstance(self.tokens, tuple):
+            return (self.tokens,) * blocks
+        if len(self.tokens) != blocks:
+            raise SettingError(
+                f"progressive names {len(self.tokens)} numbers of tokens for {blocks} blocks; give one each."
+            )
+        return self.tokens
+
+
+@dataclass(frozen=True)
 class Placement:
     """Which blocks a reducer works in, and in which parts of them.
 
@@ -89,18 +132,11 @@ class Placement:
         self._check_progressive()
 
     def _check_progressive(self) -> None:
-        given = self.progressive
-        if given is False:
+        removal = self.removal
+        if removal is None:
             if self.plan_from == "keys":
                 raise SettingError("plan_from='keys' is for progressive placements: others merge before keys are made.")
             return
-        numbers = tuple(given) if isinstance(given, Sequence) else (given,)
-        whole = all(isinstance(number, int) and not isinstance(number, bool) for number in numbers)
-        if given is not True and (not whole or not numbers or min(numbers) < 0 or max(numbers) < 1):
-            raise SettingError(
-                "progressive is true, a number of tokens (1 or more), or a list of numbers, not all 0, one for each "
-                f"block; got {given!r}."
-            )
         if self.preset is not None:
             raise SettingError(f"The placement {self.preset!r} was published with every token given back.")
         if self.parts not in (("self",), ("self", "mlp")):
@@ -108,16 +144,21 @@ class Placement:
                 f"A progressive placement merges between self-attention and MLP; leave out parts={self.parts!r}."
             )
         object.__setattr__(self, "parts", ("self", "mlp"))
-        if isinstance(given, Sequence):
-            object.__setattr__(self, "progressive", numbers)
+        if isinstance(removal.tokens, tuple):
+            object.__setattr__(self, "progressive", removal.tokens)
+
+    @property
+    def removal(self) -> "Removal | None":
+        """What `progressive` asks of the blocks; `None` where every token is given back."""
+        return None if self.progressive is False else Removal.of(self.progressive)
 
     @property
     def weighted(self) -> bool:
         """Whether keys are weighted: as `proportional` says, or else as is usual in this kind of placement."""
-        return self.progressive is not False if self.proportional is None else self.proportional
+        return self.removal is not None if self.proportional is None else self.proportional
 
     def __str__(self) -> str:
-        stays = self.progressive is not False
+        stays = self.removal is not None
         usual = {item.name: item.default for item in fields(self)}
         usual |= {"parts": ("self", "mlp") if stays else ("self",), "proportional": stays}
         given = {item.name: getattr(self, item.name) for item in fields(self)} | {"proportional": self.weighted}

@@ -66,7 +66,7 @@ def _described(
     operations = read_json(place / "cost.json")["operations"] / 1e9
     first, *rest = [Score.from_json(score) for score in classified["scores"]]
     drawn = [Score.from_json(score) for score in generated["scores"]]
-    cost = Score("gflops", operations, label="GFLOPs", unit="GFLOPs", better="lower", note="Per evaluation.")
+    cost = Score("gflops", operations, label="GFLOPs", unit="GFLOPs", better="lower")
     scores = [first, *differences, *drawn, cost, *times, *rest]
     return {
         "name": row.name,

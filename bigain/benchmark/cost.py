@@ -114,7 +114,7 @@ def timing_scores(times: Sequence[float], baseline: Sequence[float] | None, pass
     if len(times) >= _ENOUGH:
         per_row = torch.tensor(list(times), dtype=torch.float64).median() * 1000 / pass_rows
         note = f"Median of {len(times)} passes of {pass_rows} rows."
-        scores.append(Score("ms", float(per_row), label="ms per evaluation", unit="ms", better="lower", note=note))
+        scores.append(Score("ms", float(per_row), label="milliseconds", unit="ms", better="lower", note=note))
     return scores
 
 

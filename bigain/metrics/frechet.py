@@ -79,7 +79,7 @@ class FrechetDistance(GenerationMetric):
             value = float(metric.compute())
         label = self._load_network().label
         name = "fid" if label == "FID" else "frechet_distance"
-        note = f"{count} generated images against {len(self._real_images())} real ones."
+        note = f"{count:,} generated images against {len(self._real_images()):,} real ones."
         return Score(name, value, label=label, unit="number", better="lower", note=note)
 
     def _load_network(self) -> FeatureNetwork:

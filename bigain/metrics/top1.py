@@ -22,7 +22,7 @@ class Top1(ClassificationMetric):
     def score(self, predictions: Predictions) -> Score:
         right = _right(predictions)
         found = share(int(right.sum()), len(right))
-        return Score("top1", found.value, found.low, found.high, "top-1", "share", "higher")
+        return Score("top1", found.value, found.low, found.high, "top-1", "share", "higher", "With Wilson's interval.")
 
     def compare(self, first: Predictions, second: Predictions) -> Score:
         if first.names != second.names:
@@ -32,7 +32,7 @@ class Top1(ClassificationMetric):
                 f"({second.names[0] if second.names else 'none'}, ..)."
             )
         found = paired_difference(_right(first), _right(second))
-        note = "Difference on the same images with the same noise."
+        note = "Difference on the same images with the same noise, with Tango's score interval."
         return Score("top1_difference", found.value, found.low, found.high, "paired", "points", "higher", note)
 
 

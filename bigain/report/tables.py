@@ -15,7 +15,7 @@ _ENOUGH_SAMPLES = 2048
 _UNITS = {
     "share": "%",
     "points": "points",
-    "ms": "ms",
+    "ms": "per evaluation",
     "ratio": "multiple of the first row's",
     "GFLOPs": "per evaluation",
 }

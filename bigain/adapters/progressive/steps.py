@@ -116,14 +116,14 @@ def check_progressive(adapter: Adapter, reducer: TokenReducer, placement: Placem
             f"{reducer!r} shrinks keys and values, which leaves every token in the sequence; progressive takes a "
             "reducer that merges (tome_vit, tome, lgtm, abm)."
         )
-    given = placement.progressive
-    if given is not True and not isinstance(getattr(reducer, "ratio", None), float):
+    removal = placement.removal
+    assert removal is not None
+    if removal.tokens is not None and not isinstance(getattr(reducer, "ratio", None), float):
         raise SettingError(
-            f"progressive={given!r} says how many tokens each block removes, in place of the reducer's ratio, and "
-            f"{reducer!r} has none; give progressive=True, or a reducer with a ratio."
+            f"progressive={removal.tokens!r} says how many tokens each block removes, in place of the reducer's ratio, "
+            f"and {reducer!r} has none; give progressive=True, or a reducer with a ratio."
         )
-    if isinstance(given, tuple) and len(given) != len(sites):
-        raise SettingError(f"progressive names {len(given)} numbers of tokens for {len(sites)} blocks; give one each.")
+    removal.of_blocks(len(sites))
 
 
 def plan_steps(
@@ -150,9 +150,9 @@ def plan_steps(
     """
     assert isinstance(adapter, ProgressiveAdapter)
     adapter.pools(model)
-    given, steps = placement.progressive, []
-    numbers = given if isinstance(given, tuple) else (None if given is True else given,) * len(sites)
-    wanted = {site.layer: number for site, number in zip(sites, numbers, strict=True)}
+    removal, steps = placement.removal, []
+    assert removal is not None
+    wanted = {site.layer: number for site, number in zip(sites, removal.of_blocks(len(sites)), strict=True)}
     first = min(wanted)
     grid = adapter.grid(model, shape, sites[0])
     left = grid.size

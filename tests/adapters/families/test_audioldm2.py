@@ -12,20 +12,10 @@ from bigain.adapters.families.audioldm2 import AudioLDM2Adapter
 from bigain.errors import SiteError
 from bigain.reducers.base import Context
 from bigain.testing import Specimen, parametrize_with_checks
+from tests.adapters.families.settings import KEYS, cases, merges
 from tests.comparing import assert_same
 
-MERGES = [
-    {"name": "lgtm", "ratio": 0.4},
-    {"name": "tome", "ratio": 0.4},
-    {"name": "abm", "ratio": 0.4},
-    {"name": "cached", "reducer": {"name": "lgtm", "ratio": 0.4}},
-]
-KEYS = [
-    {"name": "iekvd", "factor": 2},
-    {"name": "todo", "factor": 2},
-    {"name": "select", "keep": 0.4, "scorer": "laplacian_l1"},
-]
-PLACES = [("self",), ("cross",), ("mlp",), ("self", "cross", "mlp")]
+MERGES = merges(ratio=0.4)
 GRIDS = {"down_blocks.0": (15, 6), "mid_block": (8, 3), "up_blocks.1": (15, 6)}
 """Time by frequency in each stage that has transformers, for the batch's 15 x 6."""
 
@@ -113,9 +103,7 @@ def close(found, expected):
     torch.testing.assert_close(found, expected, atol=1e-8, rtol=1e-8)
 
 
-@pytest.mark.parametrize(
-    ("settings", "parts"), [(s, p) for s in MERGES for p in PLACES] + [(s, ("self",)) for s in KEYS]
-)
+@pytest.mark.parametrize(("settings", "parts"), cases(MERGES))
 @torch.no_grad()
 def test_a_reduced_pass_is_the_one_written_by_hand(model, batch, settings, parts):
     whole = model(**batch).sample

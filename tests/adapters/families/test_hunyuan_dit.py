@@ -11,20 +11,10 @@ import bigain
 from bigain.adapters.families.hunyuan_dit import HunyuanDiTAdapter
 from bigain.reducers.base import Context
 from bigain.testing import Specimen, parametrize_with_checks
+from tests.adapters.families.settings import KEYS, cases, merges
 from tests.comparing import assert_same
 
-MERGES = [
-    {"name": "lgtm", "ratio": 0.5},
-    {"name": "tome", "ratio": 0.4},
-    {"name": "abm", "ratio": 0.4},
-    {"name": "cached", "reducer": {"name": "lgtm", "ratio": 0.5}},
-]
-KEYS = [
-    {"name": "iekvd", "factor": 2},
-    {"name": "todo", "factor": 2},
-    {"name": "select", "keep": 0.4, "scorer": "laplacian_l1"},
-]
-PLACES = [("self",), ("cross",), ("mlp",), ("self", "cross", "mlp")]
+MERGES = merges()
 
 
 def tiny_hunyuan(**changes):
@@ -132,9 +122,7 @@ def close(found, expected):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("settings", "parts"), [(s, p) for s in MERGES for p in PLACES] + [(s, ("self",)) for s in KEYS]
-)
+@pytest.mark.parametrize(("settings", "parts"), cases(MERGES))
 @torch.no_grad()
 def test_a_reduced_pass_is_the_one_written_by_hand(model, batch, settings, parts):
     whole = model(**batch).sample

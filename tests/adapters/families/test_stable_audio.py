@@ -11,21 +11,11 @@ import bigain
 from bigain.adapters.families.stable_audio import StableAudioAdapter
 from bigain.reducers.base import Context
 from bigain.testing import Specimen, parametrize_with_checks
+from tests.adapters.families.settings import cases, merges
 from tests.comparing import assert_same
 
 GRID = bigain.Grid((23,), prefix=1)
-MERGES = [
-    {"name": "lgtm", "ratio": 0.5, "cell": 2},
-    {"name": "tome", "ratio": 0.4, "cell": 2},
-    {"name": "abm", "ratio": 0.4, "cell": 2},
-    {"name": "cached", "reducer": {"name": "lgtm", "ratio": 0.5, "cell": 2}},
-]
-KEYS = [
-    {"name": "iekvd", "factor": 2},
-    {"name": "todo", "factor": 2},
-    {"name": "select", "keep": 0.4, "scorer": "laplacian_l1"},
-]
-PLACES = [("self",), ("cross",), ("mlp",), ("self", "cross", "mlp")]
+MERGES = merges(cell=2)
 
 
 def tiny_stable_audio(**changes):
@@ -118,9 +108,7 @@ def close(found, expected):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("settings", "parts"), [(s, p) for s in MERGES for p in PLACES] + [(s, ("self",)) for s in KEYS]
-)
+@pytest.mark.parametrize(("settings", "parts"), cases(MERGES))
 @torch.no_grad()
 def test_a_reduced_pass_is_the_one_written_by_hand(model, batch, settings, parts):
     whole = model(**batch)[0]

@@ -16,12 +16,10 @@ from bigain.diffusion.condition import Condition
 from bigain.profiling.latency import interleaved, ratio
 from bigain.profiling.operations import META, count_pass, on_meta
 from bigain.results.scores import Score
+from bigain.tasks.evaluation import GRAPHS
 from bigain.tasks.method import Applied, Method
 
 __all__ = ["TimedRow", "backbone_pass", "count_operations", "time_rows", "timing_scores"]
-
-_PHASES = 64
-"""Graphs that all rows together may compile to."""
 
 _ENOUGH = 6
 """Below so many pairs a ratio has no interval, and milliseconds would be read as more than they are."""
@@ -88,7 +86,7 @@ def time_rows(
     with ExitStack() as stack, torch.inference_mode():
         if compile:
             torch.compiler.reset()
-            stack.enter_context(torch._dynamo.config.patch(recompile_limit=_PHASES))  # noqa: SLF001
+            stack.enter_context(torch._dynamo.config.patch(recompile_limit=GRAPHS))  # noqa: SLF001
         passes = {}
         for name, row in rows.items():
             applied = stack.enter_context(row.method.applied(_with_shared_weights(backbone), row.placement, row.seed))

@@ -21,11 +21,11 @@ from bigain.results.scores import Score
 from bigain.results.store import ResultFolder, write_result
 from bigain.tasks.method import Applied, Method, Reduced, is_identity, method_of
 
-__all__ = ["EvaluationTask", "compiled", "embed_classes"]
+__all__ = ["GRAPHS", "EvaluationTask", "compiled", "embed_classes"]
 
 RESULT_FILE = "result.json"
 
-_PHASES = 64
+GRAPHS = 64
 """Graphs that one network may compile to: a schedule compiles once a phase, and torch gives up after 8."""
 
 
@@ -47,8 +47,8 @@ class EvaluationTask(LightningModule, ABC):
         kind: Kind of the result.
         mixes_timesteps: Whether rows of one pass may be at different timesteps.
         recipe: The whole configuration, stored beside the result; the command line sets it.
-        weights: Fingerprint of the network's weights. A comparison sets what it computed before
-            its first task converted them to half precision.
+        weights: Fingerprint of the network's weights, from `setup` on. A comparison sets what it
+            computed once, before its first task converted them to half precision.
         data: The data module, once it is known.
         scores: The figures, once the run has ended; on the first process alone.
 
@@ -78,7 +78,7 @@ class EvaluationTask(LightningModule, ABC):
         self.data: Any = None
         self.scores: list[Score] = []
         self.recipe = ""
-        self.weights = fingerprint(backbone.network.state_dict())
+        self.weights = ""
         self._store: ResultFolder | None = None
         self._applied: Applied | None = None
         self._stack = ExitStack()
@@ -102,6 +102,7 @@ class EvaluationTask(LightningModule, ABC):
         return self._applied
 
     def setup(self, stage: str) -> None:
+        self.weights = self.weights or fingerprint(self.backbone.network.state_dict())
         self.try_out(self.trainer.datamodule)  # type: ignore[attr-defined]
         self._store = ResultFolder(self.output, self._identity(), self.resume)
         # No process may begin to write before the others have looked for an earlier run.
@@ -220,7 +221,7 @@ def compiled(backbone: Backbone) -> AbstractContextManager[object]:
     """Compile a backbone's network within a `with` block, to as many graphs as a schedule has phases."""
     stack, network = ExitStack(), backbone.network
     torch._dynamo.reset()  # noqa: SLF001 as torch's documentation advises between models
-    stack.enter_context(torch._dynamo.config.patch(recompile_limit=_PHASES))  # noqa: SLF001
+    stack.enter_context(torch._dynamo.config.patch(recompile_limit=GRAPHS))  # noqa: SLF001
     stack.callback(setattr, network, "_compiled_call_impl", None)  # torch has no verb to undo compile()
     network.compile(dynamic=False, fullgraph=True)
     return stack

@@ -91,7 +91,6 @@ class GenerationTask(EvaluationTask):
         self.scheduler: SchedulerSpec = scheduler
         self._condition: Condition | None = None
         self._sampler: Sampler | None = None
-        Sampler(backbone, steps, guidance, rows, scheduler)  # impossible settings end here
 
     @property
     def _prompts(self) -> ClassPrompts:
@@ -104,6 +103,11 @@ class GenerationTask(EvaluationTask):
 
     def check(self) -> None:
         self._condition = embed_classes(self.backbone, self._prompts.classes, self._prompts.class_prompts)
+        if self.guidance > 1 and self.backbone.null(self._condition) is None:
+            raise SettingError(
+                f"{type(self.backbone).__name__} has no unconditional prediction to guide against: guidance is 1 for "
+                f"it; got {self.guidance}."
+            )
         for metric in self.metrics:
             metric.identity()
 

@@ -1,7 +1,7 @@
 """What a row of a comparison does to a model."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -80,7 +80,7 @@ class Reduced(Method):
         return repr(self.reducer)
 
 
-def method_of(given: TokenReducer | Method | Mapping[str, Any]) -> Method:
+def method_of(given: TokenReducer | Method) -> Method:
     """Return a method as it is, and a reducer as the method that attaches it.
 
     Raises:

@@ -159,6 +159,14 @@ def test_prompts_of_another_number_of_classes_are_refused(run):
         run(prompts=ClassPrompts(count=4, classes=("cat", "dog", "ship")))
 
 
+def test_guidance_of_a_model_without_an_unconditional_prediction_ends_before_any_work(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(PixelDiT, "null", lambda self, condition: None)
+    with pytest.raises(SettingError, match=r"guidance is 1 for it; got 1\.5"):
+        run()
+    assert list(tmp_path.iterdir()) == []
+    assert (run(guidance=1.0) / "grid.png").exists()
+
+
 def test_metrics_and_a_reference_are_refused(run):
     with pytest.raises(SettingError, match="belong to the default metric"):
         run(metrics=[FrechetDistance()])

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bigain.functional import kernels
 from bigain.functional.precision import token_norms
 
-__all__ = ["NeighbourPadding", "Padding", "laplacian", "neighbour_cosine"]
+__all__ = ["NeighbourPadding", "Padding", "laplacian", "laplacian_norm", "neighbour_cosine"]
 
 Padding = Literal["zeros", "replicate"]
 
@@ -33,6 +34,32 @@ def laplacian(tokens: Tensor, shape: tuple[int, ...], padding: Padding = "zeros"
     """
     filtered: Tensor = torch.ops.bigain.laplacian(tokens, shape, padding == "replicate")
     return filtered
+
+
+def laplacian_norm(tokens: Tensor, shape: tuple[int, ...], padding: Padding = "zeros", order: int = 1) -> Tensor:
+    """Measure the discrete Laplacian over the channels.
+
+    Args:
+        tokens: `[B, N, C]`, row-major on `shape`.
+        shape: Tokens along each axis; their product is N.
+        padding: What lies beyond the border: zeros, or the border's own tokens.
+        order: 1 for the sum of absolute values, 2 for the Euclidean norm.
+
+    Returns:
+        `[B, N]`, float32.
+
+    References:
+        BiGain, section 3.2.1 and Table 13.
+    """
+    graded = torch.is_grad_enabled() and tokens.requires_grad
+    if kernels.usable(tokens) and not graded:
+        from bigain.functional.kernels import laplacian as kernel
+
+        if len(shape) <= kernel.MOST_AXES:
+            norm: Tensor = kernel.laplacian_norm(tokens, list(shape), padding == "replicate", order == 2)
+            return norm
+    filtered = laplacian(tokens, shape, padding)
+    return token_norms(filtered) if order == 2 else filtered.abs().sum(dim=-1)
 
 
 def _sum_of_neighbours(tokens: Tensor, shape: list[int], replicate: bool) -> Tensor:

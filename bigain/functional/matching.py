@@ -6,19 +6,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bigain.functional import kernels
 from bigain.functional.precision import token_norms, without_autocast
 
-__all__ = ["MergeMode", "assign_to_most_similar", "cosine_matrix", "group_sizes", "merge", "restore", "take"]
+__all__ = [
+    "MergeMode",
+    "assign_to_most_similar",
+    "cosine_matrix",
+    "group_mean",
+    "group_order",
+    "group_sizes",
+    "merge",
+    "most_similar",
+    "place_merged",
+    "restore",
+    "take",
+]
 
 MergeMode = Literal["mean", "prune", "mlerp"]
+
+_HALVES = (torch.float16, torch.bfloat16)
+
+_SCORES_AT_ONCE = 2**27
+"""Scores that are in memory together: half a GiB of float32."""
 
 
 def assign_to_most_similar(
     tokens: Tensor, sources: Tensor, destinations: Tensor, removed: int
 ) -> tuple[Tensor, Tensor]:
     """Merge the best-matched sources into their most cosine-similar destinations.
-
-    The reduced sequence holds the sources that stay, then the destinations.
 
     Args:
         tokens: `[B, N, C]`.
@@ -27,24 +43,45 @@ def assign_to_most_similar(
         removed: How many sources are merged, at most S.
 
     Returns:
-        The assignment `[B, N]`, each token's place in the reduced sequence, and
-        the representatives `[B, N - removed]`, the token whose place it was.
+        As `place_merged`.
 
     References:
         Token Merging for Fast Stable Diffusion (Bolya and Hoffman, 2023), section 3.
     """
-    batch, count, _ = tokens.shape
-    best, partner = cosine_matrix(tokens, sources, destinations).max(dim=-1)
-    order = best.argsort(dim=-1, descending=True, stable=True)
-    merged, kept = order[:, :removed], order[:, removed:]
-    stay = kept.shape[1]
+    best, partner = most_similar(tokens, sources, destinations)
+    return place_merged(best, partner, sources, destinations, removed)
 
-    place = torch.empty(batch, count, dtype=torch.int64, device=tokens.device)
-    kept_tokens = sources.gather(1, kept)
-    place = place.scatter(1, kept_tokens, _range(stay, place).expand(batch, -1))
-    place = place.scatter(1, destinations, (_range(destinations.shape[1], place) + stay).expand(batch, -1))
-    place = place.scatter(1, sources.gather(1, merged), partner.gather(1, merged) + stay)
-    return place, torch.cat([kept_tokens, destinations], dim=1)
+
+def most_similar(tokens: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the most cosine-similar of some tokens for each of others; of equals, the first.
+
+    Args:
+        tokens: `[B, N, C]`.
+        rows: int64, `[B, R]`, or `[B, T, R]` in T tiles.
+        columns: int64, `[B, K]`, or `[B, T, K]`, what a tile's rows are compared with.
+
+    Returns:
+        The cosines, as `cosine_matrix` has them, and the places in `columns`, int64, both in the shape of `rows`.
+    """
+    if tokens.dtype in _HALVES and kernels.usable(tokens) and not _graded(tokens):
+        from bigain.functional.kernels.match import most_similar as matched
+
+        tiled = (rows, columns) if rows.ndim == 3 else (rows[:, None], columns[:, None])
+        best, partner = matched(tokens, token_norms(tokens).clamp_min(1e-12).reciprocal(), *tiled)
+        return best.reshape(rows.shape), partner.reshape(rows.shape).long()
+    found = [_best_of(tokens, part, columns) for part in torch.split(rows, _rows_at_once(rows, columns), dim=-1)]
+    best, partner = (torch.cat(values, dim=-1) for values in zip(*found, strict=True))
+    return best, partner
+
+
+def _rows_at_once(rows: Tensor, columns: Tensor) -> int:
+    lists = rows.shape[:-1].numel()
+    return max(1, _SCORES_AT_ONCE // max(1, lists * columns.shape[-1]))
+
+
+def _best_of(tokens: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    best, partner = cosine_matrix(tokens, rows, columns).max(dim=-1)
+    return best, partner
 
 
 def cosine_matrix(tokens: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -52,19 +89,93 @@ def cosine_matrix(tokens: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
     Args:
         tokens: `[B, N, C]`.
-        rows: int64, `[B, R]`, tokens by their indices.
-        columns: int64, `[B, K]`.
+        rows: int64, `[B, R]`, tokens by their indices, or `[B, T, R]` in T tiles.
+        columns: int64, `[B, K]` or `[B, T, K]`.
 
     Returns:
-        Cosine similarities, float32, `[B, R, K]`.
+        Cosine similarities, float32, or float64 for tokens in it, `[B, R, K]` or `[B, T, R, K]`.
     """
-    # In float32 whatever the input, also under autocast: in half precision, ties decide.
-    unit = F.normalize(tokens.float(), dim=-1)
+    # No less than float32, also under autocast: in half precision, ties decide.
     with without_autocast(tokens.device):
-        return take(unit, rows) @ take(unit, columns).transpose(1, 2)
+        if tokens.dtype not in _HALVES or not tokens.is_cuda:
+            unit = F.normalize(tokens.to(torch.promote_types(tokens.dtype, torch.float32)), dim=-1)
+            return _listed(unit, rows) @ _listed(unit, columns).transpose(-1, -2)
+        # Products of halves are exact in float32, in which they are summed: float32's decisions at half its cost.
+        left, right = (_listed(tokens, index).flatten(0, -3) for index in (rows, columns))
+        product: Tensor = torch.bmm(left, right.transpose(1, 2), out_dtype=torch.float32)
+        product = product.reshape(*rows.shape, columns.shape[-1])
+        inverse = token_norms(tokens).clamp_min(1e-12).reciprocal()[..., None]
+        return product * _listed(inverse, rows) * _listed(inverse, columns).transpose(-1, -2)
 
 
-def merge(tokens: Tensor, place: Tensor, representatives: Tensor, mode: MergeMode = "mean") -> Tensor:
+def _listed(tokens: Tensor, index: Tensor) -> Tensor:
+    """Take tokens `[B, N, C]` by an index of any shape that begins with B: `[*index, C]`."""
+    return take(tokens, index.flatten(1)).reshape(*index.shape, tokens.shape[2])
+
+
+def _graded(tokens: Tensor) -> bool:
+    return torch.is_grad_enabled() and tokens.requires_grad
+
+
+def place_merged(
+    best: Tensor, partner: Tensor, sources: Tensor, destinations: Tensor, removed: int
+) -> tuple[Tensor, Tensor]:
+    """Merge the best-matched sources: of equally good ones, the first.
+
+    The reduced sequence holds the sources that stay, then the destinations, both in the order given.
+
+    Args:
+        best: How well each source matches, `[B, S]`.
+        partner: Which destination it would merge into, int64, `[B, S]`.
+        sources: int64, `[B, S]`.
+        destinations: int64, `[B, D]`; with the sources, every token once.
+        removed: How many sources are merged, at most S.
+
+    Returns:
+        The assignment `[B, N]`, each token's place in the reduced sequence, and
+        the representatives `[B, N - removed]`, the token whose place it was.
+    """
+    batch, stay = len(sources), sources.shape[1] - removed
+    if removed and kernels.usable(best) and best.dtype == torch.float32:
+        from bigain.functional.kernels import selection
+
+        if sources.shape[1] <= selection.LARGEST:
+            placed: tuple[Tensor, Tensor] = selection.place_merged(best, partner, sources, destinations, removed)
+            return placed
+    chosen = best.argsort(dim=-1, descending=True, stable=True)[:, :removed]
+    merged = torch.zeros_like(best, dtype=torch.bool).scatter(1, chosen, True)
+    rank = (~merged).cumsum(dim=1) - 1
+    # Merged sources share a place beyond the last, which is cut off.
+    kept = sources.new_empty(batch, stay + 1).scatter(1, torch.where(merged, stay, rank), sources)[:, :stay]
+    ends = (torch.arange(destinations.shape[1], device=best.device) + stay).expand(batch, -1)
+    place = sources.new_empty(batch, sources.shape[1] + destinations.shape[1])
+    place = place.scatter(1, sources, torch.where(merged, partner + stay, rank)).scatter(1, destinations, ends)
+    return place, torch.cat([kept, destinations], dim=1)
+
+
+def group_order(place: Tensor, length: int) -> Tensor | None:
+    """Sort tokens by their place, where merging asks for it: on a GPU, to add up without atomics.
+
+    Args:
+        place: int64, `[B, N]`.
+        length: M, the length of the reduced sequence.
+
+    Returns:
+        int64, `[B, N]`; `None` where it is not needed.
+    """
+    if not kernels.usable(place):
+        return None
+    # Narrow keys sort faster.
+    return place.to(torch.int16 if length < 2**15 else torch.int32).argsort(dim=1, stable=True)
+
+
+def merge(
+    tokens: Tensor,
+    place: Tensor,
+    representatives: Tensor,
+    mode: MergeMode = "mean",
+    order: Tensor | None = None,
+) -> Tensor:
     """Reduce tokens by an assignment.
 
     Args:
@@ -73,22 +184,45 @@ def merge(tokens: Tensor, place: Tensor, representatives: Tensor, mode: MergeMod
         representatives: int64, `[B, M]`, the token that each place stands for.
         mode: `mean`: equal-weight mean of the group. `prune`: the representative
             alone. `mlerp`: the mean, rescaled to the largest norm in the group.
+        order: What `group_order` returns; `None` for a sum in any order, which on a GPU
+            differs in its last digits from run to run.
 
     Returns:
         `[B, M, C]`, in the type of `tokens`.
     """
     if mode == "prune":
         return take(tokens, representatives)
+    sizes = group_sizes(place, representatives.shape[1])
+    if mode == "mean":
+        return group_mean(tokens, place, sizes, order)
     wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
-    batch, length, channels = *representatives.shape, tokens.shape[2]
-    index = place[..., None].expand(-1, -1, channels)
-    total = wide.new_zeros(batch, length, channels).scatter_add(1, index, wide)
-    mean = total / group_sizes(place, length)[..., None]
-    if mode == "mlerp":
-        norms = token_norms(wide)
-        largest = norms.new_zeros(batch, length).scatter_reduce(1, place, norms, "amax")
-        mean = F.normalize(mean, dim=-1) * largest[..., None]
-    return mean.to(tokens.dtype)
+    norms = token_norms(wide)
+    largest = norms.new_zeros(sizes.shape).scatter_reduce(1, place, norms, "amax")
+    mean = group_mean(wide, place, sizes, order)
+    return (F.normalize(mean, dim=-1) * largest[..., None]).to(tokens.dtype)
+
+
+def group_mean(tokens: Tensor, place: Tensor, sizes: Tensor, order: Tensor | None = None) -> Tensor:
+    """Average the tokens at each place of the reduced sequence.
+
+    Args:
+        tokens: `[B, N, C]`.
+        place: int64, `[B, N]`.
+        sizes: Tokens at each place, `[B, M]`.
+        order: As in `merge`.
+
+    Returns:
+        `[B, M, C]`, in the type of `tokens`.
+    """
+    if order is not None and kernels.usable(tokens):
+        from bigain.functional.kernels.groups import group_mean as in_order
+
+        averaged: Tensor = in_order(tokens, place, order, sizes)
+        return averaged
+    wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+    total = wide.new_zeros(*sizes.shape, tokens.shape[2])
+    total = total.scatter_add(1, place[..., None].expand(-1, -1, tokens.shape[2]), wide)
+    return (total / sizes[..., None]).to(tokens.dtype)
 
 
 def restore(reduced: Tensor, place: Tensor) -> Tensor:
@@ -130,7 +264,3 @@ def take(tokens: Tensor, index: Tensor) -> Tensor:
     """
     # An expanded index has a path of its own in gather, several times faster than take_along_dim.
     return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[2]))
-
-
-def _range(count: int, like: Tensor) -> Tensor:
-    return torch.arange(count, device=like.device, dtype=like.dtype)

@@ -20,7 +20,8 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
 
 
 def token_norms(values: Tensor) -> Tensor:
-    """Take the Euclidean norm over the last axis, `[..., C]` to `[...]`."""
+    """Take the Euclidean norm over the last axis, `[..., C]` to `[...]`; of halves in float32."""
     # torch 2.11 forgets to drop an axis of length 1 on the meta device and in compiled code.
-    norms: Tensor = torch.linalg.vector_norm(values, dim=-1, keepdim=True)[..., 0]
+    wide = torch.float32 if values.dtype in (torch.float16, torch.bfloat16) else None
+    norms: Tensor = torch.linalg.vector_norm(values, dim=-1, keepdim=True, dtype=wide)[..., 0]
     return norms

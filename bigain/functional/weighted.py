@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from bigain.functional.matching import group_order, group_sizes
+
 __all__ = ["mean_by_size", "merge_by_size"]
 
 
@@ -22,10 +24,15 @@ def merge_by_size(tokens: Tensor, sizes: Tensor, place: Tensor, length: int) -> 
     References:
         Token Merging: Your ViT but Faster (Bolya et al., 2023), section 3.
     """
+    merged = sizes.new_zeros(sizes.shape[0], length).scatter_add(1, place, sizes)
+    order = group_order(place, length)
+    if order is not None:
+        from bigain.functional.kernels.groups import group_mean
+
+        return group_mean(tokens, place, order, group_sizes(place, length), sizes), merged
     wide = tokens.to(_wide(tokens)) * sizes[..., None]
     index = place[..., None].expand_as(tokens)
     total = wide.new_zeros(tokens.shape[0], length, tokens.shape[2]).scatter_add(1, index, wide)
-    merged = sizes.new_zeros(sizes.shape[0], length).scatter_add(1, place, sizes)
     return (total / merged[..., None]).to(tokens.dtype), merged
 
 

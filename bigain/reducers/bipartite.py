@@ -10,10 +10,27 @@ from torch import Tensor
 
 from bigain.errors import SettingError
 from bigain.functional.cells import cell_tokens, split_by_pick
-from bigain.functional.matching import MergeMode, assign_to_most_similar, group_sizes, merge, restore, take
+from bigain.functional.matching import (
+    MergeMode,
+    group_order,
+    group_sizes,
+    merge,
+    most_similar,
+    place_merged,
+    restore,
+    take,
+)
+from bigain.functional.windows import most_similar_within
 from bigain.grid import Grid
 from bigain.reducers.base import Context, NoReduction, Reduction, TokenReducer
-from bigain.reducers.cells import checked_cell, checked_ratio, checked_removal, count_cells, sides_on
+from bigain.reducers.cells import (
+    checked_cell,
+    checked_ratio,
+    checked_removal,
+    checked_window,
+    count_cells,
+    sides_on,
+)
 
 __all__ = ["BipartiteReducer", "Merge"]
 
@@ -29,12 +46,14 @@ class Merge(Reduction):
         representatives: int64, `[B, M]`: the token each place stands for.
         sizes: float32, `[B, M]`.
         mode: How a group becomes one token.
+        order: What `functional.matching.group_order` returns.
     """
 
     place: Tensor
     representatives: Tensor
     sizes: Tensor
     mode: MergeMode = "mean"
+    order: Tensor | None = None
 
     @classmethod
     def on(cls, grid: Grid, place: Tensor, representatives: Tensor, mode: MergeMode) -> Self:
@@ -47,11 +66,13 @@ class Merge(Reduction):
             mode: How a group becomes one token.
         """
         place, representatives = _with_fixed(place, representatives, grid)
-        return cls(place, representatives, group_sizes(place, representatives.shape[1]), mode)
+        length = representatives.shape[1]
+        order = None if mode == "prune" else group_order(place, length)
+        return cls(place, representatives, group_sizes(place, length), mode, order)
 
     def reduce(self, tokens: Tensor) -> Tensor:
         self.check_tokens(tokens, *self.place.shape)
-        return merge(tokens, self.place, self.representatives, self.mode)
+        return merge(tokens, self.place, self.representatives, self.mode, self.order)
 
     def restore(self, reduced: Tensor) -> Tensor:
         return restore(reduced, self.place)
@@ -70,14 +91,24 @@ class BipartiteReducer(TokenReducer):
         ratio: Share of the N grid tokens that is removed: floor(N * ratio).
         cell: Tokens of a cell along each axis; one number serves every axis.
         mode: `mean`, `prune` or `mlerp`.
+        window: Cells of a tile along each axis; one number serves every axis. A source then
+            sees the destinations of its own tile alone, so that matching costs N instead
+            of N^2. Default: all of them, as published.
 
     Raises:
-        SettingError: A ratio outside [0, 1), an impossible cell, an unknown mode.
+        SettingError: A ratio outside [0, 1), an impossible cell or window, an unknown mode.
     """
 
-    def __init__(self, ratio: float, cell: Sequence[int] | int = 2, mode: MergeMode = "mean") -> None:
+    def __init__(
+        self,
+        ratio: float,
+        cell: Sequence[int] | int = 2,
+        mode: MergeMode = "mean",
+        window: Sequence[int] | int | None = None,
+    ) -> None:
         self.ratio = checked_ratio(ratio)
         self.cell = checked_cell(cell)
+        self.window = checked_window(window)
         if mode not in _MODES:
             raise SettingError(f"mode is one of {', '.join(_MODES)}; got {mode!r}.")
         self.mode: MergeMode = mode
@@ -109,7 +140,13 @@ class BipartiteReducer(TokenReducer):
         with torch.no_grad():
             picks = self.picks(body, inner, cells, context or Context())
             destinations, sources = split_by_pick(cells, leftover, picks)
-            place, representatives = assign_to_most_similar(body, sources, destinations, removed)
+            if self.window is None:
+                best, partner = most_similar(body, sources, destinations)
+            else:
+                best, partner = most_similar_within(
+                    body, sources, destinations, grid.shape, self.cell_on(grid), self._window_on(grid)
+                )
+            place, representatives = place_merged(best, partner, sources, destinations, removed)
             return Merge.on(grid, place, representatives, self.mode)
 
     def reduced_length(self, grid: Grid, context: Context | None = None) -> int:
@@ -122,6 +159,12 @@ class BipartiteReducer(TokenReducer):
             SettingError: The cell has another number of axes.
         """
         return sides_on(self, "cell", self.cell, grid)
+
+    def _window_on(self, grid: Grid) -> tuple[int, ...]:
+        """Return the cells of a tile along each axis, no more than there are."""
+        sides = sides_on(self, "window", self.window or (1,), grid)
+        cells = [length // side for length, side in zip(grid.shape, self.cell_on(grid), strict=True)]
+        return tuple(min(side, most) for side, most in zip(sides, cells, strict=True))
 
     def removed_on(self, grid: Grid) -> int:
         """Return how many tokens of a grid are removed.

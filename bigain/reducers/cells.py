@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from bigain.errors import SettingError
 from bigain.grid import Grid
 
-__all__ = ["checked_cell", "checked_ratio", "checked_removal", "count_cells", "sides_on"]
+__all__ = ["checked_cell", "checked_ratio", "checked_removal", "checked_window", "count_cells", "sides_on"]
 
 
 def checked_ratio(ratio: float) -> float:
@@ -19,10 +19,23 @@ def checked_ratio(ratio: float) -> float:
 def checked_cell(cell: Sequence[int] | int) -> tuple[int, ...]:
     """Return the sides of a cell, refusing what holds no two tokens."""
     sides = tuple(cell) if isinstance(cell, Sequence) else (cell,)
-    whole = all(isinstance(side, int) and not isinstance(side, bool) for side in sides)
-    if not sides or not whole or min(sides) < 1 or max(sides) < 2:
+    if not _whole(sides) or max(sides) < 2:
         raise SettingError(f"A cell is one or more whole numbers >= 1, one of them >= 2; got {cell!r}.")
     return sides
+
+
+def checked_window(window: Sequence[int] | int | None) -> tuple[int, ...] | None:
+    """Return the cells of a tile along each axis, refusing what is no whole number of cells."""
+    if window is None:
+        return None
+    sides = tuple(window) if isinstance(window, Sequence) else (window,)
+    if not _whole(sides):
+        raise SettingError(f"window is cells along each axis, one or more whole numbers >= 1, or none; got {window!r}.")
+    return sides
+
+
+def _whole(sides: Sequence[int]) -> bool:
+    return bool(sides) and all(isinstance(side, int) and not isinstance(side, bool) and side >= 1 for side in sides)
 
 
 def sides_on(owner: object, setting: str, sides: Sequence[int], grid: Grid) -> tuple[int, ...]:

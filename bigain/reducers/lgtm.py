@@ -26,6 +26,8 @@ class LGTM(BipartiteReducer):
         scorer: What detail is.
         cell: Tokens of a cell along each axis.
         mode: `mean`, `prune` or `mlerp`.
+        window: Cells of a tile along each axis, within which sources are matched; none for everywhere,
+            as published.
 
     References:
         BiGain, section 3.2.1.
@@ -37,8 +39,9 @@ class LGTM(BipartiteReducer):
         scorer: TokenScorer | str | Mapping[str, Any] = "laplacian_l1",
         cell: Sequence[int] | int = (2, 2),
         mode: MergeMode = "mean",
+        window: Sequence[int] | int | None = None,
     ) -> None:
-        super().__init__(ratio, cell, mode)
+        super().__init__(ratio, cell, mode, window)
         self.scorer = build_scorer(scorer)
 
     def picks(self, tokens: Tensor, grid: Grid, cells: Tensor, context: Context) -> Tensor:
@@ -47,4 +50,8 @@ class LGTM(BipartiteReducer):
 
     @classmethod
     def examples(cls) -> list[Self]:
-        return [cls(0.5), cls(0.3, scorer="cosine_neighbors", cell=2, mode="prune"), cls(0.7, cell=3, mode="mlerp")]
+        return [
+            cls(0.5),
+            cls(0.3, scorer="cosine_neighbors", cell=2, mode="prune", window=2),
+            cls(0.7, cell=3, mode="mlerp"),
+        ]

@@ -29,6 +29,7 @@ class LGTMReleased(LGTM):
         scorer: What detail is.
         cell: Tokens of a cell along each axis.
         mode: `mean`, `prune` or `mlerp`.
+        window: As in `LGTM`.
 
     References:
         BiGain's released code, `tomesd/merge.py`; the paper's own rule is in section 3.2.1.

@@ -30,6 +30,8 @@ class ToMe(BipartiteReducer):
             cell. Turn it off for a control against deterministic methods.
         cell: Tokens of a cell along each axis.
         mode: `mean`, `prune` or `mlerp`.
+        window: Cells of a tile along each axis, within which sources are matched; none for everywhere,
+            as published.
 
     References:
         Token Merging for Fast Stable Diffusion (Bolya and Hoffman, 2023).
@@ -41,8 +43,9 @@ class ToMe(BipartiteReducer):
         randomize: bool = True,
         cell: Sequence[int] | int = (2, 2),
         mode: MergeMode = "mean",
+        window: Sequence[int] | int | None = None,
     ) -> None:
-        super().__init__(ratio, cell, mode)
+        super().__init__(ratio, cell, mode, window)
         if not isinstance(randomize, bool):
             raise SettingError(f"randomize is true or false; got {randomize!r}.")
         self.randomize = randomize
@@ -59,4 +62,4 @@ class ToMe(BipartiteReducer):
 
     @classmethod
     def examples(cls) -> list[Self]:
-        return [cls(0.5), cls(0.3, randomize=False, cell=2, mode="mlerp"), cls(0.7, cell=3, mode="prune")]
+        return [cls(0.5, window=1), cls(0.3, randomize=False, cell=2, mode="mlerp"), cls(0.7, cell=3, mode="prune")]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bigain.errors import SettingError
-from bigain.functional.matching import cosine_matrix
+from bigain.functional.matching import assign_to_most_similar
 from bigain.grid import Grid
 from bigain.reducers.base import Context, NoReduction, Reduction, TokenReducer
 from bigain.reducers.bipartite import Merge
@@ -52,7 +52,7 @@ class ToMeViT(TokenReducer):
             odd = grid.prefix % 2
             sources = torch.arange(odd, grid.size, 2, device=tokens.device).expand(len(tokens), -1)
             destinations = torch.arange(1 - odd, grid.size, 2, device=tokens.device).expand(len(tokens), -1)
-            return Merge.on(grid, *_assign(body, sources, destinations, removed), "mean")
+            return Merge.on(grid, *assign_to_most_similar(body, sources, destinations, removed), "mean")
 
     def reduced_length(self, grid: Grid, context: Context | None = None) -> int:
         return grid.tokens - self._removed(grid)
@@ -69,15 +69,3 @@ class ToMeViT(TokenReducer):
     @classmethod
     def examples(cls) -> list[Self]:
         return [cls(), cls(0.2)]
-
-
-def _assign(body: Tensor, sources: Tensor, destinations: Tensor, removed: int) -> tuple[Tensor, Tensor]:
-    """Return each grid token's place, `[B, N]`, and the token that each place stands for, `[B, M]`."""
-    best, partner = cosine_matrix(body, sources, destinations).max(dim=-1)
-    order = best.argsort(dim=-1, descending=True, stable=True)
-    merged, kept = order[:, :removed], order[:, removed:].sort(dim=-1).values
-    stay = kept.shape[1]
-    representatives = torch.cat([sources.gather(1, kept), destinations], dim=1)
-    numbers = torch.arange(representatives.shape[1], device=body.device).expand_as(representatives)
-    place = torch.empty(body.shape[:2], dtype=torch.int64, device=body.device).scatter(1, representatives, numbers)
-    return place.scatter(1, sources.gather(1, merged), partner.gather(1, merged) + stay), representatives

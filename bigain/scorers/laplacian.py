@@ -5,8 +5,7 @@ from typing import Self
 from torch import Tensor
 
 from bigain.errors import SettingError
-from bigain.functional.filters import Padding, laplacian
-from bigain.functional.precision import token_norms
+from bigain.functional.filters import Padding, laplacian_norm
 from bigain.grid import Grid
 from bigain.scorers.base import TokenScorer
 
@@ -47,7 +46,7 @@ class LaplacianL1(_Laplacian):
     """
 
     def raw(self, tokens: Tensor, grid: Grid) -> Tensor:
-        return laplacian(tokens, grid.shape, self.padding).abs().sum(dim=-1)
+        return laplacian_norm(tokens, grid.shape, self.padding)
 
 
 class LaplacianL2(_Laplacian):
@@ -65,4 +64,4 @@ class LaplacianL2(_Laplacian):
     """
 
     def raw(self, tokens: Tensor, grid: Grid) -> Tensor:
-        return token_norms(laplacian(tokens, grid.shape, self.padding))
+        return laplacian_norm(tokens, grid.shape, self.padding, order=2)

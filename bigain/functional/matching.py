@@ -56,10 +56,10 @@ def cosine_matrix(tokens: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         columns: int64, `[B, K]`.
 
     Returns:
-        Cosine similarities, float32, `[B, R, K]`.
+        Cosine similarities, float32, or float64 for tokens in it, `[B, R, K]`.
     """
-    # In float32 whatever the input, also under autocast: in half precision, ties decide.
-    unit = F.normalize(tokens.float(), dim=-1)
+    # No less than float32, also under autocast: in half precision, ties decide.
+    unit = F.normalize(tokens.to(torch.promote_types(tokens.dtype, torch.float32)), dim=-1)
     with without_autocast(tokens.device):
         return take(unit, rows) @ take(unit, columns).transpose(1, 2)
 

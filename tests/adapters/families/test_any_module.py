@@ -196,7 +196,7 @@ def test_torch_fused_inference_does_not_pass_the_reducer_by(mode, parts):
 
 
 @torch.no_grad()
-def test_detaching_gives_back_the_fused_output_bit_for_bit():
+def test_detaching_gives_back_the_fused_output():
     model, x = encoder(batch_first=True), tokens()
     before, state = model(x), copy.deepcopy(model.state_dict())
     hooks = [dict(vars(module)) for module in model.modules()]

@@ -229,7 +229,8 @@ def test_each_row_follows_the_reducer_of_its_own_timestep(case, name, proportion
     placement = {"parts": parts, "layers": layers, "proportional": proportional}
     with bigain.attach(model, scheduled, placement=placement):
         together = model(**batch).sample
-    for row, timestep in enumerate(batch["timestep"].tolist()):
+    for row in (0, 4, 2):  # one at each timestep
+        timestep = batch["timestep"][row].item()
         with bigain.attach(model, at_timestep(rules, otherwise, timestep), placement=placement):
             close(together[row : row + 1], model(**rows_of(batch, slice(row, row + 1))).sample, atol=2e-5)
 

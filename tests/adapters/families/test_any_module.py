@@ -223,7 +223,7 @@ def test_it_compiles_to_one_graph(spec, batch_first):
     torch.compiler.reset()
     model, x = encoder(batch_first=batch_first), tokens(16, 16)
     with bigain.attach(model, spec, shape=(16,), layers=2):
-        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager" if spec is CACHED else "eager")
         with torch.no_grad():
             torch.testing.assert_close(compiled(x), model(x))
 

@@ -147,7 +147,7 @@ def test_what_a_model_does_not_have_is_skipped_with_the_reason(pytester):
         def test_conformance(subject, check):
             check(subject)
     """)
-    result = pytester.runpytest_subprocess("-rs", "-k", "saving or sites", "-p", "no:cacheprovider")
+    result = pytester.runpytest_inprocess("-rs", "-k", "saving or sites", "-p", "no:cacheprovider")
     result.assert_outcomes(skipped=1, passed=1)
     result.stdout.fnmatch_lines(["SKIPPED*TransformerEncoder has no save_pretrained"])
     with pytest.raises(NotApplicable):

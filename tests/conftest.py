@@ -1,6 +1,7 @@
 """Tiny real models, images and reference vectors that several tests share."""
 
 import json
+import logging
 import sys
 import sysconfig
 import venv
@@ -15,6 +16,9 @@ settings.register_profile("bigain", max_examples=30, deadline=None)
 settings.load_profile("bigain")
 
 pytest_plugins = ["tests.shake"]
+
+# The compiler writes a trace for whoever listens, and pytest listens to every logger that does not propagate.
+logging.getLogger("torch.__trace").propagate = True
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -26,6 +26,7 @@ def test_the_commands_lead_from_an_empty_folder_to_the_page(tmp_path, environmen
         "timing_repeats": 1,
         "trainer.accelerator": "cpu",
     }
+    variables = variables | {"PYTEST_ADDOPTS": "-k 'not compiles'"}  # plugins/template has these tests, all of them
     said = {}
     for line in WALK.strip().splitlines()[1:-1]:
         program, *arguments = shlex.split(line, comments=True)

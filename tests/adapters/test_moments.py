@@ -124,7 +124,7 @@ def test_rows_that_make_no_whole_groups_are_refused(case):
         for rows in (0, -2, 2.5):
             with pytest.raises(SettingError, match=rf"a whole number, 1 or more; got {rows}\."), report.shared(rows):
                 pass
-        assert torch.equal(model(**batch).sample, plain)
+        assert_same(model(**batch).sample, plain)
 
 
 def fail_while_shared(report, rows, check):
@@ -143,7 +143,7 @@ def test_sharing_ends_with_its_block_also_after_an_exception(case):
             with pytest.raises(StopError):
                 fail_while_shared(report, 2, lambda: differ(model(**batch).sample, by_three))
             assert_same(model(**batch).sample, by_three)
-        assert torch.equal(model(**batch).sample, plain)
+        assert_same(model(**batch).sample, plain)
 
 
 class Places(TokenReducer):
@@ -229,7 +229,8 @@ def test_each_row_follows_the_reducer_of_its_own_timestep(case, name, proportion
     placement = {"parts": parts, "layers": layers, "proportional": proportional}
     with bigain.attach(model, scheduled, placement=placement):
         together = model(**batch).sample
-    for row, timestep in enumerate(batch["timestep"].tolist()):
+    for row in (0, 4, 2):  # one at each timestep
+        timestep = batch["timestep"][row].item()
         with bigain.attach(model, at_timestep(rules, otherwise, timestep), placement=placement):
             close(together[row : row + 1], model(**rows_of(batch, slice(row, row + 1))).sample, atol=2e-5)
 
@@ -345,7 +346,7 @@ def test_a_model_compiles_once_for_each_phase(tiny_dit, batch):
     scheduled = Scheduled([Rule(IDENTITY, timesteps=(500, 1000))], MORE)
     with bigain.attach(model, scheduled) as report:
         torch._dynamo.utils.counters.clear()
-        compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")
+        compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="eager")
         for timestep in (980, 700, 480, 20, 990, 10, 500):
             now = {**batch, "timestep": torch.full((3,), timestep)}
             with report.at(timestep):

@@ -32,7 +32,7 @@ CONSOLE = Console(quiet=True)
 QUIET = {"accelerator": "cpu", "precision": "bf16-true", "enable_progress_bar": False}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def comparison(tiny_weights, tiny_features):
     """Make a small comparison, afresh each time, as a new process would."""
 
@@ -63,11 +63,16 @@ def figures(content):
     return [{**row, "scores": own} for row, own in zip(content["rows"], scores, strict=True)]
 
 
+@pytest.fixture(scope="module")
+def whole(comparison, tmp_path_factory):
+    """Figures of a comparison that nothing interrupted."""
+    return figures(run_comparison(comparison(), tmp_path_factory.mktemp("compared") / "whole", False, CONSOLE))
+
+
 @pytest.mark.same_digits
 @pytest.mark.parametrize("stop_at", ["_classification", "_generation", "_count", "_time"])
-def test_an_interrupted_comparison_resumes_to_the_same_table(comparison, tmp_path, monkeypatch, stop_at):
+def test_an_interrupted_comparison_resumes_to_the_same_table(comparison, whole, tmp_path, monkeypatch, stop_at):
     """Half precision, each step of the second method: the first one is done and stays."""
-    expected = figures(run_comparison(comparison(), tmp_path / "whole", False, CONSOLE))
     step = getattr(_Run, stop_at)
 
     def interrupted(run, first, *rest):
@@ -85,7 +90,7 @@ def test_an_interrupted_comparison_resumes_to_the_same_table(comparison, tmp_pat
     with pytest.raises(SettingError, match="metrics"):
         run_comparison(comparison(features=None), tmp_path / "out", True, CONSOLE)
     found = run_comparison(comparison(), tmp_path / "out", True, CONSOLE)
-    assert figures(found) == expected
+    assert figures(found) == whole
     assert not (tmp_path / "out.partial").exists()
 
 

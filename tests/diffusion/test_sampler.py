@@ -274,6 +274,10 @@ def test_a_seed_for_each_row(tiny_backbone):
 def test_half_precision_changes_the_network_alone(make):
     """Lightning changes torch's default type around every step; noise, tables and latents stay float32."""
     backbone = make(SCHEDULERS["Euler"]).to(torch.bfloat16)
+    # Without products, whose last bits differ from call to call: those of bfloat16 are as much as its tables would be.
+    backbone.network.forward = lambda x, timestep, class_labels, return_dict: (
+        x[:, 4::9] * (timestep.float() / 2000 - class_labels.float() / 10)[:, None, None, None],
+    )
     sampler, expected = Sampler(backbone, steps=3), Sampler(backbone, steps=3)(backbone.embed([2]), [4])
     torch.set_default_dtype(torch.bfloat16)
     try:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partialmethod
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from bigain.reducers.tome import ToMe
 from bigain.results.predictions import Predictions
 from bigain.results.scores import Score, scores_of
 from bigain.tasks.classification import ClassificationTask
+from bigain.tasks.evaluation import GRAPHS
 from bigain.tasks.method import Reduced
 
 QUIET = {
@@ -225,9 +227,17 @@ def test_a_metric_of_ones_own_stands_in_the_result(run):
     assert [score["name"] for score in result["scores"]] == ["busiest"]
 
 
-def test_the_compiler_is_left_as_it_was(run):
-    limit = torch._dynamo.config.recompile_limit
+def test_the_compiler_is_left_as_it_was(run, monkeypatch):
+    limit, graphs = torch._dynamo.config.recompile_limit, []
+
+    def backend(graph, inputs):
+        graphs.append(torch._dynamo.config.recompile_limit)
+        return graph
+
+    # The default backend would write and compile C++, which takes a minute.
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend=backend))
     run(compile=True, trainer=Trainer(**QUIET), data=None, stages=Stages((1,), (1,)), chunk=7)
+    assert graphs == [GRAPHS]
     assert torch._dynamo.config.recompile_limit == limit
 
 

@@ -132,7 +132,7 @@ def test_expected_failures_are_strict(pytester):
         def test_conformance(subject, check):
             check(subject)
     """)
-    result = pytester.runpytest_subprocess("-rxXf", "-k", "shape or detail or pickles", "-p", "no:cacheprovider")
+    result = pytester.runpytest_inprocess("-rxXf", "-k", "shape or detail or pickles", "-p", "no:cacheprovider")
     result.assert_outcomes(xfailed=1, failed=1, passed=1)
     result.stdout.fnmatch_lines(
         [

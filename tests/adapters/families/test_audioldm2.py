@@ -219,7 +219,7 @@ def test_checkpointed_blocks_repeat_their_plans_and_checkpointed_transformers_ar
         gradients({name: value for name, value in batch.items() if "mask" not in name}, "all")
 
 
-SMALL = {"cross_attention_dim": ((None, 12), 12), "down_block_types": ("DownBlock2D", "DownBlock2D")}
+SMALL = {"cross_attention_dim": ((None, 12), 12), "up_block_types": ("UpBlock2D", "UpBlock2D")}
 
 
 @parametrize_with_checks(Specimen(partial(tiny_audioldm2, **SMALL)))

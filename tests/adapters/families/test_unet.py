@@ -253,8 +253,8 @@ def test_positional_arguments_are_understood(unet, latents):
     with bigain.attach(unet, "tome", ratio=0.5):
         expected = unet(**batch).sample
         assert_same(unet(*batch.values()).sample, expected)
-        assert torch.equal(unet(*batch.values(), return_dict=False)[0], expected)
-        assert torch.equal(unet(batch["sample"], 500, batch["encoder_hidden_states"]).sample[1], expected[1])
+        assert_same(unet(*batch.values(), return_dict=False)[0], expected)
+        assert_same(unet(batch["sample"], 500, batch["encoder_hidden_states"]).sample[1], expected[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -406,9 +406,10 @@ def one_stage(tiny_unet):
 def test_compiles_into_one_graph(one_stage, latents, spec, placement):
     batch, later = latents(), latents(seed=2)
     later["timestep"] = later["timestep"] - 15
+    backend = "aot_eager" if spec["name"] == "cached" else "eager"
     with bigain.attach(one_stage, spec, placement=placement):
         torch._dynamo.utils.counters.clear()
-        compiled = torch.compile(one_stage, fullgraph=True, dynamic=False, backend="aot_eager")
+        compiled = torch.compile(one_stage, fullgraph=True, dynamic=False, backend=backend)
         close(compiled(**batch).sample, one_stage(**batch).sample)
         close(compiled(**later).sample, one_stage(**later).sample)
         counters = torch._dynamo.utils.counters
@@ -421,6 +422,6 @@ def test_compiles_where_the_timestep_is_a_number(one_stage, latents):
     rule = {"reducer": {"name": "lgtm", "ratio": 0.25}, "timesteps": [500, 1000]}
     spec = {"name": "scheduled", "rules": [rule], "otherwise": {"name": "lgtm", "ratio": 0.5}}
     with bigain.attach(one_stage, spec, layers=1):
-        compiled = torch.compile(one_stage, fullgraph=True, dynamic=False, backend="aot_eager")
+        compiled = torch.compile(one_stage, fullgraph=True, dynamic=False, backend="eager")
         batch = {**latents(), "timestep": 20}
         close(compiled(**batch).sample, one_stage(**batch).sample)

@@ -8,8 +8,9 @@ from torch import nn
 
 from bigain.adapters._counting import network_pass
 from bigain.adapters.attach import attach, find_sites, part_report
+from bigain.adapters.attachment import Attachment
 from bigain.adapters.find import match
-from bigain.adapters.pass_state import Attachment, Hooked
+from bigain.adapters.pass_state import Hooked
 from bigain.adapters.placement import Placement, placement_of
 from bigain.benchmark.cost import backbone_pass
 from bigain.diffusion.backbone import Backbone

@@ -415,7 +415,7 @@ def test_an_exception_inside_a_part_leaves_no_trace(unet, latents, snapshot, ins
         broken = unet.get_submodule(f"{UNET[3]}.{inside}").register_forward_pre_hook(fail)
         with pytest.raises(StopError):
             unet(**latents(1, (12, 12)))
-        assert report._attachment.moment is None
+        assert report._attachment.current is None
         assert planner_of(unet)._visit is None
         broken.remove()
         assert_same(unet(**latents()).sample, expected)
@@ -435,7 +435,7 @@ def test_called_by_themselves_parts_and_blocks_plan_anew_each_time(unet, noise):
     with bigain.attach(unet, spec, placement={"parts": ALL}) as report:
         expected = [block(x, encoder_hidden_states=text) for x in (one, other)]
         assert planner_of(unet, UNET[0])._visit is None
-        assert not report._attachment.cache
+        assert report._attachment.current is None
         block.attn1(one)
         assert_same(block(other, encoder_hidden_states=text), expected[1])
         assert torch.equal(block(one, encoder_hidden_states=text), expected[0])

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bigain.adapters.attachment import Attachment
 from bigain.adapters.base import Site, Undo
 from bigain.adapters.hooks.vit import Repeating, ViTAttentionSeam, bound, refuse_masks, shorten_rope
-from bigain.adapters.pass_state import Attachment, BlockPlanner
+from bigain.adapters.pass_state import BlockPlanner
 from bigain.adapters.progressive.pools import Progress
 from bigain.adapters.recompute import Visit, in_backward
 from bigain.errors import SettingError, SiteError

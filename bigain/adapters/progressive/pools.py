@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bigain.adapters.attachment import Attachment
 from bigain.adapters.base import Undo
-from bigain.adapters.pass_state import Attachment, Hooked
+from bigain.adapters.pass_state import Hooked
 from bigain.errors import SiteError
 from bigain.functional.weighted import mean_by_size
 from bigain.reducers.base import Reduction

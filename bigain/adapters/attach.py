@@ -13,7 +13,7 @@ from bigain.adapters._counting import count_operations
 from bigain.adapters.attachment import Attachment, Setup
 from bigain.adapters.base import Adapter, Part, Site, Undo
 from bigain.adapters.find import AdapterSpec, match
-from bigain.adapters.pass_state import BlockPlanner, Hooked
+from bigain.adapters.pass_state import BlockPlanner, modules_taken
 from bigain.adapters.placement import Placement, placement_of, select_sites
 from bigain.adapters.progressive.merging import Step
 from bigain.adapters.progressive.steps import check_progressive, install_steps, plan_steps, step_reports
@@ -111,7 +111,7 @@ def _prepare(
         check_progressive(known, reducer, wanted, sites)
     reducer.check_places(places)
     with _name_versions(known, network):
-        _refuse(reducer, wanted, sites)
+        _refuse(network, reducer, wanted, sites)
     size = known.configured_shape(network) if shape is None else checked_shape(shape)
     if wanted.removal is None:
         rows = [part_report(known, network, size, reducer, site, part) for site, part in _parts(wanted, sites)]
@@ -182,7 +182,7 @@ def _parts(placement: Placement, sites: list[Site]) -> list[tuple[Site, Part]]:
     return [(site, part) for site in sites for part in placement.parts if part in site.parts]
 
 
-def _refuse(reducer: TokenReducer, placement: Placement, sites: list[Site]) -> None:
+def _refuse(network: nn.Module, reducer: TokenReducer, placement: Placement, sites: list[Site]) -> None:
     """Refuse what could not work, before anything is touched."""
     chosen = _parts(placement, sites)
     others = [part for part in placement.parts if part != "self"]
@@ -198,7 +198,8 @@ def _refuse(reducer: TokenReducer, placement: Placement, sites: list[Site]) -> N
                 f"{other} and {site.path(part)} are one module, in two places; a reducer cannot tell them apart. "
                 "Choose one of them by `layers`."
             )
-    taken = [site.path(part) for site, part in chosen if Hooked.holds(site.module(part))]
+    occupied = modules_taken(network)
+    taken = [site.path(part) for site, part in chosen if occupied.intersection(site.modules([part]))]
     if taken:
         raise SiteError(f"A reducer is attached already, at {', '.join(taken)}. Detach it first.")
     for site, part in chosen:

@@ -1,4 +1,4 @@
-"""What hangs in a model's blocks: one plan a block and forward pass."""
+"""What hangs in the blocks of a model: one plan a block and forward pass."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
@@ -14,20 +14,17 @@ from bigain.errors import SettingError, SiteError
 from bigain.grid import Grid
 from bigain.reducers.base import Context, Reduction, TokenReducer
 
-__all__ = ["BlockPlanner", "Hooked"]
+__all__ = ["BlockPlanner", "modules_taken"]
 
 
-class Hooked:
-    """Base class of all hooks of a reducer: by it a second `attach` sees that a module is taken."""
-
-    @staticmethod
-    def holds(module: nn.Module) -> bool:
-        """Say whether a reducer has hooks on the module."""
-        hooks = module._forward_pre_hooks.values()  # noqa: SLF001 torch lists hooks nowhere else
-        return any(isinstance(getattr(hook, "__self__", None), Hooked) for hook in hooks)
+def modules_taken(model: nn.Module) -> set[nn.Module]:
+    """List the modules in which a reducer works already, whatever hooks its seams put where."""
+    hooks = [hook for module in model.modules() for hook in module._forward_pre_hooks.values()]  # noqa: SLF001 torch lists hooks nowhere else
+    owners = [getattr(hook, "__self__", None) for hook in hooks]
+    return {module for owner in owners if isinstance(owner, BlockPlanner) for module in owner.site.modules(owner.parts)}
 
 
-class BlockPlanner(Hooked):
+class BlockPlanner:
     """Plans for the parts of one block.
 
     Args:
@@ -40,8 +37,7 @@ class BlockPlanner(Hooked):
 
     def __init__(self, attachment: Attachment, site: Site, from_block: bool, parts: Sequence[Part] = ("self",)) -> None:
         self.attachment, self.site, self._from_block = attachment, site, from_block
-        # In order of execution. A block without any still plans: a reducer may cache its plan for later ones.
-        self._first_part = next(part for part in get_args(Part) if part in (parts or site.parts))
+        self.parts = tuple(parts)
         self._visit: Visit | None = None
         self.forgetting: list[Callable[[], None]] = []  # what the parts do after an exception
 
@@ -129,7 +125,8 @@ class BlockPlanner(Hooked):
                 "report.recording() cannot record under torch.compile, which runs no Python between blocks: record a "
                 "pass of the model as it is, before it is compiled."
             )
-        site, part = self.site, self._first_part
+        # In order of execution. A block without any still plans: a reducer may cache its plan for later ones.
+        site, part = self.site, next(part for part in get_args(Part) if part in (self.parts or self.site.parts))
         # A copy: the model may write to its tokens later.
         copied = tokens.detach().clone()
         records.append(Record(site.name, site.layer, part, site.path(part), copied, grid, plan, timestep))

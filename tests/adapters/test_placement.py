@@ -10,7 +10,6 @@ import torch
 import bigain
 from bigain.adapters.attach import find_sites
 from bigain.adapters.families.unet import UNetAdapter
-from bigain.adapters.pass_state import Hooked
 from bigain.adapters.placement import PRESETS, Placement
 from bigain.adapters.report import SiteReport
 from bigain.errors import SettingError, SiteError
@@ -79,7 +78,7 @@ SELECTIONS = [
 def test_blocks_meet_every_condition(unet, make, given, taken):
     with bigain.attach(unet, "lgtm", ratio=0.5, placement=make(**given)) as report:
         assert [site.name for site in report.sites] == [f"{UNET[index]}.attn1" for index in taken]
-        held = {name for name, module in unet.named_modules() if name.endswith("attn1") and Hooked.holds(module)}
+        held = {name for name, module in unet.named_modules() if name.endswith("attn1") and module._forward_pre_hooks}
         assert held == {f"{UNET[index]}.attn1" for index in taken}
 
 

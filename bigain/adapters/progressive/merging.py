@@ -93,7 +93,7 @@ class MergingBlock(BlockPlanner):
     def __init__(
         self, attachment: Attachment, step: Step, progress: Progress, source: str, weighted: bool, starts: bool
     ) -> None:
-        super().__init__(attachment, step.site, from_block=False)
+        super().__init__(attachment, step.site, False, tuple(step.site.parts))
         seam = step.site.parts["self"]
         assert isinstance(seam, ViTAttentionSeam)
         self._step, self._seam, self._progress = step, seam, progress

@@ -14,10 +14,11 @@ from bigain.adapters.attachment import Attachment, Setup
 from bigain.adapters.base import Adapter, Part, Site, Undo
 from bigain.adapters.find import AdapterSpec, match
 from bigain.adapters.pass_state import BlockPlanner, modules_taken
-from bigain.adapters.placement import Placement, placement_of, select_sites
+from bigain.adapters.placement import Placement, placement_of
 from bigain.adapters.progressive.merging import Step
 from bigain.adapters.progressive.steps import check_progressive, install_steps, plan_steps, step_reports
 from bigain.adapters.report import AttachReport, SiteReport
+from bigain.adapters.selection import select_sites
 from bigain.errors import SettingError, SiteError
 from bigain.grid import checked_shape
 from bigain.profiling.operations import Operations, on_meta

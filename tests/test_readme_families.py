@@ -97,7 +97,7 @@ def test_the_example_of_a_family_runs_and_attaches(example, hub, monkeypatch, ca
     exec(example, space)
     report = space["report"]
     assert capsys.readouterr().out == ""
-    attached = report._attachment
+    attached = report._attachment.setup
     assert all(site.after < site.before for site in report.sites)
     if "modules" not in example:  # of a model that nothing knows, inputs cannot be made
         counted = report.flops()

@@ -10,13 +10,15 @@ from typing import Any
 from torch import nn
 
 from bigain.adapters._counting import count_operations
+from bigain.adapters.attachment import Attachment, Setup
 from bigain.adapters.base import Adapter, Part, Site, Undo
 from bigain.adapters.find import AdapterSpec, match
-from bigain.adapters.pass_state import Attachment, BlockPlanner, Hooked
-from bigain.adapters.placement import Placement, placement_of, select_sites
+from bigain.adapters.pass_state import BlockPlanner, modules_taken
+from bigain.adapters.placement import Placement, placement_of
 from bigain.adapters.progressive.merging import Step
 from bigain.adapters.progressive.steps import check_progressive, install_steps, plan_steps, step_reports
 from bigain.adapters.report import AttachReport, SiteReport
+from bigain.adapters.selection import select_sites
 from bigain.errors import SettingError, SiteError
 from bigain.grid import checked_shape
 from bigain.profiling.operations import Operations, on_meta
@@ -110,31 +112,31 @@ def _prepare(
         check_progressive(known, reducer, wanted, sites)
     reducer.check_places(places)
     with _name_versions(known, network):
-        _refuse(reducer, wanted, sites)
+        _refuse(network, reducer, wanted, sites)
     size = known.configured_shape(network) if shape is None else checked_shape(shape)
     if wanted.removal is None:
         rows = [part_report(known, network, size, reducer, site, part) for site, part in _parts(wanted, sites)]
     else:
         steps = plan_steps(known, network, size, reducer, wanted, sites)
         rows = step_reports(steps)
-    attachment = Attachment(network, known, reducer, seed, size, reducer, places)
+    attachment = Attachment(Setup(network, known, reducer, seed, size, places))
     return _Prepared(attachment, wanted, sites, tuple(rows), steps)
 
 
 def _count(prepared: _Prepared, undo: Undo) -> Operations:
     """Count a forward pass of one row without and with the reducer, on a copy without values."""
-    attachment = prepared.attachment
+    setup = prepared.attachment.setup
     both: Any = nn.Module()
-    both.network, both.undo = attachment.model, undo
+    both.network, both.undo = setup.model, undo
     copied: Any = on_meta(both).eval()
     while copied.undo:  # what hooks do not show: processors and methods that attaching replaced
         copied.undo.pop()()
-    adapter, shape, wanted = attachment.adapter, attachment.shape, prepared.placement
 
     def attached() -> AttachReport:
-        return _install(_prepare(copied.network, attachment.reducer, wanted, shape, attachment.seed, adapter))
+        again = _prepare(copied.network, setup.reducer, prepared.placement, setup.shape, setup.seed, setup.adapter)
+        return _install(again)
 
-    return count_operations(copied.network, adapter, shape, tuple(_taken(prepared)), attached)
+    return count_operations(copied.network, setup.adapter, setup.shape, tuple(_taken(prepared)), attached)
 
 
 def _taken(prepared: _Prepared) -> set[str]:
@@ -181,7 +183,7 @@ def _parts(placement: Placement, sites: list[Site]) -> list[tuple[Site, Part]]:
     return [(site, part) for site in sites for part in placement.parts if part in site.parts]
 
 
-def _refuse(reducer: TokenReducer, placement: Placement, sites: list[Site]) -> None:
+def _refuse(network: nn.Module, reducer: TokenReducer, placement: Placement, sites: list[Site]) -> None:
     """Refuse what could not work, before anything is touched."""
     chosen = _parts(placement, sites)
     others = [part for part in placement.parts if part != "self"]
@@ -197,7 +199,8 @@ def _refuse(reducer: TokenReducer, placement: Placement, sites: list[Site]) -> N
                 f"{other} and {site.path(part)} are one module, in two places; a reducer cannot tell them apart. "
                 "Choose one of them by `layers`."
             )
-    taken = [site.path(part) for site, part in chosen if Hooked.holds(site.module(part))]
+    occupied = modules_taken(network)
+    taken = [site.path(part) for site, part in chosen if occupied.intersection(site.modules([part]))]
     if taken:
         raise SiteError(f"A reducer is attached already, at {', '.join(taken)}. Detach it first.")
     for site, part in chosen:
@@ -226,17 +229,16 @@ def _place(site: Site) -> Context:
 
 def _install(prepared: _Prepared) -> AttachReport:
     attachment, placement = prepared.attachment, prepared.placement
-    network, family = attachment.model, attachment.adapter.family
-    text = (
-        f"{attachment.reducer!r}, progressive={placement.progressive}," if prepared.steps else repr(attachment.reducer)
-    )
+    network, adapter, text = attachment.model, attachment.setup.adapter, repr(attachment.reducer)
+    if prepared.steps:
+        text += f", progressive={placement.progressive},"
     undo: Undo = []
-    report = AttachReport(text, family, prepared.rows, attachment, partial(_count, prepared, undo), undo)
+    report = AttachReport(text, adapter.family, prepared.rows, attachment, partial(_count, prepared, undo), undo)
     undo.append(partial(setattr, attachment, "active", False))
     undo.append(network.register_forward_pre_hook(attachment.begin, with_kwargs=True).remove)
     undo.append(network.register_forward_hook(attachment.end, always_call=True).remove)
-    source = placement.plan_from or attachment.adapter.plan_from
-    with _undone_on_error(network, report), _name_versions(attachment.adapter, network):
+    source = placement.plan_from or adapter.plan_from
+    with _undone_on_error(network, report), _name_versions(adapter, network):
         if prepared.steps:
             install_steps(attachment, prepared.steps, placement, undo)
             return report

@@ -92,6 +92,10 @@ class Site:
         """Return the module of a part."""
         return self.block.get_submodule(self.parts[part].module)
 
+    def modules(self, parts: Sequence[Part]) -> list[nn.Module]:
+        """List all modules whose work some parts are."""
+        return [self.block.get_submodule(name) for part in parts for name in self.parts[part].covers]
+
     def path(self, part: Part) -> str:
         """Return the path of a part's module in the model."""
         return self.inside(self.parts[part].module) or type(self.block).__name__

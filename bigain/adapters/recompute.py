@@ -37,18 +37,14 @@ class Replay:
     When checkpointing runs a block again, the timestep and the pass's cache are gone, and
     another pass may have begun. The block's input is the same tensor in memory, since
     checkpointing keeps it: a run is found by that. Plans are dropped with the inputs.
-
-    Attributes:
-        open: Whether the pass in progress may be repeated.
     """
 
     def __init__(self) -> None:
-        self.open = False
         self._kept: dict[tuple[int, int, int], tuple[StorageWeakRef, Visit]] = {}
 
     def keep(self, layer: int, tokens: Tensor, visit: Visit) -> None:
         """Keep a run of the block at `layer`, whose input is `tokens`."""
-        if not self.open or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
             return
         self._kept = {key: value for key, value in self._kept.items() if not value[0].expired()}  # type: ignore[no-untyped-call]
         self._kept[_key(layer, tokens)] = (StorageWeakRef(tokens.untyped_storage()), visit)  # type: ignore[no-untyped-call]

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 
-from bigain.adapters.pass_state import Attachment
+from bigain.adapters.attachment import Attachment
 from bigain.adapters.recording import Record
 from bigain.errors import SettingError, SiteError
 from bigain.grid import Grid
@@ -86,12 +86,12 @@ class AttachReport:
             SiteError: The reducer is detached; or, in a pass, the model is compiled.
         """
         self._check_attached("recording")
-        attachment, records = self._attachment, list[Record]()
-        before, attachment.records = attachment.records, records
+        choices, records = self._attachment.choices, list[Record]()
+        before, choices.records = choices.records, records
         try:
             yield records
         finally:
-            attachment.records = before
+            choices.records = before
 
     def check_mixed_timesteps(self) -> None:
         """Refuse a reducer that rows at different timesteps could not follow in one batch.
@@ -108,12 +108,12 @@ class AttachReport:
         A reducer that switches by timestep then runs only what that timestep needs,
         and is as short as that is. `None` says that rows may differ, as outside.
         """
-        attachment = self._attachment
-        before, attachment.chosen = attachment.chosen, attachment.settle(timestep)
+        choices = self._attachment.choices
+        before, choices.reducer = choices.reducer, self._attachment.settle(timestep)
         try:
             yield
         finally:
-            attachment.chosen = before
+            choices.reducer = before
 
     @contextmanager
     def shared(self, rows: int) -> Iterator[None]:
@@ -129,12 +129,12 @@ class AttachReport:
         """
         if not isinstance(rows, int) or rows < 1:
             raise SettingError(f"rows that share a plan are a whole number, 1 or more; got {rows!r}.")
-        attachment = self._attachment
-        before, attachment.sharing = attachment.sharing, rows
+        choices = self._attachment.choices
+        before, choices.sharing = choices.sharing, rows
         try:
             yield
         finally:
-            attachment.sharing = before
+            choices.sharing = before
 
     def _check_attached(self, method: str) -> None:
         if not self._undo:

@@ -2,32 +2,22 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
-
-from torch import nn
+from typing import Any
 
 from bigain.adapters._counting import network_pass
 from bigain.adapters.attach import attach, find_sites, part_report
 from bigain.adapters.find import match
-from bigain.adapters.pass_state import Attachment, Hooked
+from bigain.adapters.pass_state import modules_taken
 from bigain.adapters.placement import Placement, placement_of
 from bigain.benchmark.cost import backbone_pass
 from bigain.diffusion.backbone import Backbone
-from bigain.errors import SettingError
+from bigain.errors import SettingError, SiteError
 from bigain.grid import Grid
-from bigain.profiling.operations import COUNTED, META, count_pass, operations_of
-from bigain.profiling.operations import on_meta as _on_meta
+from bigain.profiling.operations import COUNTED, META, count_pass, on_meta, operations_of
 from bigain.reducers.base import TokenReducer
 from bigain.reducers.build import build_reducer
 
-__all__ = ["COUNTED", "FlopCount", "FlopCounter", "PartFlops", "on_meta"]
-
-Model = TypeVar("Model", bound=nn.Module)
-
-
-def on_meta(model: Model) -> Model:
-    """Copy a model to the meta device; hooks of a reducer are copied, so that attaching another is refused."""
-    return _on_meta(model, keep=(Attachment, Hooked))
+__all__ = ["COUNTED", "FlopCount", "FlopCounter", "PartFlops"]
 
 
 @dataclass(frozen=True)
@@ -88,17 +78,16 @@ class FlopCounter:
             else a backbone's whole evaluation.
 
     Raises:
-        SiteError: No adapter knows the model.
+        SiteError: No adapter knows the model, or a reducer is attached to it already.
         SettingError: The network cannot run on such a grid.
     """
 
     def __init__(self, model: Any, shape: tuple[int, ...] | None = None) -> None:
-        if isinstance(model, Backbone):
-            model = on_meta(model).eval()
-            self.network, _, self.adapter = match(model)
-        else:
-            network, _, self.adapter = match(model)
-            self.network = on_meta(network).eval()
+        network, _, self.adapter = match(model)
+        if modules_taken(network):
+            raise SiteError(f"A reducer is attached to this {type(network).__name__} already. Detach it first.")
+        model = on_meta(model if isinstance(model, Backbone) else network).eval()
+        self.network, *_ = match(model)
         self.shape = self._checked(shape)
         whole = isinstance(model, Backbone) and shape is None
         self._evaluate = _of_backbone(model) if whole else network_pass(self.network, self.adapter, self.shape)

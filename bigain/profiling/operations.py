@@ -62,12 +62,11 @@ class Operations:
         )
 
 
-def on_meta(model: Model, keep: tuple[type, ...] = ()) -> Model:
+def on_meta(model: Model) -> Model:
     """Copy a model to the meta device: its shapes, never its values, and none of its hooks.
 
     Args:
         model: The model. It is left alone.
-        keep: Hooks that are methods of these classes are copied, too.
     """
     memo: dict[int, Any] = {
         id(weight): nn.Parameter(weight.detach().to(META), requires_grad=False) for weight in model.parameters()
@@ -82,10 +81,7 @@ def on_meta(model: Model, keep: tuple[type, ...] = ()) -> Model:
         for name in [name for name, value in vars(module).items() if value is left_out]:
             delattr(module, name)
         for table in (module._forward_pre_hooks, module._forward_hooks):  # noqa: SLF001 torch lists hooks nowhere else
-            for key, hook in list(table.items()):
-                # Other hooks, a counter of passes say, must not see the passes that are counted here.
-                if not isinstance(getattr(hook, "__self__", None), keep):
-                    table.pop(key)
+            table.clear()  # a counter of passes, say, must not see those that are counted here
     return copied
 
 

@@ -14,7 +14,7 @@ import torch
 import bigain
 from bigain.adapters.families.dit import DiTAdapter
 from bigain.adapters.hooks.diffusers import AttentionSeam
-from bigain.adapters.pass_state import Hooked
+from bigain.adapters.hooks.tokens import ReducedTokens, TokenSeam
 from bigain.adapters.report import SiteReport
 from bigain.backbones.pixel_dit import PixelDiT
 from bigain.benchmark.flops import FlopCounter
@@ -126,6 +126,33 @@ def test_attaching_twice_raises_and_leaves_the_first_at_work(dit, batch, before)
     before.check(dit)
 
 
+class Anonymous(TokenSeam):
+    """A seam of somebody else's, whose hooks say nothing of where they come from."""
+
+    def install(self, planner, part, proportional):
+        module, work = planner.site.block.get_submodule(self.module).net[0], ReducedTokens(planner)
+        return [
+            module.register_forward_pre_hook(lambda module, args: work.before(module, args)).remove,
+            module.register_forward_hook(lambda module, args, output: work.after(module, args, output)).remove,
+        ]
+
+
+def test_attaching_twice_is_refused_whatever_hooks_a_seam_puts_where(dit, batch, before):
+    class Own(DiTAdapter):
+        def parts(self, block):
+            return {"mlp": Anonymous("ff")}
+
+    by_name = {"name": "modules", "attention": "*.attn1", "mlp": "*.ff", "shape": [8, 8]}
+    with torch.no_grad(), bigain.attach(dit, "lgtm", ratio=0.5, placement={"parts": "mlp"}, adapter=Own()):
+        expected = dit(**batch).sample
+        for adapter in (None, by_name):
+            with pytest.raises(SiteError, match=r"attached already, at transformer_blocks\.0\.ff"):
+                bigain.attach(dit, "tome", ratio=0.5, placement={"parts": ["self", "mlp"]}, adapter=adapter)
+        assert_same(dit(**batch).sample, expected)
+        bigain.attach(dit, "tome", ratio=0.5, placement={"parts": "self"}).detach()  # another part is free
+    before.check(dit)
+
+
 def test_two_reducers_on_different_layers_detach_in_any_order(dit, batch, before):
     first = bigain.attach(dit, "lgtm", ratio=0.5, layers=[0])
     with torch.no_grad():
@@ -180,7 +207,7 @@ def test_settings_that_do_not_exist_are_refused(dit, before):
 def test_layers_are_indices_or_how_many_of_the_first(dit, layers, taken):
     with bigain.attach(dit, "lgtm", ratio=0.5, layers=layers) as report:
         assert [site.name for site in report.sites] == [f"transformer_blocks.{index}.attn1" for index in taken]
-        reduced = [Hooked.holds(block.attn1) for block in dit.transformer_blocks]
+        reduced = [bool(block.attn1._forward_pre_hooks) for block in dit.transformer_blocks]
         assert reduced == [index in taken for index in range(4)]
 
 

@@ -10,7 +10,6 @@ import torch
 import bigain
 from bigain.adapters.attach import find_sites
 from bigain.adapters.families.unet import UNetAdapter
-from bigain.adapters.pass_state import Hooked
 from bigain.adapters.placement import PRESETS, Placement
 from bigain.adapters.report import SiteReport
 from bigain.errors import SettingError, SiteError
@@ -79,7 +78,7 @@ SELECTIONS = [
 def test_blocks_meet_every_condition(unet, make, given, taken):
     with bigain.attach(unet, "lgtm", ratio=0.5, placement=make(**given)) as report:
         assert [site.name for site in report.sites] == [f"{UNET[index]}.attn1" for index in taken]
-        held = {name for name, module in unet.named_modules() if name.endswith("attn1") and Hooked.holds(module)}
+        held = {name for name, module in unet.named_modules() if name.endswith("attn1") and module._forward_pre_hooks}
         assert held == {f"{UNET[index]}.attn1" for index in taken}
 
 
@@ -415,7 +414,7 @@ def test_an_exception_inside_a_part_leaves_no_trace(unet, latents, snapshot, ins
         broken = unet.get_submodule(f"{UNET[3]}.{inside}").register_forward_pre_hook(fail)
         with pytest.raises(StopError):
             unet(**latents(1, (12, 12)))
-        assert report._attachment.moment is None
+        assert report._attachment.current is None
         assert planner_of(unet)._visit is None
         broken.remove()
         assert_same(unet(**latents()).sample, expected)
@@ -435,7 +434,7 @@ def test_called_by_themselves_parts_and_blocks_plan_anew_each_time(unet, noise):
     with bigain.attach(unet, spec, placement={"parts": ALL}) as report:
         expected = [block(x, encoder_hidden_states=text) for x in (one, other)]
         assert planner_of(unet, UNET[0])._visit is None
-        assert not report._attachment.cache
+        assert report._attachment.current is None
         block.attn1(one)
         assert_same(block(other, encoder_hidden_states=text), expected[1])
         assert_same(block(one, encoder_hidden_states=text), expected[0])

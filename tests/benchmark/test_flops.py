@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import nn
 
+import bigain
 from bigain.adapters.placement import Placement
 from bigain.backbones.pixel_dit import PixelDiT
 from bigain.benchmark.architectures import build_architecture
 from bigain.benchmark.cost import TimedRow, count_operations
-from bigain.benchmark.flops import FlopCounter, on_meta
+from bigain.benchmark.flops import FlopCounter
 from bigain.cli.main import main
 from bigain.errors import SettingError, SiteError
 from bigain.reducers.abm import ABM
@@ -331,14 +332,12 @@ def test_counting_leaves_the_model_and_its_values_alone(tiny_backbone):
     assert all(torch.equal(value, before[name]) for name, value in tiny_backbone.state_dict().items())
 
 
-def test_a_copy_on_the_meta_device_keeps_ties_and_leaves_the_model_alone():
-    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
-    model[0].bias = model[1].bias
-    model.register_buffer("counter", torch.zeros(2), persistent=False)
-    shadow = on_meta(model)
-    assert all(tensor.is_meta for tensor in [*shadow.parameters(), *shadow.buffers()])
-    assert shadow[0].bias is shadow[1].bias
-    assert not any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
+def test_a_model_with_a_reducer_is_refused(tiny_backbone):
+    with (
+        bigain.attach(tiny_backbone, "lgtm", ratio=0.5, layers=1),
+        pytest.raises(SiteError, match=r"attached to this DiTTransformer2DModel already\. Detach it first"),
+    ):
+        FlopCounter(tiny_backbone)
 
 
 class Asks(TokenReducer):

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bigain.adapters.attachment import Attachment
 from bigain.adapters.base import Moment, Part, Seam, Site, Undo
 from bigain.adapters.hooks.tokens import TokenSeam
 from bigain.adapters.hooks.vit import Call, ViTAttentionSeam, author
-from bigain.adapters.pass_state import Attachment
 from bigain.adapters.progressive.merging import Branch
 from bigain.adapters.progressive.pools import AttentionPool, Pool, Progress
 from bigain.adapters.progressive.steps import ProgressiveAdapter

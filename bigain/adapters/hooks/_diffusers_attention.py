@@ -7,16 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from bigain.adapters.base import Part, Planner
+from bigain.adapters.hooks.reduced import ReducedCall
 from bigain.adapters.hooks.rotary import Layout, Rotary, Tables, rotate
 from bigain.adapters.hooks.tokens import plan_behind, reduce_behind, restore_behind
-from bigain.adapters.pass_state import Hooked
 from bigain.errors import SettingError, SiteError
 from bigain.reducers.base import Reduction
 
 __all__ = ["ReducedAttention", "Rotation"]
 
 
-class ReducedAttention(Hooked):
+class ReducedAttention(ReducedCall):
     """Lets an attention module run on reduced tokens.
 
     Args:
@@ -39,13 +39,12 @@ class ReducedAttention(Hooked):
         rotary: Rotary | None,
         keys: tuple[str, ...],
     ) -> None:
-        self.path, self.planner, self.part = path, planner, part
+        super().__init__(planner)
+        self.path, self.part = path, part
         self._joint, self._rotary, self._keys = joint, rotary, keys
         self._names = tuple(inspect.signature(type(attention).forward).parameters)[1:]
-        self.plan: Reduction | None = None
         self.tables: Tables | None = None
         self._count, self._waiting = 0, 0
-        planner.forgetting.append(self.forget)
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Shorten the tokens of a call."""
@@ -67,17 +66,17 @@ class ReducedAttention(Hooked):
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Restore what the call gave: the tokens, and what an image adapter adds to them."""
-        plan = self._finish()
-        if plan is None or plan.kind == "kv":
-            return output
-        if not isinstance(output, tuple):
-            return plan.restore(output)
-        first, *rest = output  # then the text's, then an image adapter's for every token
-        return (plan.restore(first), *rest[:1], *(plan.restore(added) for added in rest[1:]))
+        self._check_used()
+        plan, self.tables = self.plan, None
+        whole = super().after(module, args, output)
+        if plan is None or plan.kind == "kv" or not isinstance(output, tuple):
+            return whole
+        # Behind the text's output is an image adapter's, for every token.
+        return (*whole[:2], *(plan.restore(added) for added in whole[2:]))
 
     def forget(self) -> None:
-        """Clear per-call state after an exception."""
-        self.plan, self.tables, self._waiting = None, None, 0
+        super().forget()
+        self.tables, self._waiting = None, 0
 
     def open_region(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Shorten what a norm gave, text first."""
@@ -95,7 +94,8 @@ class ReducedAttention(Hooked):
 
     def close_region(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         """Restore what a projection gave, text first."""
-        plan = self._finish()
+        self._check_used()
+        plan, self.plan, self.tables = self.plan, None, None
         return output if plan is None or plan.kind == "kv" else restore_behind(plan, output)
 
     def shorten(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
@@ -164,17 +164,15 @@ class ReducedAttention(Hooked):
                 f"{self.path} was given masks of an IP-Adapter for every token; leave `cross` out of the parts."
             )
 
-    def _finish(self) -> Reduction | None:
-        plan, self.plan, self.tables = self.plan, None, None
+    def _check_used(self) -> None:
         if self._waiting:
             raise SiteError(
                 f"{self.path} did not use {' and '.join(self._keys)}, so that keys and "
                 "values were not reduced: were its projections fused after attaching? Detach, and attach again."
             )
-        return plan
 
 
-class Rotation(Hooked):
+class Rotation:
     """Rotates queries or keys behind a module, while the attention is at work on reduced tokens.
 
     Args:

@@ -6,12 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from bigain.adapters.base import Undo
-from bigain.adapters.pass_state import Hooked
 
 __all__ = ["ImagePrompt", "attend_image_prompts"]
 
 
-class ImagePrompt(Hooked):
+class ImagePrompt:
     """Lets image prompts be attended to with queries that are not rotated.
 
     diffusers' `FluxIPAdapterAttnProcessor` rotates queries between text and image, and

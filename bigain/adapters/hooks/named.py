@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bigain.adapters.base import Part, Planner, Seam, Site, Undo
 from bigain.adapters.hooks._paths import watch_path
-from bigain.adapters.pass_state import Hooked
+from bigain.adapters.hooks.reduced import ReducedCall
 from bigain.errors import BigainError, SettingError, SiteError
 from bigain.reducers.base import Context, NoReduction, Reduction, TokenReducer
 
@@ -69,7 +69,7 @@ class NamedSeam(Seam):
         return undo
 
 
-class ReducedModule(Hooked):
+class ReducedModule(ReducedCall):
     """Lets a module of which nothing is known run on reduced tokens.
 
     Args:
@@ -80,18 +80,17 @@ class ReducedModule(Hooked):
     """
 
     def __init__(self, seam: NamedSeam, module: nn.Module, planner: Planner, part: Part) -> None:
+        super().__init__(planner)
         names = list(inspect.signature(type(module).forward).parameters)[1:]
         self._name = seam.tokens or next(iter(names), "")
         self._position = names.index(self._name) if self._name in names else 0
-        self._keys, self._planner, self._part = seam.keys, planner, part
-        self._path = planner.site.path(part)
-        self._plan: Reduction | None = None
+        self._keys, self._part, self._path = seam.keys, part, planner.site.path(part)
         self._count = self._waiting = 0
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Shorten the tokens of a call, or keep the plan for its keys and values."""
-        tokens = self._turned(self._find(args, kwargs))
-        plan = self._planner(tokens)
+        tokens = self.turned(self._find(args, kwargs))
+        plan = self.planner(tokens)
         if plan.padded:
             raise SettingError(
                 f"At {self._path} the rows of one batch would be reduced to different lengths, which a module of which "
@@ -99,29 +98,26 @@ class ReducedModule(Hooked):
             )
         if plan.kind == "kv" and self._part != "self":
             return None  # a composite at a block where it leaves queries alone
-        self._plan, self._count = plan, tokens.shape[1]
+        self.plan, self._count = plan, tokens.shape[1]
         self._waiting = len(self._keys) if plan.kind == "kv" else 0
         if plan.kind == "kv":
             return None
-        short = self._turned(plan.reduce(tokens))
+        short = self.turned(plan.reduce(tokens))
         if len(args) > self._position:
             return (*args[: self._position], short, *args[self._position + 1 :]), kwargs
         return args, {**kwargs, self._name: short}
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Restore the output, and forget the plan; after an exception, add what it may come from."""
-        plan, self._plan = self._plan, None
-        if plan is None:
-            return output
-        if output is None:
-            self._explain(plan)
-            return output
-        self._check_keys()
-        return output if plan.kind == "kv" else self._restored(plan, output)
+        if output is not None:
+            self._check_keys()
+        elif self.plan is not None:
+            self._explain(self.plan)
+        return super().after(module, args, output)
 
     def shorten(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
         """Give the projection of keys or values fewer tokens."""
-        if self._plan is None or self._plan.kind != "kv":
+        if self.plan is None or self.plan.kind != "kv":
             return None
         if not args or args[0].ndim != 3 or args[0].shape[1] != self._count:
             raise SiteError(
@@ -129,7 +125,7 @@ class ReducedModule(Hooked):
                 "[B, N, C], and were not."
             )
         self._waiting -= 1
-        return self._plan.reduce(args[0]), *args[1:]
+        return self.plan.reduce(args[0]), *args[1:]
 
     def _find(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """Return the tokens of a call."""
@@ -142,21 +138,15 @@ class ReducedModule(Hooked):
             )
         return found
 
-    def _restored(self, plan: Reduction, output: Any) -> Any:
-        first = output[0] if isinstance(output, tuple) else output
-        length, axis = plan.sizes.shape[1], 1 if self._planner.site.batch_first else 0
-        if not isinstance(first, Tensor) or first.ndim != 3 or first.shape[axis] != length:
-            given = list(first.shape) if isinstance(first, Tensor) else type(first).__name__
+    def restored(self, plan: Reduction, tokens: Any) -> Tensor:
+        length, axis = plan.sizes.shape[1], 1 if self.planner.site.batch_first else 0
+        if not isinstance(tokens, Tensor) or tokens.ndim != 3 or tokens.shape[axis] != length:
+            given = list(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
             raise SiteError(
                 f"{self._path} gave {given} for {length} tokens; what is reduced gives as many, [B, N, C], or a tuple "
                 "that begins with them."
             )
-        restored = self._turned(plan.restore(self._turned(first)))
-        return (restored, *output[1:]) if isinstance(output, tuple) else restored
-
-    def _turned(self, tokens: Tensor) -> Tensor:
-        """Bring tokens to `[B, N, C]`, or back: an MLP beside `nn.MultiheadAttention` may have rows second."""
-        return tokens if self._planner.site.batch_first else tokens.transpose(0, 1)
+        return super().restored(plan, tokens)
 
     def _check_keys(self) -> None:
         if self._waiting:

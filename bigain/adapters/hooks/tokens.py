@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bigain.adapters.base import Part, Planner, Seam, Site, Undo
-from bigain.adapters.pass_state import Hooked
+from bigain.adapters.hooks.reduced import ReducedCall
 from bigain.errors import SiteError
 from bigain.reducers.base import Reduction, TokenReducer
 
@@ -63,8 +63,8 @@ def restore_behind(plan: Reduction, tokens: Tensor) -> Tensor:
     return torch.cat([tokens[:, :lead], plan.restore(tokens[:, lead:])], dim=1) if lead else plan.restore(tokens)
 
 
-class ReducedTokens(Hooked):
-    """Lets a module run on reduced tokens.
+class ReducedTokens(ReducedCall):
+    """Lets modules that map each token by itself run on reduced tokens.
 
     Args:
         planner: Plans for its block.
@@ -72,23 +72,16 @@ class ReducedTokens(Hooked):
     """
 
     def __init__(self, planner: Planner, joint: bool = False) -> None:
-        self.planner, self._joint = planner, joint
-        self._plan: Reduction | None = None
-        planner.forgetting.append(self.forget)
+        super().__init__(planner)
+        self._joint = joint
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Shorten the input, in a forward pre-hook."""
-        tokens, *rest = args
+        tokens = self.turned(args[0])
         plan, count = plan_behind(self.planner, tokens) if self._joint else (self.planner(tokens), tokens.shape[1])
         # A composite may leave queries alone at this block.
-        self._plan = None if plan.kind == "kv" else plan
-        return args if self._plan is None else (reduce_behind(plan, tokens, count), *rest)
+        self.plan = None if plan.kind == "kv" else plan
+        return args if self.plan is None else (self.turned(reduce_behind(plan, tokens, count)), *args[1:])
 
-    def after(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Restore the output, in a forward hook."""
-        plan, self._plan = self._plan, None
-        return output if plan is None else restore_behind(plan, output)
-
-    def forget(self) -> None:
-        """Clear per-call state after an exception."""
-        self._plan = None
+    def restored(self, plan: Reduction, tokens: Tensor) -> Tensor:
+        return self.turned(restore_behind(plan, self.turned(tokens)))

@@ -7,10 +7,9 @@ from torch import Tensor, nn
 
 from bigain.adapters.base import Part, Planner, Seam, Undo
 from bigain.adapters.hooks._paths import watch_path
+from bigain.adapters.hooks.reduced import ReducedCall
 from bigain.adapters.hooks.tokens import ReducedTokens
-from bigain.adapters.pass_state import Hooked
 from bigain.errors import SiteError
-from bigain.reducers.base import Reduction
 
 __all__ = ["FeedForwardSeam", "MultiheadSeam"]
 
@@ -61,7 +60,7 @@ class FeedForwardSeam(Seam):
         return (self.module, self.last)
 
     def install(self, planner: Planner, part: Part, proportional: bool) -> Undo:
-        block, work = planner.site.block, ReducedFeedForward(planner)
+        block, work = planner.site.block, ReducedTokens(planner)
         for path in planner.site.covered(part):
             watch_path(planner, path, planner.attachment.model.get_submodule(path))
         return [
@@ -71,7 +70,7 @@ class FeedForwardSeam(Seam):
         ]
 
 
-class ReducedMultihead(Hooked):
+class ReducedMultihead(ReducedCall):
     """Lets an `nn.MultiheadAttention` run on reduced tokens.
 
     Args:
@@ -81,16 +80,16 @@ class ReducedMultihead(Hooked):
     """
 
     def __init__(self, planner: Planner, part: Part, proportional: bool) -> None:
-        self._planner, self._path, self._proportional = planner, planner.site.path(part), proportional
-        self._plan: Reduction | None = None
+        super().__init__(planner)
+        self._path, self._proportional = planner.site.path(part), proportional
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Shorten queries, keys and values, or keys and values alone."""
         given = dict(zip(_CALL, args, strict=False)) | kwargs
         self._check(given)
         tokens: Tensor = given["query"]
-        plan = self._planner(self._turned(tokens))
-        short = self._turned(plan.reduce(self._turned(tokens)))
+        plan = self.planner(self.turned(tokens))
+        short = self.turned(plan.reduce(self.turned(tokens)))
         given["query"] = short if plan.kind == "merge" else tokens
         # The same object: by that torch knows self-attention, and may take its fused kernel.
         given["key"] = given["value"] = short
@@ -99,20 +98,8 @@ class ReducedMultihead(Hooked):
             given["key_padding_mask"] = plan.sizes.log().to(tokens.dtype)
         elif plan.padded:
             given["key_padding_mask"] = plan.sizes == 0
-        self._plan = plan
+        self.plan = plan
         return (), given
-
-    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """Restore the output, and forget the plan, also after an exception."""
-        plan, self._plan = self._plan, None
-        if plan is None or plan.kind == "kv" or output is None:
-            return output
-        mixed, weights = output
-        return self._turned(plan.restore(self._turned(mixed))), weights
-
-    def _turned(self, tokens: Tensor) -> Tensor:
-        """Bring tokens to `[B, N, C]`, or back."""
-        return tokens if self._planner.site.batch_first else tokens.transpose(0, 1)
 
     def _check(self, given: dict[str, Any]) -> None:
         query = given["query"]
@@ -136,28 +123,7 @@ class ReducedMultihead(Hooked):
             raise SiteError(f"{self._path} takes batches of equal length, of 3 axes, when a reducer is attached.")
 
 
-class ReducedFeedForward(ReducedTokens):
-    """Lets an encoder layer's MLP run on reduced tokens, whichever axis the rows are.
-
-    Args:
-        planner: Plans for its block.
-    """
-
-    def before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Shorten the input of the first projection."""
-        tokens, *rest = args
-        short, *_ = super().before(module, (self._turned(tokens),))
-        return self._turned(short), *rest
-
-    def after(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Restore the output of the last projection."""
-        return self._turned(super().after(module, args, self._turned(output)))
-
-    def _turned(self, tokens: Tensor) -> Tensor:
-        return tokens if self.planner.site.batch_first else tokens.transpose(0, 1)
-
-
-class Guard(Hooked):
+class Guard:
     """Refuses calls of an encoder layer whose rows have different lengths.
 
     Args:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from bigain.adapters.base import Part, Planner, Seam, Site, Undo
+from bigain.adapters.hooks.reduced import ReducedCall
 from bigain.adapters.hooks.rotary import shorten_table
-from bigain.adapters.pass_state import Hooked
 from bigain.adapters.recompute import in_backward
 from bigain.errors import SiteError
 from bigain.reducers.base import Context, NoReduction, Reduction, TokenReducer
@@ -120,7 +120,7 @@ class ViTAttentionSeam(Seam):
         return undo
 
 
-class ReducedViTAttention(Hooked):
+class ReducedViTAttention(ReducedCall):
     """Lets an attention module run on reduced tokens, or on reduced keys and values.
 
     Args:
@@ -134,10 +134,9 @@ class ReducedViTAttention(Hooked):
     def __init__(
         self, seam: ViTAttentionSeam, attention: nn.Module, planner: Planner, part: Part, proportional: bool
     ) -> None:
-        self.seam, self._planner, self._proportional = seam, planner, proportional
-        self._path = planner.site.path(part)
+        super().__init__(planner)
+        self.seam, self._path, self._proportional = seam, planner.site.path(part), proportional
         self.names = tuple(inspect.signature(type(attention).forward).parameters)[1:]
-        self.plan: Reduction | None = None
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Shorten the tokens of a call; keep the plan until its output."""
@@ -145,7 +144,7 @@ class ReducedViTAttention(Hooked):
         refuse_masks(self._path, self.seam, given)
         self.plan = None
         tokens: Tensor = given.pop(self.names[0])
-        plan = self._planner(tokens)
+        plan = self.planner(tokens)
         if isinstance(plan, NoReduction):
             return None
         self.plan = plan
@@ -158,16 +157,9 @@ class ReducedViTAttention(Hooked):
             given[self.seam.rope] = self.short_rope(given[self.seam.rope], plan)
         return (plan.reduce(tokens),), given
 
-    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """Restore the output, and forget the plan, also after an exception."""
-        plan, self.plan = self.plan, None
-        if plan is None or plan.kind == "kv" or output is None:
-            return output
-        return (plan.restore(output[0]), *output[1:]) if isinstance(output, tuple) else plan.restore(output)
-
     def short_rope(self, table: Tensor, plan: Reduction) -> Tensor:
         """Give each reduced token its position."""
-        return shorten_rope(table, plan, self._planner.grid.prefix)
+        return shorten_rope(table, plan, self.planner.grid.prefix)
 
 
 class OwnForward:
@@ -193,7 +185,7 @@ class OwnForward:
         return seam.attend(self._attention, Call(tokens, plan.reduce(tokens), mask, rope, given))
 
 
-class Repeating(Hooked):
+class Repeating:
     """Finds a block's plan when its inside, without the block itself, runs again during backward.
 
     Args:

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bigain.adapters.attachment import Attachment
 from bigain.adapters.base import Site, Undo
 from bigain.adapters.hooks.vit import Repeating, ViTAttentionSeam, bound, refuse_masks, shorten_rope
-from bigain.adapters.pass_state import Attachment, BlockPlanner
+from bigain.adapters.pass_state import BlockPlanner
 from bigain.adapters.progressive.pools import Progress
 from bigain.adapters.recompute import Visit, in_backward
 from bigain.errors import SettingError, SiteError
@@ -92,7 +93,7 @@ class MergingBlock(BlockPlanner):
     def __init__(
         self, attachment: Attachment, step: Step, progress: Progress, source: str, weighted: bool, starts: bool
     ) -> None:
-        super().__init__(attachment, step.site, from_block=False)
+        super().__init__(attachment, step.site, False, tuple(step.site.parts))
         seam = step.site.parts["self"]
         assert isinstance(seam, ViTAttentionSeam)
         self._step, self._seam, self._progress = step, seam, progress

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bigain.adapters.attachment import Attachment
 from bigain.adapters.base import Undo
-from bigain.adapters.pass_state import Attachment, Hooked
 from bigain.errors import SiteError
 from bigain.functional.weighted import mean_by_size
 from bigain.reducers.base import Reduction
@@ -110,7 +110,7 @@ class AttentionPool(Pool):
         return [module.register_forward_pre_hook(work.before, with_kwargs=True).remove]
 
 
-class WeightedAttentionPool(Hooked):
+class WeightedAttentionPool:
     """Adds log(size) to the logits of a pooling attention.
 
     Args:
@@ -155,7 +155,7 @@ class MeanPool(Pool):
         ]
 
 
-class WeightedMean(Hooked):
+class WeightedMean:
     """Puts the weighted mean where a model puts a plain one.
 
     Args:

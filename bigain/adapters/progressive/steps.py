@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from bigain.adapters.attachment import Attachment
 from bigain.adapters.base import Adapter, Site, Undo
-from bigain.adapters.pass_state import Attachment, Hooked
+from bigain.adapters.pass_state import modules_taken
 from bigain.adapters.placement import Placement
 from bigain.adapters.progressive.merging import Branch, MergingBlock, Step, set_removed
 from bigain.adapters.progressive.pools import Pool, Progress
@@ -155,11 +156,11 @@ def plan_steps(
     wanted = {site.layer: number for site, number in zip(sites, removal.of_blocks(len(sites)), strict=True)}
     first = min(wanted)
     grid = adapter.grid(model, shape, sites[0])
-    left = grid.size
+    left, occupied = grid.size, modules_taken(model)
     for site in adapter.sites(model):
         if site.layer < first:
             continue
-        if Hooked.holds(site.module("self")) or Hooked.holds(site.block):
+        if occupied.intersection(site.modules(tuple(site.parts))):
             raise SiteError(f"A reducer is attached already, at {site.path('self')}. Detach it first.")
         step = Step(site, adapter.branch(site), None, None, grid.prefix, left, left)
         if site.layer in wanted:
@@ -182,7 +183,7 @@ def step_reports(steps: Sequence[Step]) -> list[SiteReport]:
 
 def install_steps(attachment: Attachment, steps: Sequence[Step], placement: Placement, undo: Undo) -> None:
     """Put the hooks into the model; add to `undo`, as soon as anything is in, what takes it out."""
-    adapter, model = attachment.adapter, attachment.model
+    adapter, model = attachment.setup.adapter, attachment.model
     assert isinstance(adapter, ProgressiveAdapter)
     progress = Progress(merges=any(step.after < step.before for step in steps))
     undo.append(model.register_forward_pre_hook(progress.begin).remove)

@@ -6,7 +6,7 @@ from torch import Tensor
 from bigain.adapters.attach import attach
 from bigain.adapters.base import PlanFrom, Site
 from bigain.adapters.placement import Placement
-from bigain.errors import SettingError, SiteError
+from bigain.errors import SiteError
 from bigain.reducers.base import Identity
 from bigain.testing.adapters.bench import Bench, Inputs, distance, hooked, tensors_of
 from bigain.testing.adapters.reductions import Recording, Shuffle, ShuffleKeys, merging, working
@@ -20,7 +20,6 @@ __all__ = [
     "check_plans_are_made_once_a_block",
     "check_reducers_change_every_site",
     "check_rows_are_independent",
-    "check_shared_plans",
     "check_worth_is_counted",
 ]
 
@@ -143,29 +142,6 @@ def _plain(bench: Bench, inputs: Inputs) -> list[Tensor] | None:
     except Exception:  # whatever an operator that lacks the type raises
         return None
     return found if all(bool(item.isfinite().all()) for item in found) else None
-
-
-def check_shared_plans(bench: Bench) -> None:
-    """A diffusion classifier compares classes under one plan: rows that share must be reduced as they would alone."""
-    # The mean of two equal rows is those rows to the last bit, in the type that means are taken in.
-    bench = Bench(bench.specimen, torch.float32)
-    inputs = bench.rows_of(bench.inputs(2), [0, 0, 1, 1])
-    reducer = Recording(merging(bench))
-    with bench.attach(reducer) as report:
-        alone = bench.run(inputs)
-        reducer.calls.clear()
-        with report.shared(2):
-            bench.same(bench.run(inputs), alone, "two equal rows that share a plan, against two plans")
-            rows = {call.tokens.shape[0] for call in reducer.calls}
-            expect(rows == {2}, f"4 rows that share plans 2 by 2 are planned for {sorted(rows)} rows")
-        with report.shared(3):
-            try:
-                bench.run(inputs)
-            except SettingError:
-                pass
-            else:
-                raise AssertionError("4 rows share plans 3 by 3 without a SettingError")
-        bench.same(bench.run(inputs), alone, "plans of their own again, after shared ones")
 
 
 def check_worth_is_counted(bench: Bench) -> None:

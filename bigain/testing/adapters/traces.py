@@ -10,14 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from bigain.adapters.base import Part, Site
-from bigain.errors import SiteError
 from bigain.testing.adapters.bench import Bench, Inputs, hooked
 from bigain.testing.adapters.reductions import merging, sharing, working
 from bigain.testing.comparing import expect
 from bigain.testing.failures import NotApplicable
 
 __all__ = [
-    "check_attaching_twice_is_refused",
     "check_copies_are_independent",
     "check_detaching_restores",
     "check_exceptions_leave_nothing",
@@ -90,24 +88,6 @@ def check_detaching_restores(bench: Bench) -> None:
         before.check(f"after attaching {name}, a pass, and detaching")
         bench.attach(reducer).detach()
         before.check(f"after attaching {name} and detaching")
-
-
-def check_attaching_twice_is_refused(bench: Bench) -> None:
-    """Two reducers in one block would reduce what the other has reduced already."""
-    inputs = bench.inputs()
-    before = Snapshot(bench, inputs)
-    with bench.attach(merging(bench)):
-        reduced = bench.run(inputs)
-        for name, reducer in working(bench).items():
-            try:
-                second = bench.attach(reducer)
-            except SiteError:
-                pass
-            else:
-                second.detach()
-                raise AssertionError(f"{name} is attached where a merge is already, without a SiteError")
-        bench.same(bench.run(inputs), reduced, "the first reducer, after a second was refused")
-    before.check("after a refusal and detaching")
 
 
 class _InterruptionError(Exception):

@@ -148,7 +148,12 @@ def time_cases(
                 found["compiled"] = _timed(ready, timing, "compiled", announce)
             if "graphs" in timing.modes:
                 found["graphs"] = _timed(_captured(ready, timing.device), timing, "graphs", announce)
-        return {mode: found[mode] for mode in timing.modes}
+    # A result holds on to nothing that a pass needs: there may be more to measure.
+    return {mode: [replace(row, case=replace(row.case, build=_gone)) for row in found[mode]] for mode in timing.modes}
+
+
+def _gone() -> AbstractContextManager[Pass]:
+    raise RuntimeError("What was timed is gone.")
 
 
 @contextmanager
@@ -209,14 +214,18 @@ def _captured(ready: Sequence[_Ready], device: torch.device) -> list[_Ready]:
         if one.measured.failure is None:
             try:
                 one = _Ready(one.measured, captured(one.run, device, pool))
-            except torch.OutOfMemoryError:
-                one = _Ready(replace(one.measured, failure=DOES_NOT_FIT), one.run)
             except RuntimeError as error:
-                reason = next(iter(str(error).splitlines()), type(error).__name__)
-                one = _Ready(replace(one.measured, failure=f"cannot be captured: {reason}"), one.run)
+                one = _Ready(replace(one.measured, failure=_why_not_captured(error)), one.run)
             _empty_cache(device)
         graphs.append(one)
     return graphs
+
+
+def _why_not_captured(error: RuntimeError) -> str:
+    # Memory that runs out ends the capture, which then raises an error of its own.
+    if any(isinstance(one, torch.OutOfMemoryError) for one in (error, error.__context__)):
+        return DOES_NOT_FIT
+    return f"cannot be captured: {next(iter(str(error).splitlines()), type(error).__name__)}"
 
 
 def _timed(ready: Sequence[_Ready], timing: Timing, mode: Mode, announce: Callable[[str], None]) -> list[Measured]:

@@ -132,7 +132,22 @@ SHRUNK = {
 """Fields that make a network small and leave its blocks as they lie."""
 
 
-@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if "/latency/" in recipe])
+LATENCY = [recipe for recipe in RECIPES if "/latency/" in recipe]
+QUICK = {"rows": 2, "dtype": "fp32", "device": "cpu", "modes": "[eager]", "repeats": 1, "warmup": 0}
+
+
+def timed(recipe, file, **settings):
+    """Run a recipe at one small size, and return its rows."""
+    main(["latency", "--config", recipe, *(f"--{key}={value}" for key, value in {**settings, "output": file}.items())])
+    content = json.loads(file.read_text())
+    (size,) = content["sizes"]
+    rows = size["modes"]["eager"]
+    assert all(row["ms"] > 0 for row in rows)
+    assert all(row["settings"] for row in rows if row["kind"] in ("method", "floor") and "no self" not in row["name"])
+    return {kind: [row["name"] for row in rows if row["kind"] == kind] for kind in ("none", "method", "floor", "part")}
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe in LATENCY if "self_attention" not in recipe])
 def test_passes_are_timed_on_a_narrow_network_of_the_same_kind(recipe, root, tmp_path, monkeypatch):
     monkeypatch.chdir(root)
     plan = yaml.safe_load((root / recipe).read_text())
@@ -141,15 +156,20 @@ def test_passes_are_timed_on_a_narrow_network_of_the_same_kind(recipe, root, tmp
     if "block_out_channels" in config:
         config["block_out_channels"] = [16] * len(config["block_out_channels"])
     (tmp_path / "config.json").write_text(json.dumps(config))
-    file = tmp_path / "latency.json"
-    small = {"network": tmp_path, "shape": "[8,8]", "rows": 2, "dtype": "fp32", "device": "cpu", "compile": "false"}
-    small |= {"repeats": 1, "warmup": 0, "output": file}
-    main(["latency", "--config", recipe, *(f"--{key}={value}" for key, value in small.items())])
-    content = json.loads(file.read_text())
-    assert [row["name"] for row in content["methods"]] == [*plan["reducers"], "none, again"]
-    assert content["settings"]["class"] == config["_class_name"]
-    assert all(row["ms"] > 0 for row in content["methods"])
-    assert all(row["reducer"] != "Identity()" for row in content["methods"][1:-1])
+    sizes = plan.get("shapes") or [plan["shape"]]
+    shapes = [[2, 8, 8] if len(sizes[0]) == 3 else [8, 8]]
+    found = timed(recipe, tmp_path / "found.json", **QUICK, network=tmp_path, shape="null", shapes=shapes)
+    assert found["none"] + found["method"] == list(plan["reducers"])
+    assert len(found["floor"]) == 2
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe in LATENCY if "self_attention" in recipe])
+def test_a_narrow_self_attention_is_timed_with_its_pieces(recipe, root, tmp_path, monkeypatch):
+    monkeypatch.chdir(root)
+    plan = yaml.safe_load((root / recipe).read_text())
+    found = timed(recipe, tmp_path / "found.json", **QUICK, shapes="[[8, 8]]", channels=16, heads=2)
+    assert found["none"] + found["method"] == list(plan["reducers"])
+    assert {f"{name}: {step}" for name in found["method"] for step in ("plan", "reduce")} <= set(found["part"])
 
 
 def test_the_demo_is_as_large_as_promised(root):

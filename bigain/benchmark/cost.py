@@ -4,8 +4,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
-from types import FunctionType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +13,15 @@ from bigain.adapters.placement import Placement
 from bigain.diffusion.backbone import Backbone
 from bigain.diffusion.condition import Condition
 from bigain.profiling.latency import interleaved, ratio
+from bigain.profiling.modes import compiled_apart
 from bigain.profiling.operations import META, count_pass, on_meta
 from bigain.results.scores import Score
 from bigain.tasks.evaluation import GRAPHS
 from bigain.tasks.method import Applied, Method
 
-__all__ = ["TimedRow", "backbone_pass", "count_operations", "time_rows", "timing_scores"]
+__all__ = ["TimedRow", "backbone_pass", "count_operations", "time_rows", "timing_scores", "with_shared_weights"]
+
+Model = TypeVar("Model", bound=nn.Module)
 
 _ENOUGH = 6
 """Below so many pairs a ratio has no interval, and milliseconds would be read as more than they are."""
@@ -89,10 +91,10 @@ def time_rows(
             stack.enter_context(torch._dynamo.config.patch(recompile_limit=GRAPHS))  # noqa: SLF001
         passes = {}
         for name, row in rows.items():
-            applied = stack.enter_context(row.method.applied(_with_shared_weights(backbone), row.placement, row.seed))
+            applied = stack.enter_context(row.method.applied(with_shared_weights(backbone), row.placement, row.seed))
             stack.enter_context(_shared(applied, sharing))
             evaluate = backbone_pass(applied.backbone, condition, pass_rows, device)
-            passes[name] = _compiled(evaluate) if compile else evaluate
+            passes[name] = compiled_apart(evaluate) if compile else evaluate
         return interleaved(passes, repeats, warmup=1, device=device)
 
 
@@ -136,21 +138,7 @@ def backbone_pass(backbone: Backbone, condition: Condition, rows: int, device: t
     return lambda: backbone.predict(noisy, t, given)
 
 
-def _compiled(evaluate: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """Compile a pass to one graph of its own.
-
-    Dynamo keeps compiled code with the function's code object and does not look at a module's
-    hooks when it decides whether it still fits: one row's code must not run as another's.
-    """
-
-    def run() -> Tensor:
-        return evaluate()
-
-    own = FunctionType(run.__code__.replace(), run.__globals__, "run", None, run.__closure__)
-    return torch.compile(own, dynamic=False, fullgraph=True)
-
-
-def _with_shared_weights(backbone: Backbone) -> Backbone:
-    """Copy the modules of a backbone and none of its tensors."""
-    tensors: Iterator[Tensor | nn.Parameter] = iter([*backbone.parameters(), *backbone.buffers()])
-    return copy.deepcopy(backbone, {id(tensor): tensor for tensor in tensors})
+def with_shared_weights(model: Model) -> Model:
+    """Copy the modules of a model and none of its tensors."""
+    tensors: Iterator[Tensor | nn.Parameter] = iter([*model.parameters(), *model.buffers()])
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})

@@ -77,6 +77,13 @@ class FlopCounter:
             latent's size. Default: as configured. Given, the network alone is counted;
             else a backbone's whole evaluation.
 
+    Attributes:
+        network: The copy on the meta device.
+        adapter: What knows it.
+        shape: The shape.
+        evaluate: Runs a pass of so many rows of the copy.
+        baseline: Operations of one row without a reducer.
+
     Raises:
         SiteError: No adapter knows the model, or a reducer is attached to it already.
         SettingError: The network cannot run on such a grid.
@@ -90,9 +97,9 @@ class FlopCounter:
         self.network, *_ = match(model)
         self.shape = self._checked(shape)
         whole = isinstance(model, Backbone) and shape is None
-        self._evaluate = _of_backbone(model) if whole else network_pass(self.network, self.adapter, self.shape)
+        self.evaluate = _of_backbone(model) if whole else network_pass(self.network, self.adapter, self.shape)
         size = " x ".join(map(str, self.shape))
-        counter = count_pass(self._evaluate, 1, f"{type(self.network).__name__} cannot run on {size} tokens")
+        counter = count_pass(self.evaluate, 1, f"{type(self.network).__name__} cannot run on {size} tokens")
         self._counter = counter
         self.baseline = float(counter.get_total_flops())
 
@@ -117,7 +124,7 @@ class FlopCounter:
         chosen, place = build_reducer(reducer), placement_of(placement)
         parts = self._parts(chosen, place)
         with attach(self.network, chosen, placement=place, shape=self.shape) as report, report.shared(sharing):
-            counter = count_pass(self._evaluate, sharing, f"{chosen!r} cannot be counted without values")
+            counter = count_pass(self.evaluate, sharing, f"{chosen!r} cannot be counted without values")
         return FlopCount(counter.get_total_flops() / sharing, self.baseline, parts)
 
     def _parts(self, reducer: TokenReducer, placement: Placement) -> tuple[PartFlops, ...]:

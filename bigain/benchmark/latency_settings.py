@@ -1,52 +1,79 @@
-"""What `bigain latency` measures: a network of random weights under reducers, beside no reduction."""
+"""What `bigain latency` measures: networks of random weights, or one self-attention, at one size or several."""
 
-import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal, get_args
 
 import torch
-from torch import nn
 
-from bigain.adapters.attach import attach
 from bigain.adapters.placement import Placement
-from bigain.benchmark.architectures import build_architecture, build_random
-from bigain.benchmark.flops import FlopCounter
 from bigain.benchmark.methods import methods_of
 from bigain.errors import SettingError
-from bigain.profiling.latency import Backend, Passes, measure_passes
+from bigain.profiling.modes import Backend, Mode
 from bigain.reducers.base import Identity, TokenReducer
 
-__all__ = ["DTYPES", "LatencySettings", "LatencyTable", "MethodLatency", "device_of", "measure_methods"]
+__all__ = ["DTYPES", "Beside", "LatencySettings", "Size", "device_of"]
 
 Precision = Literal["fp32", "fp16", "bf16"]
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """Types by the names that the options have."""
 
+Beside = Literal["floors", "peers", "written_out"]
+"""What is timed beside methods: what none can beat, other packages, the paper's baseline."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """What one pass is given.
+
+    Args:
+        shape: Tokens along each axis of the grid; `None`: as configured.
+        rows: Rows of the pass.
+        channels: C of a self-attention by itself; `None`: the network's.
+        heads: Its heads, likewise.
+    """
+
+    shape: tuple[int, ...] | None
+    rows: int
+    channels: int | None = None
+    heads: int | None = None
+
 
 @dataclass(frozen=True)
 class LatencySettings:
-    """Time forward passes of a network under reducers.
+    """Time passes under reducers, in turn with passes without reduction.
 
     Args:
-        network: A shipped architecture (sd15, sd2, sdxl, dit_xl_2_256, dit_xl_2_512, flux1),
-            the embedded model (cifar10_dit), or a folder or file with the config.json of a
-            diffusers network. Weights are random.
-        reducer: One reducer. Beside those asked for, no reduction is timed always, first
-            and last.
+        network: A shipped architecture (`bigain latency --network=help` names them all), the
+            embedded model (cifar10_dit), or a folder or file with the config.json of a
+            diffusers, timm or transformers network. Weights are random.
+        reducer: One reducer. No reduction is timed always.
         reducers: Several: method name to reducer.
         placement: Which blocks, and which parts of them. Default: those of the published
             methods.
         shape: Tokens along each axis of the network's input grid, `[96, 64]`. Default: as
             configured.
-        rows: Rows of one pass.
+        shapes: Several of them, `[[64, 64], [128, 128]]`: each is measured by itself.
+        rows: Rows of one pass: a number, or one for each shape.
         dtype: fp32, fp16 or bf16. Default: fp16 on a GPU, fp32 on a CPU.
         device: auto (a GPU where there is one), cpu, cuda or cuda:1.
-        compile: Compile each method to one graph; one that does not is an error.
+        modes: In which ways passes run: eager (as the network is), compiled (to one graph,
+            launched by the host), graphs (compiled, and replayed as a CUDA graph, so that the
+            device alone is timed). Default: graphs on a GPU, compiled on a CPU.
         backend: What compiles: inductor; aot_eager and eager make the graph and no kernels.
-        repeats: Timed passes of each method.
-        warmup: Passes before, not timed, beside the first.
+        beside: What is timed beside methods: floors (as many tokens without any work to choose
+            them, and no self-attention at all), peers (tomesd, where it is installed and
+            knows the network), written_out (the paper's own baseline: attention whose
+            logits lie in memory, without reduction and with the first merging method).
+        self_attention: Time one self-attention alone instead of a network: norm, projections,
+            attention, projection and residual, and the pieces of each reducer by themselves.
+            Then `shape` is the attention's own grid.
+        channels: C of that self-attention: a number, or one for each shape. Default: that of
+            the network's first attention that the placement takes.
+        heads: Its heads, likewise.
+        repeats: Timed rounds, in each of which every method runs once.
+        warmup: Rounds before, not timed.
         timestep: Time what a reducer that switches by timestep does at this one. Default:
             what it does where rows may be at any.
         seed: Seeds weights, inputs and what reducers draw.
@@ -55,74 +82,92 @@ class LatencySettings:
         SettingError: Settings that exclude each other or have no meaning.
     """
 
-    network: str
+    network: str | None = None
     reducer: TokenReducer = Identity()
     reducers: dict[str, TokenReducer] = field(default_factory=dict)
     placement: Placement = Placement()
     shape: list[int] | None = None
-    rows: int = 1
+    shapes: list[list[int]] | None = None
+    rows: int | list[int] = 1
     dtype: Precision | None = None
     device: str = "auto"
-    compile: bool = True
+    modes: list[Mode] | None = None
     backend: Backend = "inductor"
+    beside: list[Beside] = field(default_factory=lambda: ["floors", "peers"])
+    self_attention: bool = False
+    channels: int | list[int] | None = None
+    heads: int | list[int] | None = None
     repeats: int = 20
     warmup: int = 3
     timestep: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("rows", 1), ("repeats", 1), ("warmup", 0)):
+        for name, least in (("repeats", 1), ("warmup", 0)):
             if getattr(self, name) < least:
                 raise SettingError(f"{name} is {least} or more; got {getattr(self, name)}.")
-        device_of(self.device)
+        if self.network is None and not (self.self_attention and self.channels and self.heads):
+            raise SettingError("Give network: what is timed. With self_attention, channels and heads will do instead.")
+        if not self.self_attention and (self.channels is not None or self.heads is not None):
+            raise SettingError("channels and heads are those of a self-attention by itself: give self_attention, too.")
+        _each_once("modes", self.modes, get_args(Mode))
+        _each_once("beside", self.beside, get_args(Beside))
+        self._check_device()
         methods_of(self.reducer, self.reducers)
+        _ = self.sizes
 
-
-@dataclass(frozen=True)
-class MethodLatency:
-    """One row.
-
-    Args:
-        name: The method's name.
-        reducer: Its settings.
-        flops: Operations of one row, with it.
-        passes: Its times and memory.
-    """
-
-    name: str
-    reducer: str
-    flops: float
-    passes: Passes
-
-
-@dataclass(frozen=True)
-class LatencyTable:
-    """What was measured.
-
-    Args:
-        title: Network, grid, rows, type and placement, in words.
-        device: Where.
-        settings: What was asked for, with defaults filled in.
-        methods: One row a method. The first and the last are no reduction.
-        share: Share of the operations without reduction that lies in the parts taken.
-    """
-
-    title: str
-    device: torch.device
-    settings: Mapping[str, Any]
-    methods: tuple[MethodLatency, ...]
-    share: float
+    def _check_device(self) -> None:
+        if device_of(self.device).type != "cuda" and "graphs" in (self.modes or ()):
+            raise SettingError(
+                "The mode graphs replays CUDA graphs, and the device is a CPU: take modes=[compiled], or eager."
+            )
 
     @property
-    def baseline(self) -> float:
-        """Milliseconds of a pass without reduction: the mean of the first and the last median."""
-        return statistics.mean(row.passes.quartiles[1] for row in (self.methods[0], self.methods[-1]))
+    def chosen_modes(self) -> tuple[Mode, ...]:
+        """The modes, by default those of the device."""
+        usual: list[Mode] = ["graphs" if device_of(self.device).type == "cuda" else "compiled"]
+        return tuple(self.modes or usual)
 
     @property
-    def drift(self) -> float:
-        """By how much the last median without reduction differs from the first, as a share of the baseline."""
-        first, last = (row.passes.quartiles[1] for row in (self.methods[0], self.methods[-1]))
-        return (last - first) / self.baseline
+    def chosen_dtype(self) -> str:
+        """The name of the type, by default that of the device."""
+        return self.dtype or ("fp16" if device_of(self.device).type == "cuda" else "fp32")
+
+    @property
+    def sizes(self) -> list[Size]:
+        """What each pass is given.
+
+        Raises:
+            SettingError: Not as many rows, channels or heads as shapes.
+        """
+        if self.shape is not None and self.shapes is not None:
+            raise SettingError("Give shape or shapes, not both.")
+        shapes = [None if one is None else tuple(one) for one in (self.shapes or (self.shape,))]
+        rows = _spread("rows", self.rows, len(shapes))
+        channels, heads = (
+            [None] * len(shapes) if one is None else _spread(name, one, len(shapes))
+            for name, one in (("channels", self.channels), ("heads", self.heads))
+        )
+        wrong = [f"{c} and {h}" for c, h in zip(channels, heads, strict=True) if c and h and c % h]
+        if wrong:
+            raise SettingError(f"channels are a multiple of heads; got {', '.join(wrong)}.")
+        return [Size(*one) for one in zip(shapes, rows, channels, heads, strict=True)]
+
+
+def _spread(name: str, given: int | list[int], count: int) -> list[int]:
+    """Return one number for each shape."""
+    values = given if isinstance(given, list) else [given] * count
+    if len(values) != count:
+        raise SettingError(f"{name} is one number, or one for each of {count} shapes; got {len(values)}: {values}.")
+    if min(values) < 1:
+        raise SettingError(f"{name} is 1 or more; got {min(values)}.")
+    return values
+
+
+def _each_once(name: str, given: Sequence[str] | None, known: tuple[str, ...]) -> None:
+    wrong = given is not None and (not set(given) <= set(known) or len(set(given)) < len(given))
+    if wrong or (name == "modes" and given == []):
+        raise SettingError(f"{name} are of {', '.join(known)}, each once; got {given}.")
 
 
 def device_of(name: str) -> torch.device:
@@ -143,108 +188,3 @@ def device_of(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= found:
         raise SettingError(f"device={name} was asked for; torch {torch.__version__} sees {found} CUDA devices.")
     return device
-
-
-def measure_methods(settings: LatencySettings, announce: Callable[[str], None] = lambda _: None) -> LatencyTable:
-    """Measure every method that the settings name.
-
-    Every reducer is first attached and counted on the meta device, so that one that
-    cannot work is refused before anything is built.
-
-    Args:
-        settings: What to measure.
-        announce: Called with a line before each step.
-
-    Raises:
-        BigainError: Something that cannot be built, attached, compiled, or does not fit into memory.
-    """
-    baseline, methods = methods_of(settings.reducer, settings.reducers, settings.timestep)
-    counter = FlopCounter(
-        build_architecture(settings.network), tuple(settings.shape) if settings.shape is not None else None
-    )
-    flops: dict[str, float] = {}
-    share = 0.0
-    for name, reducer in methods.items():
-        _refuse_mixed(counter, reducer, settings.placement)
-        count = counter.count(reducer, settings.placement)
-        flops[name], share = count.total, count.share
-    resolved = _resolved(settings, counter)
-    announce(f"building {resolved['class']} with random weights")
-    network, inputs = _build(settings, counter)
-    order: list[tuple[str, TokenReducer]] = [
-        (baseline, Identity()),
-        *methods.items(),
-        (f"{baseline}, again", Identity()),
-    ]
-    rows: list[MethodLatency] = []
-    for number, (name, reducer) in enumerate(order, start=1):
-        announce(f"{number}/{len(order)} {name}: {'compiling and ' if settings.compile else ''}timing")
-        passes = _measured(settings, counter, network, inputs, name, reducer)
-        rows.append(MethodLatency(name, repr(reducer), flops.get(name, counter.baseline), passes))
-    return LatencyTable(_title(resolved), device_of(settings.device), resolved, tuple(rows), share)
-
-
-def _build(settings: LatencySettings, counter: FlopCounter) -> tuple[nn.Module, dict[str, Any]]:
-    device, dtype = device_of(settings.device), _dtype_of(settings)
-    try:
-        network = build_random(settings.network, device, DTYPES[dtype], settings.seed)
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(settings.seed)
-            return network, counter.adapter.inputs(network, settings.rows, counter.shape, device, DTYPES[dtype])
-    except torch.OutOfMemoryError as error:
-        raise SettingError(f"{settings.network} in {dtype} does not fit into the memory of {device}.") from error
-
-
-def _measured(
-    settings: LatencySettings,
-    counter: FlopCounter,
-    network: nn.Module,
-    inputs: Mapping[str, Any],
-    name: str,
-    reducer: TokenReducer,
-) -> Passes:
-    backend = settings.backend if settings.compile else None
-    if isinstance(reducer, Identity):  # the network as it is, without a hook
-        return measure_passes(name, network, inputs, backend, settings.repeats, settings.warmup)
-    with attach(network, reducer, placement=settings.placement, shape=counter.shape, seed=settings.seed):
-        return measure_passes(name, network, inputs, backend, settings.repeats, settings.warmup)
-
-
-def _refuse_mixed(counter: FlopCounter, reducer: TokenReducer, placement: Placement) -> None:
-    """Rows of the timed pass are at different timesteps."""
-    with attach(counter.network, reducer, placement=placement, shape=counter.shape) as report:
-        report.check_mixed_timesteps()
-
-
-def _dtype_of(settings: LatencySettings) -> str:
-    return settings.dtype or ("fp16" if device_of(settings.device).type == "cuda" else "fp32")
-
-
-def _resolved(settings: LatencySettings, counter: FlopCounter) -> dict[str, Any]:
-    return {
-        "network": settings.network,
-        "class": type(counter.network).__name__,
-        "shape": list(counter.shape),
-        "rows": settings.rows,
-        "dtype": _dtype_of(settings),
-        "placement": str(settings.placement),
-        "backend": settings.backend if settings.compile else None,
-        "repeats": settings.repeats,
-        "warmup": settings.warmup,
-        "timestep": settings.timestep,
-        "seed": settings.seed,
-    }
-
-
-def _title(resolved: Mapping[str, Any]) -> str:
-    rows, timestep = resolved["rows"], resolved["timestep"]
-    return ", ".join(
-        [
-            f"{resolved['network']}: {resolved['class']} with random weights",
-            f"{' x '.join(map(str, resolved['shape']))} tokens at its input",
-            f"{rows} row{'s' if rows > 1 else ''} a pass",
-            resolved["dtype"],
-            f"placement {resolved['placement']}",
-            *([f"timestep {timestep:g}"] if timestep is not None else []),
-        ]
-    )

@@ -1,17 +1,17 @@
-"""Measured latency as a table on the terminal, and as JSON."""
+"""Measured latency as tables on the terminal, and in words."""
 
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from itertools import chain
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from bigain.benchmark.latency_settings import LatencyTable, MethodLatency
-from bigain.errors import DataError, SettingError
-from bigain.results.provenance import provenance
-from bigain.results.store import write_json
+from bigain.benchmark.latency import LatencyTable
+from bigain.benchmark.timed_cases import Kind, Measured
+from bigain.profiling.latency import Ratio, quartiles, ratio
+from bigain.profiling.modes import Mode
 
-__all__ = ["as_json", "check_absent", "notes_below", "terminal_table", "write_latency"]
+__all__ = ["notes_below", "ratio_to", "terminal_tables"]
 
 _SMALL_SHARE = 0.16
 """Parts that hold less of a network's operations than this leave a compiled network nearly as slow as it was.
@@ -20,105 +20,113 @@ Measured on an H100 (assets/latency_h100_run): with 15.4 %, Stable Diffusion 2.0
 with 18.0 %, DiT-XL/2 11 %.
 """
 
+_IN_WORDS: dict[Mode, str] = {
+    "eager": "as the network is, launched by the host",
+    "compiled": "compiled, launched by the host",
+    "graphs": "compiled, replayed as a CUDA graph",
+}
 
-def terminal_table(content: LatencyTable) -> Table:
-    """Lay the methods out, one a row."""
-    table = Table(box=SIMPLE_HEAD)
-    table.add_column("method", overflow="fold")
-    for column in ("ms", "quartiles", "x none", "FLOPs", "GiB", "compiling"):
+
+def ratio_to(row: Measured, baseline: Measured) -> Ratio | None:
+    """Compare two rows that were timed in turn; `None` where one has no times."""
+    return ratio(row.times, baseline.times) if row.times and baseline.times else None
+
+
+def terminal_tables(content: LatencyTable) -> list[tuple[str, Table]]:
+    """Lay out a table for each size and mode, under a title, and one of the pieces where they were timed."""
+    tables = []
+    for size in content.sizes:
+        for mode, rows in size.modes.items():
+            title = f"{size.title}, {_IN_WORDS[mode]}"
+            tables.append((title, _table(rows, ("none", "method", "floor", "peer", "baseline"))))
+            if any(row.case.kind == "part" for row in rows):
+                tables.append((f"{size.title}, pieces alone", _table(rows, ("part",))))
+    return tables
+
+
+def _table(rows: Sequence[Measured], kinds: tuple[Kind, ...]) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("piece" if kinds == ("part",) else "method", overflow="fold")
+    for column in ("ms", f"x {rows[0].case.name}", "95 %", "FLOPs", "GiB", "compile"):
         table.add_column(column, justify="right")
-    for row in content.methods:
-        low, median, high = row.passes.quartiles
-        memory, compilation = row.passes.memory, row.passes.compilation
-        table.add_row(
-            row.name,
-            f"{median:.2f}",
-            f"{low:.2f} to {high:.2f}",
-            f"{median / content.baseline:.3f}",
-            f"{row.flops / content.methods[0].flops:.3f}",
-            "-" if memory is None else f"{memory / 2**30:.2f}",
-            "-" if compilation is None else f"{compilation.seconds:.0f} s",
-        )
+    for row in rows:
+        if row.case.kind in kinds:
+            table.add_row(*_cells(row, rows[0]))
     return table
 
 
-def notes_below(content: LatencyTable) -> str:
-    """Say what the columns hold, and how far the clock can be trusted."""
-    settings = content.settings
-    graphs = max((row.passes.compilation.graphs for row in content.methods if row.passes.compilation), default=0)
-    lines = [
-        f"ms: one pass of {_several(settings['rows'], 'row')}, the median of {settings['repeats']}.",
-        f"1.000 is the mean of the first and the last line, which differ by {100 * content.drift:+.1f} %: smaller "
-        "differences are noise.",
-        f"Compiled with {settings['backend']}, each to {_several(graphs, 'graph')}." if graphs else "Not compiled.",
-        "GiB: peak of the timed passes, weights included." if content.methods[0].passes.memory is not None else "",
-        _gain_note(content.share),
+def _cells(row: Measured, first: Measured) -> list[str]:
+    found, compilation, flops = ratio_to(row, first), row.compilation, row.case.flops
+    left = None if flops is None or not first.case.flops else flops / first.case.flops
+    seconds = "-" if compilation is None else f"{compilation.seconds:.0f} s{'*' if compilation.breaks else ''}"
+    if row.failure is not None:
+        return [row.case.name, *_cut(row.failure), "-" if left is None else f"{left:.3f}", "-", "-"]
+    return [
+        row.case.name,
+        _milliseconds(quartiles(row.times)[1]),
+        "-" if found is None else f"{found.median:.3f}",
+        "-" if found is None or found.low is None else f"{found.low:.3f}–{found.high:.3f}",
+        "-" if left is None else f"{left:.3f}",
+        "-" if row.memory is None else f"{row.memory / 2**30:.2f}",
+        seconds,
     ]
-    return " ".join(line for line in lines if line)
 
 
-def _gain_note(share: float) -> str:
+def _milliseconds(value: float) -> str:
+    """Write four digits or so, whatever the size."""
+    return f"{value:.{3 if value < 10 else 2 if value < 100 else 1}f}"
+
+
+def _cut(failure: str) -> list[str]:
+    """Put a failure where the times would be; a long one is in the notes."""
+    return ["-", "-", failure if len(failure) < 15 else "see below"]
+
+
+def notes_below(content: LatencyTable) -> list[str]:
+    """Say what the columns hold, and how far the clock can be trusted; a sentence each."""
+    rows = [*chain.from_iterable(chain.from_iterable(size.modes.values()) for size in content.sizes)]
+    settings = content.settings
+    lines = [
+        f"ms: one pass, the median of {settings['repeats']}; every method runs once in each round.",
+        "x none: the median of the rounds' ratios; 95 %: its interval, which rests on no distribution.",
+        "GiB: the most that one pass has in use beside weights and inputs, in a pass of its own."
+        if any(row.memory is not None for row in rows)
+        else "",
+        "* compiled to several graphs, since one was not possible."
+        if any(row.compilation and row.compilation.breaks for row in rows)
+        else "",
+        *sorted({f"{row.case.name}: {row.failure}." for row in rows if row.failure and len(row.failure) >= 15}),
+        *_against_written_out(content),
+        _gain_note(content),
+        *content.notes,
+    ]
+    return [line for line in lines if line]
+
+
+def _against_written_out(content: LatencyTable) -> list[str]:
+    """Compare a method and no reduction where both have their attention written out, as the paper does."""
+    lines = []
+    for size in content.sizes:
+        for rows in size.modes.values():
+            written = [row for row in rows if row.case.kind == "baseline"]
+            for other in written[1:]:
+                found = ratio_to(other, written[0])
+                if found is not None:
+                    name = other.case.name.removeprefix("baseline: ")
+                    lines.append(
+                        f"{size.title}: where both write their attention out, {name}, is {1 / found.median:.2f} times "
+                        "as fast as no reduction."
+                    )
+    return lines
+
+
+def _gain_note(content: LatencyTable) -> str:
     """Warn of parts in which no reducer can gain much; an empty text where there is nothing to warn of."""
-    if not 0 < share < _SMALL_SHARE:
+    shares = [size.share for size in content.sizes if size.share]
+    if not shares or not 0 < max(shares) < _SMALL_SHARE:
         return ""
     return (
-        f"Little to gain: the parts taken hold {share:.1%} of the operations, and with fused attention a compiled "
-        "network whose parts held 15 % was at most 7 % faster (Stable Diffusion 2.0 on an H100). Larger inputs, or "
-        "more blocks and parts, make it more."
+        f"Little to gain: the parts taken hold {max(shares):.1%} of the operations, and with fused attention a "
+        "compiled network whose parts held 15 % was at most 7 % faster (Stable Diffusion 2.0 on an H100). Larger "
+        "inputs, or more blocks and parts, make it more."
     )
-
-
-def check_absent(file: Path | None) -> None:
-    """Refuse a file that exists or could not be written, before any work.
-
-    Raises:
-        SettingError: There is something already.
-        DataError: Its folder is missing.
-    """
-    if file is None:
-        return
-    if file.exists():
-        raise SettingError(f"{file} exists already: choose another --output, or remove it. Nothing was overwritten.")
-    if not file.parent.is_dir():
-        raise DataError(f"--output {file} cannot be written: there is no folder {file.parent}.")
-
-
-def as_json(content: LatencyTable) -> dict[str, Any]:
-    """Return settings, figures, every single time, and where they come from."""
-    return {
-        "kind": "latency",
-        "settings": dict(content.settings),
-        "baseline_ms": content.baseline,
-        "drift": content.drift,
-        "methods": [_row(content, row) for row in content.methods],
-        **provenance(content.device),
-    }
-
-
-def write_latency(file: Path, content: LatencyTable) -> None:
-    """Write `as_json`."""
-    write_json(file, as_json(content))
-
-
-def _row(content: LatencyTable, row: MethodLatency) -> dict[str, Any]:
-    low, median, high = row.passes.quartiles
-    compilation = row.passes.compilation
-    return {
-        "name": row.name,
-        "reducer": row.reducer,
-        "ms": median,
-        "ms_low": low,
-        "ms_high": high,
-        "ratio": median / content.baseline,
-        "flops": row.flops,
-        "flops_ratio": row.flops / content.methods[0].flops,
-        "memory": row.passes.memory,
-        "compile_seconds": compilation and compilation.seconds,
-        "graphs": compilation and compilation.graphs,
-        "graph_breaks": compilation and compilation.breaks,
-        "times_ms": list(row.passes.times),
-    }
-
-
-def _several(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' if count > 1 else ''}"

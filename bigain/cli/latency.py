@@ -1,38 +1,51 @@
-"""`bigain latency`: a network of random weights under reducers, timed on this device beside no reduction."""
+"""`bigain latency`: networks of random weights, or one self-attention, under reducers, timed on this device."""
 
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
 from bigain.benchmark.flops import COUNTED
-from bigain.benchmark.latency_settings import LatencySettings, measure_methods
-from bigain.benchmark.latency_table import check_absent, notes_below, terminal_table, write_latency
+from bigain.benchmark.latency import measure_latency
+from bigain.benchmark.latency_files import check_absent, write_latency
+from bigain.benchmark.latency_settings import LatencySettings
+from bigain.benchmark.latency_table import notes_below, terminal_tables
 from bigain.cli.parser import Parser, recipe_parser
 from bigain.cli.terminal import make_console
 
 __all__ = ["make_parser", "run"]
 
+_FLAG = "--self-attention"
+"""Short for `--self_attention=true`, which recipes say."""
+
 
 def make_parser() -> Parser:
     """Make the command's parser."""
-    description = "Time a network under reducers on this device: random weights, compiled, beside no reduction."
+    description = (
+        "Time a network, or one self-attention (--self-attention), under reducers on this device: random weights, in "
+        "turn with no reduction, compiled, and on a GPU as CUDA graphs."
+    )
     parser = recipe_parser("latency", description, "recipes/latency/sd2.yaml")
     parser.add_class_arguments(LatencySettings)
-    parser.add_argument("--output", type=Path, default=None, help="JSON file for the figures, too.")
+    help_text = "Folder for JSON with every single time, a CSV table and a picture; or a .json file."
+    parser.add_argument("--output", type=Path, default=None, help=help_text)
     return parser
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Time and print a table."""
+    """Time and print tables."""
     parser = make_parser()
-    given = parser.instantiate(parser.parse_args([*arguments]))
+    written_out = ["--self_attention=true" if given == _FLAG else given for given in arguments]
+    given = parser.instantiate(parser.parse_args(written_out))
     settings = LatencySettings(**{item.name: getattr(given, item.name) for item in fields(LatencySettings)})
     check_absent(given.output)
     console = make_console()
     console.width = min(80, console.width)
-    content = measure_methods(settings, lambda line: console.print(line, highlight=False))
+    content = measure_latency(settings, lambda line: console.print(line, highlight=False))
     if given.output is not None:
         write_latency(given.output, content)
-    below = f"FLOPs {COUNTED[0].lower()}{COUNTED[1:]}"
-    for line in ("", content.title, terminal_table(content), notes_below(content), below):
+    console.print(f"\n{content.title}", highlight=False)
+    for title, table in terminal_tables(content):
+        console.print(f"\n{title}", highlight=False)
+        console.print(table)
+    for line in (*notes_below(content), f"FLOPs {COUNTED[0].lower()}{COUNTED[1:]}"):
         console.print(line, highlight=False)

@@ -1,0 +1,236 @@
+"""Measure what `bigain latency` is asked for, size by size."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bigain.adapters.attach import attach, find_sites
+from bigain.adapters.placement import Placement
+from bigain.benchmark.architectures import build_architecture, build_random
+from bigain.benchmark.flops import FlopCounter
+from bigain.benchmark.latency_settings import DTYPES, LatencySettings, Size, device_of
+from bigain.benchmark.methods import methods_of
+from bigain.benchmark.network_cases import NetworkAt, network_cases
+from bigain.benchmark.peers import HOW_TO_INSTALL, has_tomesd
+from bigain.benchmark.self_attention import SelfAttention, attention_cases, made_up_tokens
+from bigain.benchmark.timed_cases import Case, Measured, Timing, time_cases
+from bigain.errors import SettingError
+from bigain.grid import Grid
+from bigain.profiling.modes import Mode
+from bigain.reducers.base import TokenReducer
+
+__all__ = ["LatencyTable", "SizeLatency", "measure_latency"]
+
+Announce = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class SizeLatency:
+    """What was measured at one size.
+
+    Args:
+        title: The size, in words.
+        shape: Tokens along each axis of the input grid.
+        rows: Rows of a pass.
+        tokens: Tokens that the largest attention taken has, of one row.
+        share: Share of the operations without reduction that lies in the parts taken.
+        modes: A row a case, for each mode. The first is no reduction.
+        channels: C of a self-attention by itself.
+        heads: Its heads.
+    """
+
+    title: str
+    shape: tuple[int, ...]
+    rows: int
+    tokens: int
+    share: float | None
+    modes: Mapping[Mode, tuple[Measured, ...]]
+    channels: int | None = None
+    heads: int | None = None
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """What was measured.
+
+    Args:
+        title: Network, type and placement, in words.
+        device: Where.
+        settings: What was asked for, with defaults filled in.
+        sizes: What was found at each.
+        notes: Whatever else there is to say, a sentence each.
+    """
+
+    title: str
+    device: torch.device
+    settings: Mapping[str, Any]
+    sizes: tuple[SizeLatency, ...]
+    notes: tuple[str, ...] = ()
+
+
+def measure_latency(settings: LatencySettings, announce: Announce = lambda line: None) -> LatencyTable:
+    """Time passes without reduction and under every reducer, in turn.
+
+    Everything is first attached and counted on the meta device, at every size, so that what
+    cannot work is refused before anything is built.
+
+    Args:
+        settings: What to measure.
+        announce: Called with a line before each step.
+
+    Raises:
+        BigainError: Something that cannot be built, attached or compiled, or a network that does
+            not fit into memory.
+    """
+    measure = _self_attentions if settings.self_attention else _networks
+    title, sizes = measure(settings, announce)
+    notes = [HOW_TO_INSTALL] if "peers" in settings.beside and not has_tomesd() else []
+    return LatencyTable(title, device_of(settings.device), _resolved(settings, sizes), tuple(sizes), tuple(notes))
+
+
+def _networks(settings: LatencySettings, announce: Announce) -> tuple[str, list[SizeLatency]]:
+    assert settings.network is not None
+    baseline, methods = methods_of(settings.reducer, settings.reducers, settings.timestep)
+    shadow = build_architecture(settings.network)
+    counters = [FlopCounter(shadow, size.shape) for size in settings.sizes]
+    counted = []
+    for counter in counters:
+        for reducer in methods.values():
+            _refuse_mixed(counter, reducer, settings.placement)
+        counted.append({name: counter.count(one, settings.placement) for name, one in methods.items()})
+    announce(f"building {type(shadow).__name__} with random weights")
+    with _fitting(settings):
+        network = build_random(settings.network, *_where(settings), settings.seed)
+    found = []
+    for size, counter, counts in zip(settings.sizes, counters, counted, strict=True):
+        announce(_title(counter.shape, size))
+        with _fitting(settings), _seeded(settings):
+            inputs = counter.adapter.inputs(network, size.rows, counter.shape, *_where(settings))
+        at = NetworkAt(network, inputs, counter, settings.placement, settings.seed)
+        cases = network_cases(at, baseline, methods, counts, settings.beside)
+        share = next((count.share for count in counts.values()), None)
+        tokens = max(grid.tokens for grid in at.grids)
+        found.append(_measured(settings, cases, size, counter.shape, tokens, share, announce))
+    title = [
+        f"{settings.network}: {type(shadow).__name__} with random weights",
+        settings.chosen_dtype,
+        f"placement {settings.placement}",
+        *([f"timestep {settings.timestep:g}"] if settings.timestep is not None else []),
+    ]
+    return ", ".join(title), found
+
+
+def _self_attentions(settings: LatencySettings, announce: Announce) -> tuple[str, list[SizeLatency]]:
+    baseline, methods = methods_of(settings.reducer, settings.reducers, settings.timestep)
+    sizes = [_filled(settings, size) for size in settings.sizes]
+    for size in sizes:
+        for reducer in methods.values():
+            reducer.reduced_length(Grid(size.shape or ()))
+    found = []
+    for size in sizes:
+        assert size.shape is not None
+        assert size.channels is not None
+        assert size.heads is not None
+        grid = Grid(size.shape)
+        announce(_title(size.shape, size))
+        with _fitting(settings), _seeded(settings):
+            device, dtype = _where(settings)
+            block = SelfAttention(size.channels, size.heads).to(device, dtype).eval()
+            tokens = made_up_tokens(size.rows, grid, size.channels, device, dtype)
+        cases = attention_cases(block, tokens, grid, baseline, methods, settings.beside)
+        found.append(_measured(settings, cases, size, size.shape, grid.tokens, None, announce))
+    return ", ".join(["one self-attention", settings.chosen_dtype, "planned from its input"]), found
+
+
+def _filled(settings: LatencySettings, size: Size) -> Size:
+    """Take what a size leaves open from the network's first attention that the placement takes."""
+    if settings.network is None:
+        if size.shape is None:
+            raise SettingError("Give shape, the grid of the self-attention, or a network that says it.")
+        return size
+    network, adapter, _, sites = find_sites(build_architecture(settings.network), settings.placement)
+    site = next(site for site in sites if "self" in site.parts)
+    module: Any = site.module("self")
+    heads = next((int(getattr(module, name)) for name in _HEADS if hasattr(module, name)), None)
+    shape = adapter.grid(network, adapter.configured_shape(network), site).shape
+    if heads is None:
+        raise SettingError(f"{site.path('self')} does not say how many heads it has: give channels and heads.")
+    width = next(value.shape[-1] for value in module.parameters() if value.ndim == 2)
+    return Size(size.shape or shape, size.rows, size.channels or width, size.heads or heads)
+
+
+_HEADS = ("heads", "num_heads", "num_attention_heads")
+"""What libraries call the number of heads."""
+
+
+def _measured(
+    settings: LatencySettings,
+    cases: list[Case],
+    size: Size,
+    shape: tuple[int, ...],
+    tokens: int,
+    share: float | None,
+    announce: Announce,
+) -> SizeLatency:
+    timing = Timing(
+        device_of(settings.device), settings.chosen_modes, settings.backend, settings.repeats, settings.warmup
+    )
+    modes = {mode: tuple(rows) for mode, rows in time_cases(cases, timing, announce).items()}
+    return SizeLatency(_title(shape, size), shape, size.rows, tokens, share, modes, size.channels, size.heads)
+
+
+def _title(shape: tuple[int, ...], size: Size) -> str:
+    words = [f"{' x '.join(map(str, shape))} tokens", f"{size.rows} row{'s' if size.rows > 1 else ''}"]
+    return ", ".join([*words, *([f"{size.channels} channels, {size.heads} heads"] if size.channels else [])])
+
+
+def _where(settings: LatencySettings) -> tuple[torch.device, torch.dtype]:
+    return device_of(settings.device), DTYPES[settings.chosen_dtype]
+
+
+@contextmanager
+def _seeded(settings: LatencySettings) -> Iterator[None]:
+    """Draw from the seed, and leave the global generators as they are."""
+    device = device_of(settings.device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(settings.seed)
+        yield
+
+
+@contextmanager
+def _fitting(settings: LatencySettings) -> Iterator[None]:
+    """Say what does not fit, where not even weights and inputs do."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise SettingError(
+            f"{settings.network or 'The input'} in {settings.chosen_dtype} does not fit into the memory of "
+            f"{device_of(settings.device)}."
+        ) from error
+
+
+def _refuse_mixed(counter: FlopCounter, reducer: TokenReducer, placement: Placement) -> None:
+    """Rows of the timed pass are at different timesteps."""
+    with attach(counter.network, reducer, placement=placement, shape=counter.shape) as report:
+        report.check_mixed_timesteps()
+
+
+def _resolved(settings: LatencySettings, sizes: list[SizeLatency]) -> dict[str, Any]:
+    return {
+        "network": settings.network,
+        "self_attention": settings.self_attention,
+        "shapes": [list(size.shape) for size in sizes],
+        "rows": [size.rows for size in sizes],
+        "dtype": settings.chosen_dtype,
+        "placement": str(settings.placement),
+        "modes": list(settings.chosen_modes),
+        "backend": settings.backend,
+        "beside": list(settings.beside),
+        "repeats": settings.repeats,
+        "warmup": settings.warmup,
+        "timestep": settings.timestep,
+        "seed": settings.seed,
+    }

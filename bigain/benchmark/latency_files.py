@@ -1,0 +1,120 @@
+"""Measured latency in files: JSON with every single time, a CSV table, and a picture."""
+
+import csv
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bigain.benchmark.latency import LatencyTable, SizeLatency
+from bigain.benchmark.latency_table import ratio_to
+from bigain.benchmark.timed_cases import Measured
+from bigain.errors import DataError, SettingError
+from bigain.profiling.latency import quartiles
+from bigain.results.files import write_result
+from bigain.results.provenance import provenance
+
+__all__ = ["as_json", "check_absent", "write_latency"]
+
+_COLUMNS = (
+    "shape", "rows", "channels", "heads", "tokens", "mode", "name", "kind", "ms", "ratio", "ratio_low", "ratio_high",
+    "pairs", "flops", "flops_ratio", "memory", "compile_seconds", "graphs", "graph_breaks", "failure",
+)  # fmt: skip
+
+
+def check_absent(place: Path | None) -> None:
+    """Refuse a file or folder that exists or could not be written, before any work.
+
+    Raises:
+        SettingError: There is something already.
+        DataError: Its folder is missing.
+    """
+    if place is None:
+        return
+    if place.exists():
+        raise SettingError(f"{place} exists already: choose another --output, or remove it. Nothing was overwritten.")
+    if not place.parent.is_dir():
+        raise DataError(f"--output {place} cannot be written: there is no folder {place.parent}.")
+
+
+def write_latency(place: Path, content: LatencyTable) -> None:
+    """Write JSON alone to a file that ends in .json; else a folder with all there is, whole or not at all."""
+    if place.suffix == ".json":
+        write_result(place, as_json(content))
+        return
+    with _whole_folder(place) as folder:
+        write_result(folder / "latency.json", as_json(content))
+        _write_csv(folder / "latency.csv", content)
+
+
+@contextmanager
+def _whole_folder(place: Path) -> Iterator[Path]:
+    """Give a temporary folder, and rename it at the end."""
+    temporary = place.with_name(f".{place.name}-{os.getpid()}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        temporary.rename(place)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def as_json(content: LatencyTable) -> dict[str, Any]:
+    """Return settings, figures, every single time, and where they come from."""
+    return {
+        "kind": "latency",
+        "title": content.title,
+        "settings": dict(content.settings),
+        "sizes": [_size(size) for size in content.sizes],
+        **provenance(content.device),
+    }
+
+
+def _size(size: SizeLatency) -> dict[str, Any]:
+    return {
+        "title": size.title,
+        "shape": list(size.shape),
+        "rows": size.rows,
+        "channels": size.channels,
+        "heads": size.heads,
+        "tokens": size.tokens,
+        "share": size.share,
+        "modes": {mode: [_row(row, rows[0]) for row in rows] for mode, rows in size.modes.items()},
+    }
+
+
+def _row(row: Measured, first: Measured) -> dict[str, Any]:
+    found, compilation, case = ratio_to(row, first), row.compilation, row.case
+    return {
+        "name": case.name,
+        "kind": case.kind,
+        "settings": case.settings,
+        "ms": quartiles(row.times)[1] if row.times else None,
+        "ratio": found and found.median,
+        "ratio_low": found and found.low,
+        "ratio_high": found and found.high,
+        "pairs": found.pairs if found else 0,
+        "flops": case.flops,
+        "flops_ratio": case.flops / first.case.flops if case.flops is not None and first.case.flops else None,
+        "memory": row.memory,
+        "compile_seconds": compilation and compilation.seconds,
+        "graphs": compilation and compilation.graphs,
+        "graph_breaks": compilation and compilation.breaks,
+        "failure": row.failure,
+        "times_ms": list(row.times),
+    }
+
+
+def _write_csv(file: Path, content: LatencyTable) -> None:
+    with file.open("w", newline="") as target:
+        table = csv.DictWriter(target, _COLUMNS, extrasaction="ignore")
+        table.writeheader()
+        for size in content.sizes:
+            about = _size(size)
+            about["shape"] = "x".join(map(str, size.shape))
+            for mode, rows in about["modes"].items():
+                for row in rows:
+                    table.writerow(about | row | {"mode": mode})

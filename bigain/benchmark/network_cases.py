@@ -1,0 +1,160 @@
+"""What is timed of a whole network: no reduction, methods, floors, peers, and the paper's own baseline."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from bigain.adapters.attach import attach, find_sites
+from bigain.adapters.base import Site
+from bigain.adapters.placement import Placement
+from bigain.benchmark.cost import with_shared_weights
+from bigain.benchmark.floors import Sliced, first_merging, removed_share
+from bigain.benchmark.flops import FlopCount, FlopCounter
+from bigain.benchmark.peers import tomesd_network
+from bigain.benchmark.timed_cases import Case, Pass
+from bigain.benchmark.written_out import written_out_attention
+from bigain.grid import Grid
+from bigain.reducers.base import TokenReducer
+
+__all__ = ["NetworkAt", "network_cases"]
+
+Built = AbstractContextManager[Pass]
+
+
+@dataclass(frozen=True)
+class NetworkAt:
+    """A network and what one pass of it is given.
+
+    Args:
+        network: The network, on its device. It is left alone: each case has a copy of its
+            modules, and all copies share its weights.
+        inputs: Arguments of a pass.
+        counter: Counts its operations, and knows its adapter and its shape.
+        placement: Where reducers work.
+        seed: Seeds what they draw.
+    """
+
+    network: nn.Module
+    inputs: Mapping[str, Any]
+    counter: FlopCounter
+    placement: Placement
+    seed: int
+
+    @property
+    def sites(self) -> list[Site]:
+        """The blocks that the placement takes."""
+        return find_sites(self.network, self.placement)[3]
+
+    @property
+    def grids(self) -> list[Grid]:
+        """The grid of each of them."""
+        return [self.counter.adapter.grid(self.network, self.counter.shape, site) for site in self.sites]
+
+    @contextmanager
+    def bare(self) -> Iterator[Pass]:
+        """Run the network as it is."""
+        network = with_shared_weights(self.network)
+        yield Pass.whole(lambda: network(**self.inputs))
+
+    @contextmanager
+    def reduced(self, reducer: TokenReducer) -> Iterator[Pass]:
+        """Run it under a reducer."""
+        network = with_shared_weights(self.network)
+        with attach(network, reducer, placement=self.placement, shape=self.counter.shape, seed=self.seed):
+            yield Pass.whole(lambda: network(**self.inputs))
+
+    @contextmanager
+    def without_attention(self) -> Iterator[Pass]:
+        """Run it without the self-attentions of its sites: each returns its input."""
+        network = with_shared_weights(self.network)
+        for site in find_sites(network, self.placement)[3]:
+            if "self" in site.parts:
+                module: Any = site.module("self")
+                module.forward = partial(_given_back, self._returns_tuple(site))
+        yield Pass.whole(lambda: network(**self.inputs))
+
+    @contextmanager
+    def patched(self, patch: Callable[[nn.Module], Callable[[], Any]]) -> Iterator[Pass]:
+        """Run it as another package changes it."""
+        network = with_shared_weights(self.network)
+        yield Pass.whole(patch(network), breaks=True)
+
+    def _returns_tuple(self, site: Site) -> bool:
+        """Say whether an attention gives more than its tokens: a pass on the meta device shows it."""
+        seen: list[bool] = []
+        module = self.counter.network.get_submodule(site.path("self"))
+        handle = module.register_forward_hook(lambda _, args, output: seen.append(isinstance(output, tuple)))
+        try:
+            self.counter.evaluate(1)
+        finally:
+            handle.remove()
+        return seen[0]
+
+
+def network_cases(
+    at: NetworkAt,
+    baseline: str,
+    reducers: dict[str, TokenReducer],
+    counts: Mapping[str, FlopCount],
+    beside: Sequence[str],
+) -> list[Case]:
+    """List what is timed of a network.
+
+    Args:
+        at: The network at one size.
+        baseline: Name of no reduction.
+        reducers: The methods.
+        counts: Operations of each.
+        beside: What is timed beside them: `floors`, `peers`, `written_out`.
+    """
+    whole = at.counter.baseline
+    cases = [Case(baseline, "none", at.bare, "", whole)]
+    cases += [
+        Case(name, "method", partial(at.reduced, one), repr(one), counts[name].total) for name, one in reducers.items()
+    ]
+    merging = first_merging(reducers)
+    if "floors" in beside:
+        cases += _floors(at, merging)
+    if "peers" in beside and merging is not None:
+        cases += _peers(at, merging[1])
+    if "written_out" in beside:
+        cases.append(
+            Case("baseline: written-out attention", "baseline", at.bare, "", whole, around=written_out_attention)
+        )
+    if "written_out" in beside and merging is not None:
+        name, one = merging
+        title, flops = f"baseline: {name}, written out", counts[name].total
+        build = partial(at.reduced, one)
+        cases.append(Case(title, "baseline", build, repr(one), flops, around=written_out_attention))
+    return cases
+
+
+def _floors(at: NetworkAt, merging: tuple[str, TokenReducer] | None) -> list[Case]:
+    cases = []
+    if merging is not None:
+        sliced = Sliced(merging[1])
+        title = f"floor: sliced {removed_share(merging[1], at.grids[0]):.0%}"
+        flops = at.counter.count(sliced, at.placement).total
+        cases.append(Case(title, "floor", partial(at.reduced, sliced), repr(sliced), flops))
+    return [*cases, Case("floor: no self-attention", "floor", at.without_attention, "attention returns its input")]
+
+
+def _peers(at: NetworkAt, reducer: TokenReducer) -> list[Case]:
+    ratio, downsample = removed_share(reducer, at.grids[0]), max(site.downsample for site in at.sites)
+    patch = tomesd_network(at.network, ratio, downsample, at.inputs)
+    if patch is None:
+        return []
+    words = f"tomesd.apply_patch(ratio={ratio:g}, max_downsample={downsample}, use_rand=False)"
+    return [Case("peer: tomesd", "peer", partial(at.patched, patch), words)]
+
+
+def _given_back(with_others: bool, *args: Any, **kwargs: Any) -> Any:
+    """Return the tokens that an attention is given, and the text's where it returns both."""
+    names = ("hidden_states", "x", "query")
+    tokens: Tensor = args[0] if args else next(kwargs[name] for name in names if name in kwargs)
+    text = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
+    return (tokens, text) if with_others else tokens

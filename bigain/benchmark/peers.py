@@ -1,0 +1,73 @@
+"""Other packages that merge tokens, timed beside bigain's where they are installed."""
+
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bigain.grid import Grid
+
+__all__ = ["HOW_TO_INSTALL", "Merging", "has_tomesd", "tomesd_matching", "tomesd_network"]
+
+Merging = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
+"""What merges tokens, and what puts them back."""
+
+HOW_TO_INSTALL = "tomesd is not installed, and not timed: pip install 'bigain[bench]'."
+
+
+def has_tomesd() -> bool:
+    """Say whether tomesd is installed."""
+    return find_spec("tomesd") is not None
+
+
+def tomesd_matching(grid: Grid, ratio: float) -> Callable[[Tensor], Merging] | None:
+    """Return tomesd's own matching, with fixed destinations: `None` where it is not installed or the grid not flat.
+
+    Its random draw is left out: it needs a generator, which a CUDA graph would have to know of.
+
+    Args:
+        grid: How the tokens lie, in rows and columns.
+        ratio: Share of the tokens that it merges.
+    """
+    if not has_tomesd() or grid.axes != 2 or grid.prefix or grid.suffix:
+        return None
+    from tomesd.merge import bipartite_soft_matching_random2d
+
+    height, width = grid.shape
+
+    def matching(tokens: Tensor) -> Merging:
+        count = int(tokens.shape[1] * ratio)
+        found: Any = bipartite_soft_matching_random2d(tokens, width, height, 2, 2, count, no_rand=True)
+        return found  # type: ignore[no-any-return]
+
+    return matching
+
+
+def tomesd_network(
+    network: nn.Module, ratio: float, downsample: int, inputs: Mapping[str, Any]
+) -> Callable[[nn.Module], Callable[[], Any]] | None:
+    """Return what patches a U-Net of diffusers with tomesd and gives a pass of it.
+
+    tomesd works in all blocks whose grid is coarser than the latents by `downsample` at most.
+
+    Args:
+        network: The network; `None` is returned where tomesd does not know it.
+        ratio: Share of the tokens that it merges.
+        downsample: Up to how coarse a grid.
+        inputs: Arguments of a pass, the latents under `sample`.
+    """
+    if not has_tomesd() or type(network).__name__ != "UNet2DConditionModel":
+        return None
+    import tomesd
+
+    def patch(copied: nn.Module) -> Callable[[], Any]:
+        patched: Any = tomesd.apply_patch(copied, ratio=ratio, max_downsample=downsample, use_rand=False)
+        sample = inputs["sample"]
+        # It asks for a generator, even where it draws nothing; made here, it breaks no graph.
+        patched._tome_info["args"]["generator"] = torch.Generator(sample.device)  # noqa: SLF001 its only seam
+        others = {name: value for name, value in inputs.items() if name != "sample"}
+        return lambda: patched(sample, **others)  # it reads the latents' size from the first argument
+
+    return patch

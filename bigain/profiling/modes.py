@@ -1,0 +1,164 @@
+"""The ways in which a pass can run: as it is, compiled, or compiled and replayed as a CUDA graph."""
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+from bigain.errors import NumericalError
+
+__all__ = [
+    "Backend",
+    "Compilation",
+    "Mode",
+    "captured",
+    "check_finite",
+    "compiled_apart",
+    "first_pass",
+    "peak_memory",
+    "replay_clock",
+]
+
+Backend = Literal["inductor", "aot_eager", "eager"]
+"""Backends of `torch.compile`; the last two make a graph and no kernels."""
+
+Mode = Literal["eager", "compiled", "graphs"]
+"""`eager`: as it is. `compiled`: by `torch.compile`, launched by the host. `graphs`: compiled, then replayed."""
+
+_CACHE = 256 * 2**20
+"""Bytes: more than the cache of any GPU holds."""
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """What the compiler did.
+
+    Args:
+        seconds: The first pass, in which it works.
+        graphs: Graphs it made.
+        breaks: Where it had to leave a graph.
+    """
+
+    seconds: float
+    graphs: int
+    breaks: int
+
+
+def compiled_apart(
+    evaluate: Callable[..., Any], backend: Backend = "inductor", whole: bool = True
+) -> Callable[..., Any]:
+    """Compile a function for itself, apart from all that was compiled before.
+
+    Dynamo keeps compiled code with the function's code object and does not look at a module's
+    hooks when it decides whether it still fits: one method's code must not run as another's.
+
+    Args:
+        evaluate: The function.
+        backend: What compiles.
+        whole: To one graph; a break is an error.
+    """
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return evaluate(*args, **kwargs)
+
+    own = FunctionType(run.__code__.replace(), run.__globals__, "run", None, run.__closure__)
+    return torch.compile(own, dynamic=False, fullgraph=whole, backend=backend)
+
+
+def first_pass(run: Callable[[], Any], device: torch.device) -> tuple[Any, Compilation]:
+    """Make the pass in which the compiler works; return what comes out, and what the compiler did."""
+    graphs, breaks = _counted()
+    start = time.perf_counter()
+    output = run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    seconds = time.perf_counter() - start
+    after = _counted()
+    return output, Compilation(seconds, after[0] - graphs, after[1] - breaks)
+
+
+def check_finite(name: str, output: Any) -> None:
+    """Refuse NaN and infinity: such numbers take another time than others do.
+
+    Raises:
+        NumericalError: There are some.
+    """
+    values: Tensor = output if isinstance(output, Tensor) else output[0]
+    if values.is_floating_point() and not values.isfinite().all():
+        raise NumericalError(
+            f"{name}: with random weights in {values.dtype} the network returned NaN or infinity, and what that takes "
+            "says nothing; take another dtype."
+        )
+
+
+def peak_memory(run: Callable[[], object], device: torch.device) -> int | None:
+    """Return the most bytes that a pass has in use beside what was in use before it; `None` where nobody counts."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    run()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def captured(run: Callable[[], object], device: torch.device, pool: Any) -> Callable[[], object]:
+    """Capture a pass as a CUDA graph and return its replay.
+
+    Graphs that are replayed one after another may share a pool: each overwrites what the others
+    left. What a replay returns is then worth nothing, and only its time is.
+
+    Args:
+        run: The pass, which has run before: a capture cannot compile, or wait for the host.
+        device: The GPU.
+        pool: From `torch.cuda.graph_pool_handle()`.
+    """
+    with _current(device):
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            run()
+        torch.cuda.current_stream(device).wait_stream(stream)
+        torch.cuda.synchronize(device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):
+            run()
+        graph.replay()
+        torch.cuda.synchronize(device)
+    return graph.replay
+
+
+def replay_clock(device: torch.device) -> Callable[[Callable[[], object]], float]:
+    """Return a clock for replays: the device's own, in seconds.
+
+    Before each, a buffer larger than the cache is cleared: every method finds the cache as
+    empty, and while the device is at that the host gets ahead, so that launching is not timed.
+    """
+    flush = torch.empty(_CACHE, dtype=torch.uint8, device=device)
+
+    def clock(replay: Callable[[], object]) -> float:
+        with _current(device):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            flush.zero_()
+            start.record()
+            replay()
+            end.record()
+            end.synchronize()
+            return float(start.elapsed_time(end)) / 1000
+
+    return clock
+
+
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _counted() -> tuple[int, int]:
+    return counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bigain.functional import kernels
-from bigain.functional.precision import token_norms
+from bigain.functional.precision import token_norms, without_autocast
 
 __all__ = ["NeighbourPadding", "Padding", "laplacian", "laplacian_norm", "neighbour_cosine"]
 
@@ -59,13 +59,15 @@ def laplacian_norm(tokens: Tensor, shape: tuple[int, ...], padding: Padding = "z
             norm: Tensor = kernel.laplacian_norm(tokens, list(shape), padding == "replicate", order == 2)
             return norm
     filtered = laplacian(tokens, shape, padding)
-    return token_norms(filtered) if order == 2 else filtered.abs().sum(dim=-1)
+    return token_norms(filtered) if order == 2 else filtered.abs_().sum(dim=-1)
 
 
 def _sum_of_neighbours(tokens: Tensor, shape: list[int], replicate: bool) -> Tensor:
-    """Add up shifted fields in place: float32 whatever TF32 and autocast say, which a convolution is not."""
     batch, _, channels = tokens.shape
     field = tokens.float().reshape(batch, *shape, channels)
+    if tokens.device.type == "cpu" and not replicate and len(shape) <= len(_CONVOLUTIONS):
+        return _convolved(field).reshape(batch, -1, channels)
+    # In place, and in float32 whatever TF32 and autocast say, which a convolution on a GPU is not.
     total = field * (-2 * len(shape))
     for axis, length in enumerate(shape, start=1):
         total.narrow(axis, 0, length - 1).add_(field.narrow(axis, 1, length - 1))
@@ -74,6 +76,23 @@ def _sum_of_neighbours(tokens: Tensor, shape: list[int], replicate: bool) -> Ten
             for border in (0, length - 1):
                 total.narrow(axis, border, 1).add_(field.narrow(axis, border, 1))
     return total.reshape(batch, -1, channels)
+
+
+_CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
+
+
+def _convolved(field: Tensor) -> Tensor:
+    """Filter `[B, *shape, C]` on a CPU, whose convolution of channels that lie last reads it once."""
+    axes = field.ndim - 2
+    kernel = field.new_zeros((3,) * axes)
+    kernel[(1,) * axes] = -2.0 * axes
+    for axis in range(axes):
+        for side in (0, 2):
+            kernel[tuple(side if other == axis else 1 for other in range(axes))] = 1.0
+    weight = kernel.expand(field.shape[-1], 1, *kernel.shape).contiguous()
+    with without_autocast(field.device):
+        filtered = _CONVOLUTIONS[axes - 1](field.movedim(-1, 1), weight, padding=1, groups=field.shape[-1])
+    return filtered.movedim(1, -1)
 
 
 # An operator of its own, so that a counter of operations can tell it from other sums (profiling/formulas.py). It is

@@ -42,7 +42,7 @@ def small(recipe, tiny_weights, output):
     options = ["--trainer.fast_dev_run=true", "--trainer.accelerator=cpu", f"--output={output}",
                f"--model.backbone.init_args.weights={tiny_weights}", "--model.rows=4"]  # fmt: skip
     if kind == "classify":
-        return [*options, "--data.chunk=1", "--data.image_size=8"]
+        return [*options, "--data.chunk=1", "--data.image_size=8", "--model.stages.trials=[1,2]"]
     return [*options, "--data.chunk=2", "--data.count=2", "--model.steps=2"]
 
 
@@ -69,6 +69,7 @@ def test_a_comparison_runs_small_and_writes_its_page(recipe, root, tiny_weights,
         "data.init_args.limit": 2,
         "data.init_args.image_size": 8,
         "prompts.init_args.count": 3,
+        "stages.trials": "[1,2]",
         "rows": 10,
         "sampling_rows": 3,
         "steps": 2,

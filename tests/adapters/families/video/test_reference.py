@@ -123,7 +123,8 @@ def test_every_kind_of_reduction_compiles_without_a_break(family):
     with bigain.attach(model, {"name": "scheduled", "rules": rules}, layers=3):
         expected = model(**batch).sample
         torch.compiler.reset()
-        found = torch.compile(model, fullgraph=True, backend="aot_eager")(**batch).sample
+        backend = "aot_eager" if family.name == "wan" else "eager"  # traced twice: once is enough
+        found = torch.compile(model, fullgraph=True, backend=backend)(**batch).sample
         torch.testing.assert_close(found, expected)
 
 

@@ -93,7 +93,8 @@ def measure_latency(settings: LatencySettings, announce: Announce = lambda line:
     """
     measure = _self_attentions if settings.self_attention else _networks
     title, sizes = measure(settings, announce)
-    notes = [HOW_TO_INSTALL] if "peers" in settings.beside and not has_tomesd() else []
+    known = settings.self_attention or "UNet2DConditionModel" in title
+    notes = [HOW_TO_INSTALL] if known and "peers" in settings.beside and not has_tomesd() else []
     return LatencyTable(title, device_of(settings.device), _resolved(settings, sizes), tuple(sizes), tuple(notes))
 
 

@@ -67,8 +67,8 @@ class LatencySettings:
             False: each method to one graph, which takes several times longer to compile and,
             launched by the host, saves the checks before each region.
         beside: What is timed beside methods: floors (as many tokens without any work to choose
-            them, and no self-attention at all), peers (tomesd, where it is installed and
-            knows the network), written_out (the paper's own baseline: attention whose
+            them, and no self-attention at all), peers (tomesd, where it is installed,
+            knows the network and works in the same blocks), written_out (the paper's own baseline: attention whose
             logits lie in memory, without reduction and with the first merging method).
         self_attention: Time one self-attention alone instead of a network: norm, projections,
             attention, projection and residual, and the pieces of each reducer by themselves.

@@ -175,7 +175,12 @@ def _floors(at: NetworkAt, merging: tuple[str, TokenReducer] | None, regions: Co
 
 
 def _peers(at: NetworkAt, reducer: TokenReducer, regions: CompiledRegions | None) -> list[Case]:
+    """Give tomesd the first method's ratio, where it works in the same blocks: all those up to a grid's coarseness."""
     ratio, downsample = removed_share(reducer, at.grids[0]), max(site.downsample for site in at.sites)
+    every = [site.name for site in at.counter.adapter.sites(at.network) if site.downsample <= downsample]
+    resolved, taken = find_sites(at.network, at.placement)[2:]
+    if [site.name for site in taken] != every or resolved.parts != ("self",):
+        return []
     patch = tomesd_network(at.network, ratio, downsample, at.inputs)
     if patch is None:
         return []

@@ -205,6 +205,11 @@ def _first(case: Case, run: Callable[[], Any], backend: Backend | None, device: 
             f"{case.name} does not compile without a break with {backend}: {_reason(error)} It can be timed "
             "uncompiled, with --modes=[eager]."
         ) from error
+    except Exception as error:
+        if case.kind != "peer":
+            raise
+        # Another package's error is no reason to lose what else is measured.
+        return _Ready(Measured(case, failure=f"fails: {type(error).__name__}: {_reason(error)}"), surrounded)
     return _Ready(Measured(case, memory=memory, compilation=compilation if backend else None), surrounded)
 
 

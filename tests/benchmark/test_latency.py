@@ -361,7 +361,7 @@ def test_every_mode_gives_times_and_memory_on_a_gpu(tiny):
             assert len(few.times) == 6
             assert min(few.times) > 0
             assert 0 < few.memory < many.memory
-    assert all(row.compilation.graphs == 1 for row in rows_of(small, "graphs") if row.case.kind != "peer")
+    assert all(row.compilation.breaks == 0 for row in rows_of(small, "graphs"))
 
 
 @pytest.mark.gpu
@@ -371,4 +371,4 @@ def test_a_self_attention_is_timed_as_graphs_by_default():
     )
     rows = {row.case.name: row for row in rows_of(measure_latency(settings), "graphs")}
     assert all(row.failure is None for row in rows.values())
-    assert rows["floor: sliced 70%"].times < rows["lgtm"].times
+    assert statistics.median(rows["floor: sliced 70%"].times) < statistics.median(rows["lgtm"].times)

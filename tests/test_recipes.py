@@ -129,6 +129,25 @@ SHRUNK = {
         "joint_attention_dim": 16,
         "pooled_projection_dim": 8,
     },
+    "SD3Transformer2DModel": {
+        "num_layers": 3,
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "caption_projection_dim": 16,
+        "joint_attention_dim": 16,
+        "pooled_projection_dim": 8,
+        "sample_size": 16,
+        "pos_embed_max_size": 16,
+    },
+    "WanTransformer3DModel": {
+        "num_layers": 3,
+        "num_attention_heads": 2,
+        "attention_head_dim": 12,
+        "ffn_dim": 16,
+        "freq_dim": 8,
+        "text_dim": 8,
+    },
+    "vit_large_patch16_384": {"architecture": "test_vit"},
 }
 """Fields that make a network small and leave its blocks as they lie."""
 
@@ -153,12 +172,14 @@ def test_passes_are_timed_on_a_narrow_network_of_the_same_kind(recipe, root, tmp
     monkeypatch.chdir(root)
     plan = yaml.safe_load((root / recipe).read_text())
     config = json.loads((root / f"bigain/assets/architectures/{plan['network']}.json").read_text())
-    config |= {key: value for key, value in SHRUNK[config["_class_name"]].items() if key in config}
+    kind = config.get("_class_name") or config["architecture"]
+    config |= {key: value for key, value in SHRUNK[kind].items() if key in config}
     if "block_out_channels" in config:
         config["block_out_channels"] = [16] * len(config["block_out_channels"])
     (tmp_path / "config.json").write_text(json.dumps(config))
     sizes = plan.get("shapes") or [plan["shape"]]
-    shapes = [[2, 8, 8] if len(sizes[0]) == 3 else [8, 8]]
+    side = 10 if kind.startswith("vit") else 8  # of the images that timm's smallest ViT was made for
+    shapes = [[2, 8, 8] if len(sizes[0]) == 3 else [side, side]]
     found = timed(recipe, tmp_path / "found.json", **QUICK, network=tmp_path, shape="null", shapes=shapes)
     assert found["none"] + found["method"] == list(plan["reducers"])
     assert len(found["floor"]) == 2

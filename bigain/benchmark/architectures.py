@@ -19,6 +19,9 @@ __all__ = ["architectures", "build_architecture", "build_random"]
 _CONFIG = "config.json"
 """The file name that diffusers' `save_pretrained` and `from_pretrained` use."""
 
+_TIMM = "architecture"
+"""What timm's configurations say instead of a class's name."""
+
 _NETWORKS = ("unet", "transformer")
 """Where a pipeline's folder keeps its network."""
 
@@ -36,7 +39,7 @@ def build_architecture(source: Path | str) -> nn.Module:
 
     Args:
         source: The name of a shipped architecture (`architectures()`) or of the embedded
-            model (`cifar10_dit`), or a diffusers model: its `config.json`, its folder, or
+            model (`cifar10_dit`), or a diffusers or timm model: its `config.json`, its folder, or
             the folder of a pipeline that holds it.
 
     Returns:
@@ -44,7 +47,7 @@ def build_architecture(source: Path | str) -> nn.Module:
 
     Raises:
         SettingError: There is no such architecture or file.
-        DataError: The file is no configuration of a diffusers network.
+        DataError: The file is no configuration of a network of diffusers or timm.
         SiteError: No adapter knows the network.
     """
     file = _file_of(source)
@@ -71,7 +74,7 @@ def build_random(source: Path | str, device: torch.device, dtype: torch.dtype, s
 
     Raises:
         SettingError: There is no such architecture or file.
-        DataError: The file is no configuration of a diffusers network.
+        DataError: The file is no configuration of a network of diffusers or timm.
         SiteError: No adapter knows the network.
     """
     file = _file_of(source)
@@ -124,12 +127,14 @@ def _read(file: Path) -> dict[str, Any]:
         config = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise DataError(f"{file} is no JSON: {error}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("_class_name"), str):
-        raise DataError(f"{file} is no diffusers configuration: it has no _class_name.")
+    if not isinstance(config, dict) or not any(isinstance(config.get(key), str) for key in ("_class_name", _TIMM)):
+        raise DataError(f"{file} is no configuration of diffusers or timm: it has no _class_name, and no {_TIMM}.")
     return config
 
 
 def _instantiate(config: dict[str, Any], file: Path) -> nn.Module:
+    if "_class_name" not in config:
+        return _of_timm(config, file)
     import diffusers
 
     name = config["_class_name"]
@@ -143,3 +148,17 @@ def _instantiate(config: dict[str, Any], file: Path) -> nn.Module:
     except Exception as error:  # whatever a class makes of fields that it cannot build from
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(f"{name} cannot be built from {file}: {reason[0]}") from error
+
+
+def _of_timm(config: dict[str, Any], file: Path) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise SettingError(
+            f"{file} is a network of timm, which is not installed: pip install 'bigain[vit]'."
+        ) from error
+    name = config[_TIMM]
+    if not timm.is_model(name):
+        raise DataError(f"{file} is a {name}, which timm {timm.__version__} does not know.")
+    classes = {"num_classes": config["num_classes"]} if "num_classes" in config else {}
+    return cast("nn.Module", timm.create_model(name, pretrained=False, **classes))

@@ -27,8 +27,9 @@ class FlopsSettings:
     """Count one evaluation of a network under reducers.
 
     Args:
-        network: A shipped architecture (sd15, sd2, sdxl, dit_xl_2_256, dit_xl_2_512, flux1,
-            cifar10_dit), or a folder or file with the config.json of a diffusers network.
+        network: A shipped architecture (sd15, sd2, sdxl, sd3, dit_xl_2_256, dit_xl_2_512, flux1,
+            wan_1_3b, vit_l_16_384, cifar10_dit), or a folder or file with the config.json of a
+            diffusers or timm network.
         recipe: Instead of everything else: a recipe of `bigain test` or `bigain compare`,
             whose backbone, reducers, placement and sharing are counted.
         reducer: One reducer. Beside those asked for, no reduction is counted always.

@@ -19,10 +19,11 @@ from bigain.benchmark.self_attention import SelfAttention, attention_cases, made
 from bigain.benchmark.timed_cases import Case, Measured, Timing, time_cases
 from bigain.errors import SettingError
 from bigain.grid import Grid
+from bigain.profiling.latency import Ratio, ratio
 from bigain.profiling.modes import Mode
 from bigain.reducers.base import TokenReducer
 
-__all__ = ["LatencyTable", "SizeLatency", "measure_latency"]
+__all__ = ["LatencyTable", "SizeLatency", "measure_latency", "ratio_to"]
 
 Announce = Callable[[str], None]
 
@@ -71,6 +72,11 @@ class LatencyTable:
     notes: tuple[str, ...] = ()
 
 
+def ratio_to(row: Measured, baseline: Measured) -> Ratio | None:
+    """Compare two rows that were timed in turn; `None` where one has no times."""
+    return ratio(row.times, baseline.times) if row.times and baseline.times else None
+
+
 def measure_latency(settings: LatencySettings, announce: Announce = lambda line: None) -> LatencyTable:
     """Time passes without reduction and under every reducer, in turn.
 
@@ -87,7 +93,8 @@ def measure_latency(settings: LatencySettings, announce: Announce = lambda line:
     """
     measure = _self_attentions if settings.self_attention else _networks
     title, sizes = measure(settings, announce)
-    notes = [HOW_TO_INSTALL] if "peers" in settings.beside and not has_tomesd() else []
+    known = settings.self_attention or "UNet2DConditionModel" in title
+    notes = [HOW_TO_INSTALL] if known and "peers" in settings.beside and not has_tomesd() else []
     return LatencyTable(title, device_of(settings.device), _resolved(settings, sizes), tuple(sizes), tuple(notes))
 
 
@@ -109,8 +116,9 @@ def _networks(settings: LatencySettings, announce: Announce) -> tuple[str, list[
         announce(_title(counter.shape, size))
         with _fitting(settings), _seeded(settings):
             inputs = counter.adapter.inputs(network, size.rows, counter.shape, *_where(settings))
+        regional = settings.backend if settings.regional else None
         at = NetworkAt(network, inputs, counter, settings.placement, settings.seed)
-        cases = network_cases(at, baseline, methods, counts, settings.beside)
+        cases = network_cases(at, baseline, methods, counts, settings.beside, regional)
         share = next((count.share for count in counts.values()), None)
         tokens = max(grid.tokens for grid in at.grids)
         found.append(_measured(settings, cases, size, counter.shape, tokens, share, announce))
@@ -228,6 +236,7 @@ def _resolved(settings: LatencySettings, sizes: list[SizeLatency]) -> dict[str, 
         "placement": str(settings.placement),
         "modes": list(settings.chosen_modes),
         "backend": settings.backend,
+        "regional": settings.regional and not settings.self_attention,
         "beside": list(settings.beside),
         "repeats": settings.repeats,
         "warmup": settings.warmup,

@@ -8,13 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bigain.benchmark.latency import LatencyTable, SizeLatency
-from bigain.benchmark.latency_table import ratio_to
+from bigain.benchmark.break_even import break_even, curves_of
+from bigain.benchmark.latency import LatencyTable, SizeLatency, ratio_to
+from bigain.benchmark.latency_picture import draw_speed_ups
+from bigain.benchmark.latency_table import IN_WORDS
 from bigain.benchmark.timed_cases import Measured
 from bigain.errors import DataError, SettingError
 from bigain.profiling.latency import quartiles
 from bigain.results.files import write_result
-from bigain.results.provenance import provenance
+from bigain.results.provenance import device_name, provenance
 
 __all__ = ["as_json", "check_absent", "write_latency"]
 
@@ -47,6 +49,13 @@ def write_latency(place: Path, content: LatencyTable) -> None:
     with _whole_folder(place) as folder:
         write_result(folder / "latency.json", as_json(content))
         _write_csv(folder / "latency.csv", content)
+        for mode, curves in curves_of(content).items():
+            below = (
+                f"Speed-up over no reduction, the median of {content.settings['repeats']} rounds; {IN_WORDS[mode]}; "
+                f"{device_name(content.device)}"
+            )
+            title = content.title.replace(" with random weights", "")
+            draw_speed_ups(folder / f"speed_up_{mode}.png", curves, title, below)
 
 
 @contextmanager
@@ -69,6 +78,10 @@ def as_json(content: LatencyTable) -> dict[str, Any]:
         "title": content.title,
         "settings": dict(content.settings),
         "sizes": [_size(size) for size in content.sizes],
+        "break_even_tokens": {
+            mode: {curve.name: break_even(curve.tokens, curve.ratios) for curve in curves}
+            for mode, curves in curves_of(content).items()
+        },
         **provenance(content.device),
     }
 

@@ -45,9 +45,9 @@ class LatencySettings:
     """Time passes under reducers, in turn with passes without reduction.
 
     Args:
-        network: A shipped architecture (`bigain latency --network=help` names them all), the
-            embedded model (cifar10_dit), or a folder or file with the config.json of a
-            diffusers, timm or transformers network. Weights are random.
+        network: A shipped architecture (sd15, sd2, sdxl, sd3, dit_xl_2_256, dit_xl_2_512, flux1,
+            wan_1_3b, vit_l_16_384), the embedded model (cifar10_dit), or a folder or file with
+            the config.json of a diffusers or timm network. Weights are random.
         reducer: One reducer. No reduction is timed always.
         reducers: Several: method name to reducer.
         placement: Which blocks, and which parts of them. Default: those of the published
@@ -58,13 +58,17 @@ class LatencySettings:
         rows: Rows of one pass: a number, or one for each shape.
         dtype: fp32, fp16 or bf16. Default: fp16 on a GPU, fp32 on a CPU.
         device: auto (a GPU where there is one), cpu, cuda or cuda:1.
-        modes: In which ways passes run: eager (as the network is), compiled (to one graph,
-            launched by the host), graphs (compiled, and replayed as a CUDA graph, so that the
+        modes: In which ways passes run: eager (as the network is), compiled (without a
+            break, launched by the host), graphs (compiled, and replayed as a CUDA graph, so that the
             device alone is timed). Default: graphs on a GPU, compiled on a CPU.
         backend: What compiles: inductor; aot_eager and eager make the graph and no kernels.
+        regional: Compile a network region by region (its blocks, and the convolutional ones of a
+            U-Net), so that equal ones are compiled once; what lies between runs as it is.
+            False: each method to one graph, which takes several times longer to compile and,
+            launched by the host, saves the checks before each region.
         beside: What is timed beside methods: floors (as many tokens without any work to choose
-            them, and no self-attention at all), peers (tomesd, where it is installed and
-            knows the network), written_out (the paper's own baseline: attention whose
+            them, and no self-attention at all), peers (tomesd, where it is installed,
+            knows the network and works in the same blocks), written_out (the paper's own baseline: attention whose
             logits lie in memory, without reduction and with the first merging method).
         self_attention: Time one self-attention alone instead of a network: norm, projections,
             attention, projection and residual, and the pieces of each reducer by themselves.
@@ -93,6 +97,7 @@ class LatencySettings:
     device: str = "auto"
     modes: list[Mode] | None = None
     backend: Backend = "inductor"
+    regional: bool = True
     beside: list[Beside] = field(default_factory=lambda: ["floors", "peers"])
     self_attention: bool = False
     channels: int | list[int] | None = None

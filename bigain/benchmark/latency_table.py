@@ -6,12 +6,13 @@ from itertools import chain
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from bigain.benchmark.latency import LatencyTable
+from bigain.benchmark.break_even import curves_of, in_words
+from bigain.benchmark.latency import LatencyTable, ratio_to
 from bigain.benchmark.timed_cases import Kind, Measured
-from bigain.profiling.latency import Ratio, quartiles, ratio
+from bigain.profiling.latency import quartiles
 from bigain.profiling.modes import Mode
 
-__all__ = ["notes_below", "ratio_to", "terminal_tables"]
+__all__ = ["IN_WORDS", "notes_below", "terminal_tables"]
 
 _SMALL_SHARE = 0.16
 """Parts that hold less of a network's operations than this leave a compiled network nearly as slow as it was.
@@ -20,16 +21,11 @@ Measured on an H100 (assets/latency_h100_run): with 15.4 %, Stable Diffusion 2.0
 with 18.0 %, DiT-XL/2 11 %.
 """
 
-_IN_WORDS: dict[Mode, str] = {
+IN_WORDS: dict[Mode, str] = {
     "eager": "as the network is, launched by the host",
     "compiled": "compiled, launched by the host",
     "graphs": "compiled, replayed as a CUDA graph",
 }
-
-
-def ratio_to(row: Measured, baseline: Measured) -> Ratio | None:
-    """Compare two rows that were timed in turn; `None` where one has no times."""
-    return ratio(row.times, baseline.times) if row.times and baseline.times else None
 
 
 def terminal_tables(content: LatencyTable) -> list[tuple[str, Table]]:
@@ -37,7 +33,7 @@ def terminal_tables(content: LatencyTable) -> list[tuple[str, Table]]:
     tables = []
     for size in content.sizes:
         for mode, rows in size.modes.items():
-            title = f"{size.title}, {_IN_WORDS[mode]}"
+            title = f"{size.title}, {IN_WORDS[mode]}"
             tables.append((title, _table(rows, ("none", "method", "floor", "peer", "baseline"))))
             if any(row.case.kind == "part" for row in rows):
                 tables.append((f"{size.title}, pieces alone", _table(rows, ("part",))))
@@ -96,11 +92,24 @@ def notes_below(content: LatencyTable) -> list[str]:
         if any(row.compilation and row.compilation.breaks for row in rows)
         else "",
         *sorted({f"{row.case.name}: {row.failure}." for row in rows if row.failure and len(row.failure) >= 15}),
+        *_where_methods_pay(content),
         *_against_written_out(content),
         _gain_note(content),
         *content.notes,
     ]
     return [line for line in lines if line]
+
+
+def _where_methods_pay(content: LatencyTable) -> list[str]:
+    """Say from how many tokens on each method pays, where a sweep tells."""
+    found = curves_of(content)
+    said = {mode: "" if len(found) == 1 else f" ({IN_WORDS[mode]})" for mode in found}
+    return [
+        f"{in_words(curve)[:-1]}{said[mode]}."
+        for mode, curves in found.items()
+        for curve in curves
+        if curve.kind in ("method", "peer")
+    ]
 
 
 def _against_written_out(content: LatencyTable) -> list[str]:

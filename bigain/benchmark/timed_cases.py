@@ -24,7 +24,7 @@ from bigain.profiling.modes import (
 )
 from bigain.tasks.evaluation import GRAPHS
 
-__all__ = ["DOES_NOT_FIT", "Case", "Kind", "Measured", "Pass", "Timing", "time_cases"]
+__all__ = ["DOES_NOT_FIT", "Case", "Kind", "Measured", "Pass", "Timing", "fresh_compiler", "time_cases"]
 
 Kind = Literal["none", "method", "floor", "peer", "baseline", "part"]
 """What a row is: no reduction, a reducer, a floor for all reducers, another package, the paper's baseline, a piece."""
@@ -137,7 +137,7 @@ def time_cases(
     """
     found: dict[Mode, list[Measured]] = {}
     with ExitStack() as stack, torch.inference_mode():
-        stack.enter_context(_fresh_compiler())
+        stack.enter_context(fresh_compiler())
         passes = {case.name: stack.enter_context(case.build()) for case in cases}
         if "eager" in timing.modes:
             ready = _prepared(cases, passes, None, timing.device, announce)
@@ -157,7 +157,7 @@ def _gone() -> AbstractContextManager[Pass]:
 
 
 @contextmanager
-def _fresh_compiler() -> Iterator[None]:
+def fresh_compiler() -> Iterator[None]:
     """Forget what was compiled before and, at the end, what was compiled here; compile as often as it takes."""
     torch.compiler.reset()
     try:
@@ -199,10 +199,17 @@ def _first(case: Case, run: Callable[[], Any], backend: Backend | None, device: 
     except torch.OutOfMemoryError:
         return _Ready(Measured(case, failure=DOES_NOT_FIT), surrounded)
     except TorchDynamoException as error:
+        if case.kind == "peer":
+            return _Ready(Measured(case, failure=f"does not compile: {_reason(error)}"), surrounded)
         raise SettingError(
-            f"{case.name} does not compile to one graph with {backend}: {_reason(error)} It can be timed uncompiled, "
-            "with --modes=[eager]."
+            f"{case.name} does not compile without a break with {backend}: {_reason(error)} It can be timed "
+            "uncompiled, with --modes=[eager]."
         ) from error
+    except Exception as error:
+        if case.kind != "peer":
+            raise
+        # Another package's error is no reason to lose what else is measured.
+        return _Ready(Measured(case, failure=f"fails: {type(error).__name__}: {_reason(error)}"), surrounded)
     return _Ready(Measured(case, memory=memory, compilation=compilation if backend else None), surrounded)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bigain import registry
 
-__all__ = ["code_of", "fingerprint", "provenance"]
+__all__ = ["code_of", "device_name", "fingerprint", "provenance"]
 
 _PACKAGES = ("bigain", "torch", "lightning", "diffusers", "torchmetrics", "numpy")
 

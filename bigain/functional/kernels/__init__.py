@@ -28,8 +28,8 @@ def launcher(kernel: Any) -> Any:
 
 
 def multiprocessors(device: torch.device) -> int:
-    """Count the blocks of a kernel that run at once, at least."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+    """Count the blocks of a kernel that run at once, at least; where kernels are interpreted, as if there were some."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 16
 
 
 def shared_memory(device: torch.device) -> int:

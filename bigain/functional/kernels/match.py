@@ -106,11 +106,9 @@ def most_similar(tokens: Tensor, norms: Tensor, rows: Tensor, columns: Tensor) -
     chosen = columns.reshape(batch, -1)
     column_tokens = tokens.gather(1, chosen[..., None].expand(-1, -1, channels))
     block_rows, block_columns, warps, stages = _blocks(batch * tiles, row_count, column_count, tokens.device)
-    row_blocks = -(-row_count // block_rows)
-    splits = min(
-        -(-column_count // block_columns), max(1, multiprocessors(tokens.device) // (row_blocks * batch * tiles))
-    )
-    span = -(-column_count // (splits * block_columns)) * block_columns
+    row_blocks, column_blocks = -(-row_count // block_rows), -(-column_count // block_columns)
+    splits = _splits(row_blocks * batch * tiles, column_blocks, multiprocessors(tokens.device))
+    span = -(-column_blocks // splits) * block_columns
     splits = -(-column_count // span)
     best = tokens.new_empty((splits, batch, tiles, row_count), dtype=torch.float32)
     partner = tokens.new_empty((splits, batch, tiles, row_count), dtype=torch.int32)
@@ -134,3 +132,13 @@ def _blocks(programs: int, rows: int, columns: int, device: torch.device) -> tup
         return 128, 128, 4, 3
     few = -(-rows // 128) * programs * -(-columns // 256) * 2 <= multiprocessors(device)
     return (64, 256, 4, 3) if few else (128, 256, 8, 3)
+
+
+def _splits(programs: int, column_blocks: int, processors: int) -> int:
+    """Cut the columns into so many spans that no processor idles long, each with programs of its own."""
+
+    def cost(splits: int) -> float:
+        turns = -(-programs * splits // processors)
+        return turns * -(-column_blocks // splits) + 0.1 * splits
+
+    return min(range(1, min(column_blocks, 8) + 1), key=cost)

@@ -27,25 +27,20 @@ def _place(
     BLOCK: tl.constexpr,
     BLOCK_DESTINATIONS: tl.constexpr,
 ):
-    """One row. The removed-th largest cosine is found byte by byte; of those that equal it, the first ones merge."""
+    """One row. The removed-th largest cosine is found bit by bit; of those that equal it, the first ones merge."""
     row = tl.program_id(0).to(tl.int64)
     number = tl.arange(0, BLOCK)
     there = number < source_count
     # -0 becomes 0, since both are equal and their bits are not. Then the bits, as an integer, are in the values' order.
     bits = (tl.load(best + row * source_count + number, mask=there, other=0.0) + 0.0).to(tl.int32, bitcast=True)
-    key = (bits ^ ((bits >> 31) | -2147483648)).to(tl.uint32, bitcast=True)
-    byte = tl.arange(0, 256)
-    bound = tl.full((), 0, tl.uint32)
-    wanted = removed
-    for shift in tl.static_range(24, -8, -8):
-        alike = there if shift == 24 else there & ((key >> (shift + 8)) == bound)
-        found = tl.histogram(((key >> shift) & 255).to(tl.int32), 256, mask=alike)
-        larger = tl.cumsum(found, 0, reverse=True)  # keys alike of this byte or a larger one
-        here = tl.sum((larger >= wanted).to(tl.int32)) - 1
-        wanted -= tl.sum(tl.where(byte == here + 1, larger, 0))
-        bound = (bound << 8) | here.to(tl.uint32)
+    key = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    bound = tl.where(tl.sum((there & (key >= 0)).to(tl.int32)) >= removed, 0, -2147483648)
+    for bit in range(30, -1, -1):
+        higher = bound | (1 << bit)
+        bound = tl.where(tl.sum((there & (key >= higher)).to(tl.int32)) >= removed, higher, bound)
     above = there & (key > bound)
     equal = (there & (key == bound)).to(tl.int32)
+    wanted = removed - tl.sum(above.to(tl.int32))
     merged = above | ((equal > 0) & (tl.cumsum(equal, 0) <= wanted))
     stays = there & (merged == 0)
     rank = tl.cumsum(stays.to(tl.int32), 0) - 1

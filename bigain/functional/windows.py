@@ -44,8 +44,9 @@ def tile_members(
 ) -> tuple[Tensor, Tensor]:
     """List the tokens and the cells of every tile.
 
-    Tiles cover the grid from its first token; the last ones along an axis may reach beyond it, and
-    there repeat its last token and its last whole cell. Every token lies in one tile, at `tile_slots`.
+    Tiles cover the whole cells from the first one on. Tokens that no whole cell covers belong to the last tile
+    along their axis, for which every tile has room; where a tile reaches beyond the grid, it repeats the last
+    token and the last whole cell. A token's own place is at `tile_slots`; others are copies.
 
     Args:
         shape: Tokens along each axis.
@@ -54,23 +55,20 @@ def tile_members(
         device: Where the indices are wanted.
 
     Returns:
-        Tokens `[T, P]` and cells `[T, Q]`, both row-major indices; Q is the product of `window`,
-        P that of `window` and `cell`.
+        Tokens `[T, P]` and cells `[T, Q]`, both row-major indices.
     """
     tokens = torch.zeros((), dtype=torch.int64, device=device)
     cells = torch.zeros((), dtype=torch.int64, device=device)
     for length, side, wide in zip(shape, cell, window, strict=True):
-        span, number = side * wide, -(-length // (side * wide))
-        token = torch.arange(number * span, device=device).clamp_max(length - 1)
-        whole = length // side
-        box = torch.arange(number * wide, device=device).clamp_max(whole - 1)
-        tokens = tokens[..., None, None] * length + token.reshape(number, span)
-        cells = cells[..., None, None] * whole + box.reshape(number, wide)
+        whole, number, room = _tiling(length, side, wide)
+        start = torch.arange(number, device=device)[:, None] * wide
+        token = (start * side + torch.arange(room, device=device)).clamp_max(length - 1)
+        box = (start + torch.arange(wide, device=device)).clamp_max(whole - 1)
+        tokens = tokens[..., None, None] * length + token
+        cells = cells[..., None, None] * whole + box
     order = [*range(0, 2 * len(shape), 2), *range(1, 2 * len(shape), 2)]
-    return (
-        tokens.permute(order).reshape(-1, math.prod(cell) * math.prod(window)),
-        cells.permute(order).reshape(-1, math.prod(window)),
-    )
+    tiles = math.prod(tokens.shape[::2])
+    return tokens.permute(order).reshape(tiles, -1), cells.permute(order).reshape(tiles, -1)
 
 
 def tile_slots(
@@ -87,8 +85,16 @@ def tile_slots(
     tile, inside = torch.zeros_like(tokens), torch.zeros_like(tokens)
     stride = math.prod(shape)
     for length, side, wide in zip(shape, cell, window, strict=True):
+        _, number, room = _tiling(length, side, wide)
         stride //= length
-        at, span = tokens // stride % length, side * wide
-        tile = tile * -(-length // span) + at // span
-        inside = inside * span + at % span
+        at = tokens // stride % length
+        own = (at // (side * wide)).clamp_max(number - 1)
+        tile = tile * number + own
+        inside = inside * room + at - own * side * wide
     return tile, inside
+
+
+def _tiling(length: int, side: int, wide: int) -> tuple[int, int, int]:
+    """Return whole cells along an axis, tiles, and tokens that a tile has room for."""
+    whole = length // side
+    return whole, -(-whole // wide), side * wide + length % side

@@ -228,3 +228,32 @@ def test_a_plan_refuses_other_tokens_than_it_was_made_for(noise, name, shape):
         plan.reduce(noise(*shape))
     with pytest.raises(SettingError, match=f"This plan takes 2 rows of {plan.sizes.shape[1]} tokens here"):
         plan.restore(noise(2, 65, 8))
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_window_as_large_as_the_grid_changes_nothing(kind):
+    tokens = torch.randn(2, 63, 8, generator=torch.Generator().manual_seed(2))
+    grid = bigain.Grid((7, 9))
+    everywhere, within = (KINDS[kind](0.5, cell=2, window=window).plan(tokens, grid) for window in (None, 100))
+    assert torch.equal(everywhere.place, within.place)
+    assert torch.equal(everywhere.representatives, within.representatives)
+
+
+def test_tokens_merge_within_their_window():
+    tokens = torch.randn(1, 64, 8, generator=torch.Generator().manual_seed(2))
+    plan = LGTM(0.7, window=2).plan(tokens, bigain.Grid((8, 8)))
+    tile = torch.arange(64).reshape(8, 8)
+    tile = tile // 8 // 4 * 2 + tile % 8 // 4
+    for place in range(plan.sizes.shape[1]):
+        assert len(set(tile.flatten()[plan.place[0] == place].tolist())) == 1
+
+
+@pytest.mark.parametrize("window", [0, -1, 1.5, True, (), (2, 0), "2"])
+def test_windows_that_are_none_are_refused(window):
+    with pytest.raises(SettingError, match="window is cells along each axis"):
+        LGTM(0.5, window=window)
+
+
+def test_a_window_of_other_axes_is_refused():
+    with pytest.raises(SettingError, match=r"LGTM got a window of 3 axes \(2, 2, 2\) for a grid of 2 axes"):
+        LGTM(0.5, window=(2, 2, 2)).plan(torch.randn(1, 64, 8), bigain.Grid((8, 8)))

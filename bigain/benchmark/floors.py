@@ -1,6 +1,8 @@
 """What no reducer can beat: the same number of tokens without any work to choose them, and no attention at all."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,7 @@ from torch import Tensor
 
 from bigain.grid import Grid
 from bigain.reducers.base import Context, Reduction, TokenReducer
+from bigain.reducers.build import build_reducer
 
 __all__ = ["Sliced", "SlicedReduction", "first_merging", "removed_share"]
 
@@ -36,11 +39,11 @@ class Sliced(TokenReducer):
     """Keeps as many tokens as another reducer leaves, and the first ones: nothing is planned, gathered or put back.
 
     Args:
-        like: The reducer whose length it has.
+        like: The reducer whose length it has, or its name or mapping.
     """
 
-    def __init__(self, like: TokenReducer) -> None:
-        self.like = like
+    def __init__(self, like: TokenReducer | str | Mapping[str, Any]) -> None:
+        self.like = build_reducer(like)
 
     def plan(self, tokens: Tensor, grid: Grid, context: Context | None = None) -> Reduction:
         length = self.reduced_length(grid, context)

@@ -46,10 +46,9 @@ def completion_script(shell: str) -> str:
     if find_spec("shtab") is None:
         raise SettingError("Completion scripts are written by the package shtab: pip install shtab.")
     script = _all_commands().get_completion_script(f"shtab-{shell}")
-    for path, name in _names().items():
-        # The command line takes names, and they are shorter; recipes take class paths.
-        script = re.sub(rf"(?<![\w.]){re.escape(path)}(?![\w.])", name, script)
-    return script
+    # The command line takes names, and they are shorter; recipes take class paths. In one pass: the script is long.
+    names = _names()
+    return re.sub(r"[\w.]+", lambda found: names.get(found[0], found[0]), script)
 
 
 def _all_commands() -> Parser:

@@ -29,7 +29,11 @@ printf '%s\\n' "${COMPREPLY[@]}"
 def script_of(shell):
     """Make the script in a process of its own: here, classes of other tests would be among the choices."""
     command = [sys.executable, "-m", "bigain", "completion", shell]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    script = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    # A reducer that takes a TokenReducer, and nothing else, is completed within itself: 150 MB of it, once.
+    assert len(script) < 3_000_000
+    assert "--comparison.guidance" in script
+    return script
 
 
 @pytest.fixture(scope="module")

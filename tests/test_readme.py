@@ -1,10 +1,8 @@
 """What the README says can be typed, and the figures it shows are those that ship."""
 
 import csv
-import json
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType

@@ -155,7 +155,8 @@ class BlockPlanner:
         if moment is not None and moment.timestep is not None:
             given = moment.timestep
             timestep = given if isinstance(given, Tensor) else torch.full((), given, device=tokens.device)
-            timestep = timestep.expand(tokens.shape[0])[::sharing]
+            timestep = timestep.expand(tokens.shape[0])
+            timestep = timestep if sharing == 1 else timestep[::sharing]
         # Between passes, no plan may be cached for the next call.
         cache = {} if attachment.current is None else attachment.current.cache
         return Context(timestep, self.site.layer, self.site.stage, seed, cache=cache)

@@ -133,8 +133,10 @@ class ReducedAttention(ReducedCall):
 
     def _check_processor(self, plan: Reduction, module: nn.Module) -> None:
         """Refuse processors that leave the keys they are given aside, or know places among them."""
+        if plan.kind != "kv":
+            return
         kind = type(getattr(module, "processor", None)).__name__
-        if plan.kind == "kv" and kind.startswith("PAG"):
+        if kind.startswith("PAG"):
             raise SettingError(
                 f"{self.path} has a {kind}, which attends to the image's own tokens alone, so that keys cannot be "
                 "fewer than queries; take a merging reducer."

@@ -12,7 +12,7 @@ from bigain.adapters.recompute import Visit, in_backward
 from bigain.adapters.recording import Record
 from bigain.errors import SettingError, SiteError
 from bigain.grid import Grid
-from bigain.reducers.base import Context, Reduction, TokenReducer
+from bigain.reducers.base import Context, NoReduction, Reduction, TokenReducer
 
 __all__ = ["BlockPlanner", "modules_taken"]
 
@@ -39,6 +39,7 @@ class BlockPlanner:
         self.attachment, self.site, self._from_block = attachment, site, from_block
         self.parts = tuple(parts)
         self._visit: Visit | None = None
+        self._last_grid: tuple[tuple[tuple[int, ...], int], Grid] | None = None
         self.forgetting: list[Callable[[], None]] = []  # what the parts do after an exception
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -99,15 +100,33 @@ class BlockPlanner:
     @property
     def grid(self) -> Grid:
         """The grid that the block sees in its pass, or else in the shape attached for."""
-        setup, moment = self.attachment.setup, self._moment
-        shape, suffix = (None, 0) if moment is None else (moment.shape, moment.suffix)
-        grid = setup.adapter.grid(setup.model, setup.shape if shape is None else shape, self.site)
+        moment, shape, suffix = self._moment, self.attachment.setup.shape, 0
+        if moment is not None:
+            shape, suffix = shape if moment.shape is None else moment.shape, moment.suffix
+        if torch.compiler.is_compiling():  # what is remembered would be guarded on
+            return self._grid_on(shape, suffix)
+        if self._last_grid is None or self._last_grid[0] != (shape, suffix):
+            self._last_grid = (shape, suffix), self._grid_on(shape, suffix)
+        return self._last_grid[1]
+
+    def _grid_on(self, shape: tuple[int, ...], suffix: int) -> Grid:
+        setup = self.attachment.setup
+        grid = setup.adapter.grid(setup.model, shape, self.site)
         return Grid(grid.shape, grid.prefix, grid.suffix + suffix) if suffix else grid
 
     def _make(self, tokens: Tensor) -> Reduction:
+        attachment = self.attachment
+        grid = attachment.setup.adapter.fit(self.grid, tokens)
+        if grid.size < attachment.setup.min_tokens:
+            if attachment.current is not None:
+                attachment.current.left_alone[self.site.name] = grid.size
+            return NoReduction.of(tokens)
+        attachment.memory.planned = True
+        return self._planned(tokens, grid)
+
+    def _planned(self, tokens: Tensor, grid: Grid) -> Reduction:
         times, records = self.attachment.choices.sharing, self.attachment.choices.records
         context, reducer = self._context(tokens), self._reducer()
-        grid = self.attachment.setup.adapter.fit(self.grid, tokens)
         if times > 1:
             # The mean of the rows that share: none of them, so no class, is the one that decides.
             mean = tokens.reshape(-1, times, *tokens.shape[1:]).mean(dim=1, dtype=torch.float32)
@@ -144,9 +163,10 @@ class BlockPlanner:
         if sharing > 1 and tokens.shape[0] % sharing:
             raise SettingError(f"{tokens.shape[0]} rows cannot share plans {sharing} by {sharing}.")
         if moment is not None and moment.timestep is not None:
-            given = moment.timestep
+            given, rows = moment.timestep, tokens.shape[0]
             timestep = given if isinstance(given, Tensor) else torch.full((), given, device=tokens.device)
-            timestep = timestep.expand(tokens.shape[0])[::sharing]
+            timestep = timestep if timestep.shape == (rows,) else timestep.expand(rows)
+            timestep = timestep if sharing == 1 else timestep[::sharing]
         # Between passes, no plan may be cached for the next call.
         cache = {} if attachment.current is None else attachment.current.cache
         return Context(timestep, self.site.layer, self.site.stage, seed, cache=cache)

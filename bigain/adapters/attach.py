@@ -12,6 +12,7 @@ from torch import nn
 from bigain.adapters._counting import count_operations
 from bigain.adapters.attachment import Attachment, Setup
 from bigain.adapters.base import Adapter, Part, Site, Undo
+from bigain.adapters.compiled_blocks import tell_apart
 from bigain.adapters.find import AdapterSpec, match
 from bigain.adapters.pass_state import BlockPlanner, modules_taken
 from bigain.adapters.placement import Placement, placement_of
@@ -249,17 +250,22 @@ def _install(prepared: _Prepared) -> AttachReport:
     undo.append(network.register_forward_hook(attachment.end, always_call=True).remove)
     source = placement.plan_from or adapter.plan_from
     with _undone_on_error(network, report), _name_versions(adapter, network):
+        bare = {id(module): _hook_count(module) for module in network.modules()}
         if prepared.steps:
             install_steps(attachment, prepared.steps, placement, undo)
-            return report
-        for site in prepared.sites:
+        for site in prepared.sites if not prepared.steps else ():
             parts = [part for part in placement.parts if part in site.parts]
             planner = BlockPlanner(attachment, site, source == "block", parts)
             undo.append(site.block.register_forward_pre_hook(planner.enter, with_kwargs=True).remove)
             undo.append(site.block.register_forward_hook(planner.leave, always_call=True).remove)
             for part in parts:
                 undo.extend(site.parts[part].install(planner, part, placement.weighted))
+        tell_apart(network, [one for one in network.modules() if _hook_count(one) > bare[id(one)]], undo)
     return report
+
+
+def _hook_count(module: nn.Module) -> int:
+    return sum(len(getattr(module, name)) for name in _HOOKS)
 
 
 @contextmanager

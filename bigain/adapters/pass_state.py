@@ -129,7 +129,8 @@ class BlockPlanner:
         context, reducer = self._context(tokens), self._reducer()
         if times > 1:
             # The mean of the rows that share: none of them, so no class, is the one that decides.
-            mean = tokens.reshape(-1, times, *tokens.shape[1:]).mean(dim=1, dtype=torch.float32)
+            wide = torch.promote_types(tokens.dtype, torch.float32)
+            mean = tokens.reshape(-1, times, *tokens.shape[1:]).mean(dim=1, dtype=wide)
             tokens = mean.to(tokens.dtype)
         plan = reducer.plan(tokens, grid, context)
         if records is not None:

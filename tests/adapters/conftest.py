@@ -192,7 +192,9 @@ class _Block:
         first = row // self.share * self.share
         if (id(reducer), first) not in self.plans:
             source = tokens if self.source is None else self.source
-            means = source.unflatten(0, (-1, self.share)).mean(dim=1, dtype=torch.float32)[first // self.share, None]
+            means = source.unflatten(0, (-1, self.share)).mean(
+                dim=1, dtype=torch.promote_types(source.dtype, torch.float32)
+            )[first // self.share, None]
             source = source[row, None] if self.share == 1 else means
             self.plans[id(reducer), first] = reducer.plan(source, self.grid, self.contexts[first])
         return self.plans[id(reducer), first]

@@ -197,7 +197,8 @@ def test_a_second_process_is_refused_and_leaves_nothing(tmp_path):
 
 
 def test_the_lock_goes_with_a_killed_process_though_its_workers_outlive_it(tmp_path):
-    with subprocess.Popen(other(tmp_path / "r", 2, "wait"), stdout=subprocess.PIPE, text=True) as first:
+    command = other(tmp_path / "r", 2, "wait")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as first:
         assert first.stdout.readline() == "at work\n"
         assert first.stdout.readline() == "with a worker\n"
         with pytest.raises(SettingError, match="Another process is at work"):
@@ -205,6 +206,7 @@ def test_the_lock_goes_with_a_killed_process_though_its_workers_outlive_it(tmp_p
         os.kill(first.pid, signal.SIGKILL)
         first.wait(timeout=20)
         store = ResultFolder(tmp_path / "r", IDENTITY, resume=True)
+        os.killpg(first.pid, signal.SIGKILL)  # the worker, which would wait for its parent for ever
     assert store.done == {0, 1}
     store.publish(result)
 

@@ -17,7 +17,7 @@ from bigain.adapters.pass_state import BlockPlanner, modules_taken
 from bigain.adapters.placement import Placement, placement_of
 from bigain.adapters.progressive.merging import Step
 from bigain.adapters.progressive.steps import check_progressive, install_steps, plan_steps, step_reports
-from bigain.adapters.report import AttachReport, SiteReport
+from bigain.adapters.report import AttachReport, SiteReport, too_few
 from bigain.adapters.selection import select_sites
 from bigain.errors import SettingError, SiteError
 from bigain.grid import checked_shape
@@ -115,11 +115,12 @@ def _prepare(
         _refuse(network, reducer, wanted, sites)
     size = known.configured_shape(network) if shape is None else checked_shape(shape)
     if wanted.removal is None:
-        rows = [part_report(known, network, size, reducer, site, part) for site, part in _parts(wanted, sites)]
+        few = wanted.min_tokens
+        rows = [part_report(known, network, size, reducer, site, part, few) for site, part in _parts(wanted, sites)]
     else:
         steps = plan_steps(known, network, size, reducer, wanted, sites)
-        rows = step_reports(steps)
-    attachment = Attachment(Setup(network, known, reducer, seed, size, places))
+        rows = step_reports(steps, wanted.min_tokens)
+    attachment = Attachment(Setup(network, known, reducer, seed, size, places, wanted.min_tokens))
     return _Prepared(attachment, wanted, sites, tuple(rows), steps)
 
 
@@ -141,9 +142,11 @@ def _count(prepared: _Prepared, undo: Undo) -> Operations:
 
 def _taken(prepared: _Prepared) -> set[str]:
     """List the paths of all modules that are given fewer tokens."""
-    parts = _parts(prepared.placement, prepared.sites)
-    for step in prepared.steps:  # merged tokens stay merged: every part of the blocks behind
-        parts += [(step.site, part) for part in step.site.parts]
+    if prepared.steps:  # merged tokens stay merged: every part of the blocks behind
+        parts = [(step.site, part) for step in prepared.steps for part in step.site.parts]
+    else:
+        every = zip(_parts(prepared.placement, prepared.sites), prepared.rows, strict=True)
+        parts = [place for place, row in every if not row.left_alone]
     return {path for site, part in parts for path in site.covered(part)}
 
 
@@ -208,15 +211,22 @@ def _refuse(network: nn.Module, reducer: TokenReducer, placement: Placement, sit
 
 
 def part_report(
-    adapter: Adapter, network: nn.Module, shape: tuple[int, ...], reducer: TokenReducer, site: Site, part: Part
+    adapter: Adapter,
+    network: nn.Module,
+    shape: tuple[int, ...],
+    reducer: TokenReducer,
+    site: Site,
+    part: Part,
+    min_tokens: int,
 ) -> SiteReport:
     """Say what a reducer does to one part of a block.
 
     Raises:
         SettingError: More than it can do on the grid there.
     """
-    grid = adapter.grid(network, shape, site)
-    context = _place(site)
+    grid, context = adapter.grid(network, shape, site), _place(site)
+    if grid.size < min_tokens:
+        return SiteReport(site.path(part), grid, grid.tokens, grid.tokens, too_few(min_tokens))
     # Keys and values shrink in self-attention alone.
     whole = part != "self" and reducer.kinds_at(context) == {"kv"}
     after = grid.tokens if whole else reducer.reduced_length(grid, context)

@@ -28,6 +28,7 @@ class Setup:
         seed: Seeds what it draws.
         shape: Tokens along each axis of the model's input grid, as given to `attach`, or else as configured.
         places: Layer and stage of every block it works in.
+        min_tokens: Blocks whose grid has fewer tokens are left alone.
     """
 
     model: nn.Module
@@ -36,6 +37,7 @@ class Setup:
     seed: int
     shape: tuple[int, ...]
     places: tuple[Context, ...] = ()
+    min_tokens: int = 0
 
 
 @dataclass
@@ -62,12 +64,14 @@ class Pass:
         thread: The one that it runs in; `None` in compiled code.
         repeatable: Whether backward may run its blocks again.
         cache: What its blocks hand on to one another.
+        left_alone: Blocks with too few tokens, and how many they have.
     """
 
     moment: Moment
     thread: int | None
     repeatable: bool
     cache: dict[Any, Any]
+    left_alone: dict[str, int]
 
 
 @dataclass
@@ -79,12 +83,14 @@ class Memory:
         watched: Path, parent, attribute and value of all that has to stay in its place.
         replay: Plans of blocks that may run again during backward.
         ran: Whether a forward pass has come to one of the blocks.
+        planned: Whether one of them has planned, rather than been left alone.
     """
 
     settled: dict[str, TokenReducer] = field(default_factory=dict)
     watched: list[tuple[str, Any, str, Any]] = field(default_factory=list)
     replay: Replay = field(default_factory=Replay)
     ran: bool = False
+    planned: bool = False
 
 
 class Attachment:
@@ -157,7 +163,7 @@ class Attachment:
             self._check_places()
             thread = self._checked_thread()
         moment = self._checked_moment(self.setup.adapter.moment(module, args, kwargs))
-        self.current = Pass(moment, thread, torch.is_grad_enabled(), {})
+        self.current = Pass(moment, thread, torch.is_grad_enabled(), {}, {})
 
     def _checked_moment(self, moment: Moment) -> Moment:
         """Return the moment; refuse a number of tokens that does not fill the shape attached for."""
@@ -190,13 +196,28 @@ class Attachment:
 
     def end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """End the pass, also after an exception: clear its state."""
-        thread = None if self.current is None else self.current.thread
-        if not torch.compiler.is_compiling() and thread not in (None, threading.get_ident()):
+        ended = self.current
+        if (
+            ended is not None
+            and not torch.compiler.is_compiling()
+            and ended.thread not in (None, threading.get_ident())
+        ):
             return  # refused to another thread: the pass in progress goes on
         self.current = None
-        if not self.memory.ran and output is not None:
+        if output is None:
+            return
+        if not self.memory.ran:
             raise SiteError(
                 f"A forward pass of {type(self.model).__name__} reached none of the blocks that a reducer is attached "
                 "to: nothing was reduced. Was it compiled before? Attach first, then compile anew, or call "
                 "torch.compiler.reset() after attaching."
             )
+        if not self.memory.planned and ended is not None and ended.left_alone:
+            raise self._nothing_left(ended.left_alone)
+
+    def _nothing_left(self, left_alone: dict[str, int]) -> SettingError:
+        tokens = " or ".join(map(str, sorted(set(left_alone.values()), reverse=True)))
+        return SettingError(
+            f"min_tokens={self.setup.min_tokens} leaves every block alone, so that nothing is reduced: the grids of "
+            f"the {len(left_alone)} blocks have {tokens} tokens in this pass. Lower it, or choose other blocks."
+        )

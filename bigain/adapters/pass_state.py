@@ -12,7 +12,7 @@ from bigain.adapters.recompute import Visit, in_backward
 from bigain.adapters.recording import Record
 from bigain.errors import SettingError, SiteError
 from bigain.grid import Grid
-from bigain.reducers.base import Context, Reduction, TokenReducer
+from bigain.reducers.base import Context, NoReduction, Reduction, TokenReducer
 
 __all__ = ["BlockPlanner", "modules_taken"]
 
@@ -105,9 +105,18 @@ class BlockPlanner:
         return Grid(grid.shape, grid.prefix, grid.suffix + suffix) if suffix else grid
 
     def _make(self, tokens: Tensor) -> Reduction:
+        attachment = self.attachment
+        grid = attachment.setup.adapter.fit(self.grid, tokens)
+        if grid.size < attachment.setup.min_tokens:
+            if attachment.current is not None:
+                attachment.current.left_alone[self.site.name] = grid.size
+            return NoReduction.of(tokens)
+        attachment.memory.planned = True
+        return self._planned(tokens, grid)
+
+    def _planned(self, tokens: Tensor, grid: Grid) -> Reduction:
         times, records = self.attachment.choices.sharing, self.attachment.choices.records
         context, reducer = self._context(tokens), self._reducer()
-        grid = self.attachment.setup.adapter.fit(self.grid, tokens)
         if times > 1:
             # The mean of the rows that share: none of them, so no class, is the one that decides.
             mean = tokens.reshape(-1, times, *tokens.shape[1:]).mean(dim=1, dtype=torch.float32)
@@ -146,7 +155,8 @@ class BlockPlanner:
         if moment is not None and moment.timestep is not None:
             given = moment.timestep
             timestep = given if isinstance(given, Tensor) else torch.full((), given, device=tokens.device)
-            timestep = timestep.expand(tokens.shape[0])[::sharing]
+            timestep = timestep.expand(tokens.shape[0])
+            timestep = timestep if sharing == 1 else timestep[::sharing]
         # Between passes, no plan may be cached for the next call.
         cache = {} if attachment.current is None else attachment.current.cache
         return Context(timestep, self.site.layer, self.site.stage, seed, cache=cache)

@@ -79,6 +79,9 @@ class Placement:
             placements alone and their default: from the mean of the heads' keys.
         proportional: Weight each key by the number of tokens it stands for. Default: in
             progressive placements only. ToMe's authors turn it off for MAE as pretrained.
+        min_tokens: A block whose grid has fewer tokens than this is left alone: there, planning
+            may cost more than it saves. 0, the default, leaves none alone. A reducer that
+            this leaves nothing to do is refused in its first pass.
         progressive: In vision transformers: merged tokens stay merged through the following
             blocks, which see them as a sequence (a cell is one number), and pooling counts each
             as often as it stands for one. `True`: every block removes the reducer's ratio of the
@@ -103,6 +106,7 @@ class Placement:
     downsample: Sequence[int] | int | None = None
     plan_from: PlanFrom | None = None
     proportional: bool | None = None
+    min_tokens: int = 0
     preset: str | None = None
     progressive: bool | int | Sequence[int] = False
 
@@ -119,10 +123,7 @@ class Placement:
                 raise SettingError(f"{name} of a placement: give {kind.__name__}, one or a list; got {given!r}.")
             if isinstance(given, Iterable) and not isinstance(given, str):
                 object.__setattr__(self, name, tuple(given))
-        if not isinstance(self.proportional, bool | None):
-            raise SettingError(f"proportional is true or false; got {self.proportional!r}.")
-        if self.plan_from not in (None, *get_args(PlanFrom)):
-            raise SettingError(f"plan_from is one of {', '.join(get_args(PlanFrom))}; got {self.plan_from!r}.")
+        self._check_values()
         if self.preset is not None and self.preset not in PRESETS:
             raise SettingError(f"There is no placement {self.preset!r}; there are {', '.join(PRESETS)}.")
         if self.preset is not None and any(getattr(self, name) != getattr(Placement, name) for name in _WHERE):
@@ -130,6 +131,14 @@ class Placement:
         if "self" not in parts and self.proportional:
             raise SettingError(f"proportional weights the keys of self-attention; parts are {', '.join(parts)}.")
         self._check_progressive()
+
+    def _check_values(self) -> None:
+        if not isinstance(self.proportional, bool | None):
+            raise SettingError(f"proportional is true or false; got {self.proportional!r}.")
+        if not isinstance(self.min_tokens, int) or isinstance(self.min_tokens, bool) or self.min_tokens < 0:
+            raise SettingError(f"min_tokens is a number of tokens, 0 or more; got {self.min_tokens!r}.")
+        if self.plan_from not in (None, *get_args(PlanFrom)):
+            raise SettingError(f"plan_from is one of {', '.join(get_args(PlanFrom))}; got {self.plan_from!r}.")
 
     def _check_progressive(self) -> None:
         removal = self.removal

@@ -4,7 +4,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 from bigain.adapters.attachment import Attachment
@@ -13,7 +13,7 @@ from bigain.errors import SettingError, SiteError
 from bigain.grid import Grid
 from bigain.profiling.operations import Operations
 
-__all__ = ["AttachReport", "SiteReport"]
+__all__ = ["AttachReport", "SiteReport", "too_few"]
 
 _LINES = 16
 """More sites than this are summed up."""
@@ -31,12 +31,14 @@ class SiteReport:
         grid: The grid it sees at the model's configured size.
         before: Tokens before reduction.
         after: Tokens after reduction.
+        left_alone: Why it is left as it is, where it is.
     """
 
     name: str
     grid: Grid
     before: int
     after: int
+    left_alone: str = ""
 
 
 @dataclass
@@ -155,22 +157,30 @@ class AttachReport:
         return "\n".join([head, *rows])
 
 
+def too_few(min_tokens: int) -> str:
+    """Say why a module is left alone."""
+    return f"fewer than min_tokens={min_tokens}"
+
+
 def _lines(sites: Sequence[SiteReport]) -> list[str]:
     return _laid_out([(site.name, site) for site in sites])
 
 
 def _summed_up(sites: Sequence[SiteReport]) -> list[str]:
     """Give one line to sites whose paths differ in numbers alone, and whose tokens are the same."""
-    groups: dict[tuple[str, Grid, int, int], list[SiteReport]] = {}
+    groups: dict[SiteReport, int] = {}
     for site in sites:
-        key = (re.sub(r"(?<![^.])\d+(?![^.])", "*", site.name), site.grid, site.before, site.after)
-        groups.setdefault(key, []).append(site)
-    return _laid_out([(f"{len(group)} x {name}", group[0]) for (name, *_), group in groups.items()])
+        alike = replace(site, name=re.sub(r"(?<![^.])\d+(?![^.])", "*", site.name))
+        groups[alike] = groups.get(alike, 0) + 1
+    return _laid_out([(f"{count} x {alike.name}", alike) for alike, count in groups.items()])
 
 
 def _laid_out(named: Sequence[tuple[str, SiteReport]]) -> list[str]:
     width = max(len(name) for name, _ in named)
-    return [
-        f"  {name:<{width}}  {'x'.join(map(str, site.grid.shape)):>9}  {site.before} -> {site.after} tokens"
-        for name, site in named
-    ]
+    return [f"  {name:<{width}}  {'x'.join(map(str, site.grid.shape)):>9}  {_tokens(site)}" for name, site in named]
+
+
+def _tokens(site: SiteReport) -> str:
+    if site.left_alone:
+        return f"{site.before} tokens, left alone: {site.left_alone}"
+    return f"{site.before} -> {site.after} tokens"

@@ -133,9 +133,10 @@ class FlopCounter:
         for site in sites:
             for part in placement.parts:
                 if part in site.parts:
-                    row = part_report(adapter, network, self.shape, reducer, site, part)
+                    row = part_report(adapter, network, self.shape, reducer, site, part, placement.min_tokens)
                     flops = operations_of(self._counter, self.network, site.covered(part))
-                    found.append(PartFlops(row.name, row.grid, row.before, row.after, flops))
+                    if not row.left_alone:
+                        found.append(PartFlops(row.name, row.grid, row.before, row.after, flops))
         return tuple(found)
 
     def _checked(self, shape: tuple[int, ...] | None) -> tuple[int, ...]:

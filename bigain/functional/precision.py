@@ -16,7 +16,9 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     Args:
         device: Where the tensors are; on the meta device, which knows no autocast, too.
     """
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+    # Where none is on, there is nothing to turn off, which takes longer than a small matrix product.
+    idle = device.type == "meta" or not torch.is_autocast_enabled(device.type)
+    return nullcontext() if idle else torch.autocast(device.type, enabled=False)
 
 
 def token_norms(values: Tensor) -> Tensor:

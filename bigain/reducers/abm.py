@@ -15,6 +15,7 @@ from bigain.functional.matching import take
 from bigain.grid import Grid
 from bigain.reducers.base import Context, NoReduction, Reduction, TokenReducer
 from bigain.reducers.cells import checked_cell, checked_ratio, checked_removal, count_cells, sides_on
+from bigain.reducers.once import once_a_pass
 from bigain.scorers.base import TokenScorer
 from bigain.scorers.build import build_scorer
 
@@ -100,17 +101,17 @@ class ABM(TokenReducer):
         body, count = grid.body(tokens), self._merged(grid)
         if not count:
             return NoReduction.of(tokens)
-        cells, leftover = cell_tokens(grid.shape, self._cell_on(grid), tokens.device)
+        batch, cell = tokens.shape[0], self._cell_on(grid)
         with torch.no_grad():
+            cells, leftover, goal, sizes = once_a_pass(context, _tables, grid, cell, count, tokens.device)
             scores = self.scorer(body, Grid(grid.shape))[:, cells]
             detail = scores.sum(dim=-1) if self.aggregation == "sum" else scores.amax(dim=-1)
             order = detail.argsort(dim=-1, stable=True)
             tiles, kept = cells[order[:, :count]], cells[order[:, count:]].flatten(1)
-            others = torch.cat([kept, leftover.expand(tokens.shape[0], -1)], dim=1)
-            place = _places(tiles, others, grid)
-            sizes = torch.full((tokens.shape[0], count), float(tiles.shape[2]), device=tokens.device)
-            sizes = F.pad(sizes, (grid.prefix, others.shape[1] + grid.suffix), value=1.0)
-        return BlockMerge(sizes, place, tiles, others, grid)
+            others = torch.cat([kept, leftover.expand(batch, -1)], dim=1)
+            members = torch.cat([tiles.flatten(1), others], dim=1) + grid.prefix
+            place = goal.expand(batch, -1).scatter(1, members, goal[grid.prefix :][: grid.size].expand(batch, -1))
+        return BlockMerge(sizes.expand(batch, -1), place, tiles, others, grid)
 
     def reduced_length(self, grid: Grid, context: Context | None = None) -> int:
         return grid.tokens - self._merged(grid) * (math.prod(self._cell_on(grid)) - 1)
@@ -129,13 +130,19 @@ class ABM(TokenReducer):
         return [cls(0.4, cell=2), cls(0.3, aggregation="max", cell=2)]
 
 
-def _places(tiles: Tensor, others: Tensor, grid: Grid) -> Tensor:
-    """Say where each token goes: `[B, N]`, prefix and suffix included."""
-    batch, count, size = tiles.shape
-    rest = others.shape[1]
-    index = torch.arange(grid.prefix + count + rest + grid.suffix, device=tiles.device).expand(batch, -1)
-    before, after = index[:, : grid.prefix], index[:, grid.prefix + count + rest :]
-    merged, stay = index[:, grid.prefix :][:, :count], index[:, grid.prefix + count :][:, :rest]
-    tokens = torch.cat([tiles.flatten(1), others], dim=1)
-    goal = torch.cat([merged.repeat_interleave(size, dim=1), stay], dim=1)
-    return torch.cat([before, torch.empty_like(tokens).scatter(1, tokens, goal), after], dim=1)
+def _tables(
+    grid: Grid, cell: tuple[int, ...], count: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Make what merging `count` tiles needs and no value decides.
+
+    Returns:
+        `cells` and `leftover` of `cell_tokens`; the place of each token, `[N]`, if the tokens of merged tiles came
+        first on the grid, tile by tile; the size of each place, `[M]`.
+    """
+    cells, leftover = cell_tokens(grid.shape, cell, device)
+    size = cells.shape[1]
+    merged = slice(grid.prefix, grid.prefix + count)
+    place = torch.arange(grid.tokens - count * (size - 1), device=device)
+    goal = torch.cat([place[: merged.start], place[merged].repeat_interleave(size), place[merged.stop :]])
+    full = torch.full((count,), float(size), device=device)
+    return cells, leftover, goal, F.pad(full, (grid.prefix, len(place) - merged.stop), value=1.0)

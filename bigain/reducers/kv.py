@@ -14,6 +14,7 @@ from bigain.functional.resample import cell_sizes, coarse_shape, copy_to_cells
 from bigain.grid import Grid
 from bigain.reducers.base import Context, Kind, NoReduction, Reduction, TokenReducer
 from bigain.reducers.cells import sides_on
+from bigain.reducers.once import once_a_pass
 
 __all__ = ["Downsampled", "Downsampler"]
 
@@ -81,8 +82,7 @@ class Downsampler(TokenReducer):
         if self.reduced_length(grid) == grid.tokens:
             return NoReduction.of(tokens)
         with torch.no_grad():
-            sizes = cell_sizes(grid.shape, factor, tokens.device)
-            sizes = F.pad(sizes, (grid.prefix, grid.suffix), value=1.0).expand(tokens.shape[0], -1)
+            sizes = once_a_pass(context, _sizes, grid, factor, tokens.device).expand(tokens.shape[0], -1)
             return self.downsampled(sizes, grid, factor, context or Context())
 
     def reduced_length(self, grid: Grid, context: Context | None = None) -> int:
@@ -91,6 +91,11 @@ class Downsampler(TokenReducer):
     def _factor_on(self, grid: Grid) -> tuple[int, ...]:
         sides = (self.factor,) if isinstance(self.factor, int) else self.factor
         return sides_on(self, "factor", sides, grid)
+
+
+def _sizes(grid: Grid, factor: tuple[int, ...], device: torch.device) -> Tensor:
+    """Count the tokens of each cell, prefix and suffix included: `[M]`."""
+    return F.pad(cell_sizes(grid.shape, factor, device), (grid.prefix, grid.suffix), value=1.0)
 
 
 def _checked_factor(factor: Sequence[int] | int) -> tuple[int, ...] | int:

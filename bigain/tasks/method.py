@@ -31,7 +31,7 @@ class Applied:
     @property
     def sites(self) -> list[dict[str, Any]]:
         """The modules that a reducer works in, with tokens before and after, as results store them."""
-        reduced = self.report.sites if self.report else ()
+        reduced = [site for site in self.report.sites if not site.left_alone] if self.report else []
         return [{"name": site.name, "before": site.before, "after": site.after} for site in reduced]
 
 

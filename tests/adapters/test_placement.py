@@ -132,7 +132,7 @@ def test_a_preset_of_another_family_or_size_is_refused(dit, unet, batch, latents
         assert "'dit' of 28 blocks; this one has the adapter 'dit' and 4 blocks." in refusal(dit, placement=name)[1]
 
 
-FIELDS = "parts, layers, names, downsample, plan_from, proportional, preset, progressive"
+FIELDS = "parts, layers, names, downsample, plan_from, proportional, min_tokens, preset, progressive"
 WRONG_SETTINGS = [
     ({"parts": ["self", "kv"]}, "parts are one or more of self, cross, mlp, each once; got ['self', 'kv']."),
     ({"parts": "attn"}, "parts are one or more of self, cross, mlp, each once; got 'attn'."),

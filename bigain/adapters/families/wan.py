@@ -105,7 +105,7 @@ class _WanSelfAttention(AttentionSeam):
 
 def _mask_all_heads(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Bring a mask `[B, 1, M]` to `[B, 1, 1, M]`, in a pre-hook behind that which reduces."""
-    mask: Tensor | None = kwargs["attention_mask"]
+    mask: Tensor | None = kwargs.get("attention_mask")
     return None if mask is None else (args, kwargs | {"attention_mask": mask[:, None]})
 
 

@@ -11,7 +11,7 @@ from bigain.adapters.hooks.reduced import ReducedCall
 from bigain.adapters.hooks.rotary import Layout, Rotary, Tables, rotate
 from bigain.adapters.hooks.tokens import plan_behind, reduce_behind, restore_behind
 from bigain.errors import SettingError, SiteError
-from bigain.reducers.base import Reduction
+from bigain.reducers.base import NoReduction, Reduction
 
 __all__ = ["ReducedAttention", "Rotation"]
 
@@ -51,9 +51,9 @@ class ReducedAttention(ReducedCall):
         given = dict(zip(self._names, args, strict=False)) | kwargs
         tokens: Tensor = given["hidden_states"]
         plan = self.planner(tokens)
-        if self.part == "cross" and plan.kind == "kv":
+        if isinstance(plan, NoReduction) or (self.part == "cross" and plan.kind == "kv"):
             self.plan = self.tables = None
-            return None  # a composite at a block where it leaves queries alone
+            return None  # kv: a composite at a block where it leaves queries alone
         self._count = tokens.shape[1]
         self._begin(plan, given, module)
         if self.part == "cross":
@@ -82,13 +82,17 @@ class ReducedAttention(ReducedCall):
         """Shorten what a norm gave, text first."""
         tokens, rest = (output[0], output[1:]) if isinstance(output, tuple) else (output, None)
         self.plan, self._count = plan_behind(self.planner, tokens)
+        if isinstance(self.plan, NoReduction):
+            self.plan = None
+            return output
         short = tokens if self.plan.kind == "kv" else reduce_behind(self.plan, tokens, self._count)
         return short if rest is None else (short, *rest)
 
     def inside_region(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Take the positions out of the attention's call; its tokens are short already."""
+        if self.plan is None:
+            return None
         given = dict(zip(self._names, args, strict=False)) | kwargs
-        assert self.plan is not None
         self._begin(self.plan, given, module)
         return (), given
 

@@ -96,8 +96,8 @@ class ReducedModule(ReducedCall):
                 f"At {self._path} the rows of one batch would be reduced to different lengths, which a module of which "
                 "nothing is known cannot mask. Give all rows one timestep: report.at(timestep)."
             )
-        if plan.kind == "kv" and self._part != "self":
-            return None  # a composite at a block where it leaves queries alone
+        if isinstance(plan, NoReduction) or (plan.kind == "kv" and self._part != "self"):
+            return None  # kv: a composite at a block where it leaves queries alone
         self.plan, self._count = plan, tokens.shape[1]
         self._waiting = len(self._keys) if plan.kind == "kv" else 0
         if plan.kind == "kv":
@@ -158,7 +158,7 @@ class ReducedModule(ReducedCall):
     def _explain(self, plan: Reduction) -> None:
         """Add a note to the exception that left the module: it may have counted on N tokens."""
         error = sys.exception()
-        if error is None or isinstance(error, BigainError) or isinstance(plan, NoReduction):
+        if error is None or isinstance(error, BigainError):
             return
         length = plan.sizes.shape[1]
         if plan.kind == "kv":

@@ -78,7 +78,9 @@ class ProportionalProcessor:
         temb: Tensor | None = None,
     ) -> Tensor:
         plan = self._work.plan
-        assert plan is not None
+        if plan is None:
+            plain: Tensor = self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+            return plain
         keys = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         # Sizes say, too, which places stand for no token: the mask is not needed.
         return attend_proportionally(attn, hidden_states, keys, plan.sizes)

@@ -13,7 +13,8 @@ __all__ = ["ReducedCall"]
 class ReducedCall:
     """The plan that a module's call follows, from the hook that shortens its tokens to the one that restores them.
 
-    A subclass shortens them in a forward pre-hook of its own, which sets `plan`.
+    A subclass shortens them in a forward pre-hook of its own, which sets `plan`. Where there is nothing
+    to reduce, it leaves the call as it is.
 
     Args:
         planner: Plans for the block.

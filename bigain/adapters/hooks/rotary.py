@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from bigain.reducers.base import NoReduction, Reduction
+from bigain.reducers.base import Reduction
 
 __all__ = ["Rotary", "Tables", "rotate", "shorten_table"]
 
@@ -74,7 +74,7 @@ class Tables:
         whole = tuple(_flat(table).to(plan.sizes.device) for table in given)
         grid = tuple(table[:, table.shape[1] - tokens :] for table in whole)
         text = tuple(table[:, : table.shape[1] - tokens] for table in whole)
-        short = grid if isinstance(plan, NoReduction) else shorten_table(grid, plan)
+        short = shorten_table(grid, plan)
         full = grid if plan.kind == "kv" else short
         if apart or not text[0].shape[1]:
             return cls(_pair(full), _pair(short), _pair(text) if apart else None)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bigain.adapters.base import Part, Planner, Seam, Site, Undo
 from bigain.adapters.hooks.reduced import ReducedCall
 from bigain.errors import SiteError
-from bigain.reducers.base import Reduction, TokenReducer
+from bigain.reducers.base import NoReduction, Reduction, TokenReducer
 
 __all__ = ["ReducedTokens", "TokenSeam", "plan_behind", "reduce_behind", "restore_behind"]
 
@@ -80,7 +80,7 @@ class ReducedTokens(ReducedCall):
         tokens = self.turned(args[0])
         plan, count = plan_behind(self.planner, tokens) if self._joint else (self.planner(tokens), tokens.shape[1])
         # A composite may leave queries alone at this block.
-        self.plan = None if plan.kind == "kv" else plan
+        self.plan = None if plan.kind == "kv" or isinstance(plan, NoReduction) else plan
         return args if self.plan is None else (self.turned(reduce_behind(plan, tokens, count)), *args[1:])
 
     def restored(self, plan: Reduction, tokens: Tensor) -> Tensor:

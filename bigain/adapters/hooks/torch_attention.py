@@ -10,6 +10,7 @@ from bigain.adapters.hooks._paths import watch_path
 from bigain.adapters.hooks.reduced import ReducedCall
 from bigain.adapters.hooks.tokens import ReducedTokens
 from bigain.errors import SiteError
+from bigain.reducers.base import NoReduction
 
 __all__ = ["FeedForwardSeam", "MultiheadSeam"]
 
@@ -89,6 +90,8 @@ class ReducedMultihead(ReducedCall):
         self._check(given)
         tokens: Tensor = given["query"]
         plan = self.planner(self.turned(tokens))
+        if isinstance(plan, NoReduction):
+            return None
         short = self.turned(plan.reduce(self.turned(tokens)))
         given["query"] = short if plan.kind == "merge" else tokens
         # The same object: by that torch knows self-attention, and may take its fused kernel.

@@ -221,9 +221,13 @@ class MergingBlock(BlockPlanner):
         return short + branch
 
     def _make(self, tokens: Tensor) -> Reduction:
-        self._count, step = tokens.shape[1] - self._step.prefix, self._step
+        self._count = tokens.shape[1] - self._step.prefix
+        return super()._make(tokens)
+
+    def _planned(self, tokens: Tensor, grid: Grid) -> Reduction:
+        step = self._step
         try:
-            plan = super()._make(tokens)
+            plan = super()._planned(tokens, grid)
         except SettingError as error:
             raise SettingError(f"At {self.site.name}, which is given {self._count} tokens in a row: {error}") from error
         if plan.padded:

@@ -19,7 +19,7 @@ from bigain.adapters.pass_state import modules_taken
 from bigain.adapters.placement import Placement
 from bigain.adapters.progressive.merging import Branch, MergingBlock, Step, set_removed
 from bigain.adapters.progressive.pools import Pool, Progress
-from bigain.adapters.report import SiteReport
+from bigain.adapters.report import SiteReport, too_few
 from bigain.errors import SettingError, SiteError
 from bigain.grid import Grid
 from bigain.reducers.base import Context, TokenReducer
@@ -164,28 +164,28 @@ def plan_steps(
             raise SiteError(f"A reducer is attached already, at {site.path('self')}. Detach it first.")
         step = Step(site, adapter.branch(site), None, None, grid.prefix, left, left)
         if site.layer in wanted:
-            step = _merging(step, reducer, wanted[site.layer])
+            step = _merging(step, reducer, wanted[site.layer], placement.min_tokens)
         steps.append(step)
         left = step.after
     return tuple(steps)
 
 
-def step_reports(steps: Sequence[Step]) -> list[SiteReport]:
+def step_reports(steps: Sequence[Step], min_tokens: int) -> list[SiteReport]:
     """Say what the blocks that merge do: tokens before and after, fewer from block to block."""
-    return [
-        SiteReport(
-            step.site.name, Grid((step.before,), step.prefix), step.before + step.prefix, step.after + step.prefix
-        )
-        for step in steps
-        if step.reducer is not None
-    ]
+    rows = []
+    for step in steps:
+        grid, why = Grid((step.before,), step.prefix), too_few(min_tokens) if step.before < min_tokens else ""
+        if step.reducer is not None:
+            rows.append(SiteReport(step.site.name, grid, grid.tokens, step.after + step.prefix, why))
+    return rows
 
 
 def install_steps(attachment: Attachment, steps: Sequence[Step], placement: Placement, undo: Undo) -> None:
     """Put the hooks into the model; add to `undo`, as soon as anything is in, what takes it out."""
     adapter, model = attachment.setup.adapter, attachment.model
     assert isinstance(adapter, ProgressiveAdapter)
-    progress = Progress(merges=any(step.after < step.before for step in steps))
+    few = placement.min_tokens  # may be too few at the size attached for, and enough in a pass
+    progress = Progress(merges=any(step.after < step.before or step.before < few for step in steps))
     undo.append(model.register_forward_pre_hook(progress.begin).remove)
     undo.append(model.register_forward_hook(progress.end, always_call=True).remove)
     source = placement.plan_from or "keys"
@@ -199,9 +199,11 @@ def install_steps(attachment: Attachment, steps: Sequence[Step], placement: Plac
         undo.append(partial(delattr, model, name))
 
 
-def _merging(step: Step, reducer: TokenReducer, removed: int | None) -> Step:
-    """Let a block merge."""
+def _merging(step: Step, reducer: TokenReducer, removed: int | None, min_tokens: int) -> Step:
+    """Let a block merge; with too few tokens it does so only in passes that give it more."""
     grid, site = Grid((step.before,), step.prefix), step.site
+    if grid.size < min_tokens:
+        return replace(step, reducer=reducer if removed is None else copy.copy(reducer), removed=removed)
     context = Context(layer=site.layer, stage=site.stage)
     try:
         if removed is None:

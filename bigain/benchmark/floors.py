@@ -1,4 +1,4 @@
-"""What no reducer can beat: the same number of tokens without any work to choose them, and no attention at all."""
+"""What no reducer can beat: the same number of tokens without the work of choosing them."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ __all__ = ["Sliced", "SlicedReduction", "first_merging", "removed_share"]
 
 @dataclass(frozen=True)
 class SlicedReduction(Reduction):
-    """The first M tokens; what is restored to the others is zero, so that a residual leaves them as they were.
+    """The first M tokens; the others are restored to zero, so that a residual connection leaves them as they were.
 
     Args:
         sizes: Ones, float32, `[B, M]`.
@@ -33,10 +33,10 @@ class SlicedReduction(Reduction):
 
 
 class Sliced(TokenReducer):
-    """Keeps as many tokens as another reducer leaves, and the first ones: nothing is planned, gathered or put back.
+    """Takes the first tokens, as many as another reducer leaves: nothing is planned, gathered or restored.
 
     Args:
-        like: The reducer whose length it has.
+        like: The reducer whose reduced length it has.
     """
 
     def __init__(self, like: TokenReducer) -> None:
@@ -52,7 +52,7 @@ class Sliced(TokenReducer):
 
 
 def first_merging(reducers: dict[str, TokenReducer]) -> tuple[str, TokenReducer] | None:
-    """Find the first reducer that merges; floors and peers are given its ratio."""
+    """Find the first reducer that merges, whose ratio floors and peers have."""
     return next(((name, one) for name, one in reducers.items() if one.kinds == {"merge"}), None)
 
 

@@ -43,7 +43,7 @@ _MODULES = {
 }
 """Where each name is defined."""
 
-if not TYPE_CHECKING:  # a checker that saw this would accept any name
+if not TYPE_CHECKING:  # a type checker that saw this would accept any name
 
     def __getattr__(name: str) -> Any:
         """Import a public name when it is first asked for."""

@@ -63,7 +63,7 @@ class Grid:
             tokens: `[B, N, C]`.
 
         Raises:
-            SettingError: They are no tokens (see `check_tokens`), or N differs from `self.tokens`.
+            SettingError: Not tokens (see `check_tokens`), or N differs from `self.tokens`.
         """
         check_tokens(tokens)
         if tokens.shape[1] != self.tokens:
@@ -93,10 +93,10 @@ class Grid:
 
 
 def check_tokens(tokens: object) -> None:
-    """Refuse what are no tokens. Looks at type and shape alone: nothing waits for a GPU.
+    """Refuse anything but tokens. Only type and shape are looked at, so nothing waits for a GPU.
 
     Raises:
-        SettingError: No floating-point tensor of three axes, or one without rows, tokens or channels.
+        SettingError: Not a floating-point tensor of three axes, or one without rows, tokens or channels.
     """
     if not isinstance(tokens, Tensor):
         raise SettingError(f"Tokens must be a torch tensor [B, N, C]; got {type(tokens).__name__}.")
@@ -109,7 +109,7 @@ def check_tokens(tokens: object) -> None:
 
 
 def check_grid(grid: object) -> None:
-    """Refuse what is no `Grid`.
+    """Refuse anything but a `Grid`.
 
     Raises:
         SettingError: Anything else, a bare shape for instance.
@@ -119,14 +119,14 @@ def check_grid(grid: object) -> None:
 
 
 def checked_shape(shape: object, axes: Sequence[str] = ()) -> tuple[int, ...]:
-    """Return a shape that a user gave.
+    """Return a user's shape as a tuple.
 
     Args:
         shape: Tokens along each axis.
-        axes: What the axes are called; without names, there may be any number of them.
+        axes: Names of the axes; without names, any number of axes is accepted.
 
     Raises:
-        SettingError: It is no sequence of so many whole numbers of at least 1.
+        SettingError: Not a sequence of whole numbers of at least 1, one for each name.
     """
     given = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str | bytes) else ()
     whole = all(isinstance(length, int) and not isinstance(length, bool) and length >= 1 for length in given)

@@ -5,8 +5,8 @@ groups `bigain.scorers`, `bigain.reducers`, `bigain.adapters` and `bigain.backbo
 Nothing is imported until it is asked for by name.
 
 A package says in its metadata which versions of bigain it was made for, as it does to pip:
-`bigain>=0.2.0.dev0,<0.3` among its dependencies. Names of one that was made for others are refused
-without being imported.
+`bigain>=0.2.0.dev0,<0.3` among its dependencies. Entries of a package made for other versions are
+refused without being imported.
 """
 
 import difflib
@@ -28,6 +28,7 @@ __all__ = [
     "available",
     "base_of",
     "build",
+    "declared",
     "entries",
     "get",
     "refresh",
@@ -82,7 +83,7 @@ def refresh() -> None:
 
 
 def available(kind: str) -> list[str]:
-    """Names that can be asked for; nothing is imported.
+    """List the registered names; nothing is imported.
 
     Args:
         kind: `scorers`, `reducers`, `adapters` or `backbones`.
@@ -94,7 +95,7 @@ def available(kind: str) -> list[str]:
 
 
 def declared(kind: str) -> list[Entry]:
-    """List a kind with package; nothing is imported, so that no problem is known.
+    """List the entries of a kind; nothing is imported, so `problem` stays empty.
 
     Args:
         kind: `scorers`, `reducers`, `adapters` or `backbones`.
@@ -103,7 +104,7 @@ def declared(kind: str) -> list[Entry]:
 
 
 def entries(kind: str) -> list[Entry]:
-    """List a kind with package and, for what cannot be loaded, the reason.
+    """List the entries of a kind, each with the reason if it cannot be loaded.
 
     Args:
         kind: `scorers`, `reducers`, `adapters` or `backbones`.
@@ -119,7 +120,7 @@ def entries(kind: str) -> list[Entry]:
 
 
 def _problem(kind: str, point: EntryPoint) -> str:
-    """Say why what is declared cannot be used; nothing if it can."""
+    """Say why an entry cannot be used; empty if it can."""
     if reason := _misfit(kind, point) or _shadowed(kind, point):
         return reason
     try:
@@ -130,7 +131,7 @@ def _problem(kind: str, point: EntryPoint) -> str:
 
 
 def _shadowed(kind: str, point: EntryPoint) -> str:
-    """Say that a name is bigain's own: a package that claims it, too, must not take it away from others."""
+    """Say that a package claims one of bigain's own names; empty if it does not."""
     own = any(_package(other).startswith("bigain ") for other in _declared(kind)[point.name])
     if not own or _package(point).startswith("bigain "):
         return ""
@@ -147,11 +148,11 @@ def get(kind: str, name: str) -> type[Any]:
         SettingError: The name is unknown (the nearest are shown), claimed by two packages,
             made for another version of bigain, cannot be imported, or is no class of the kind.
     """
-    declared = _declared(kind)
-    if name not in declared:
-        raise SettingError(_unknown(kind, name, list(declared)))
-    misfits = [_misfit(kind, point) for point in declared[name]]
-    fitting = [point for point, misfit in zip(declared[name], misfits, strict=True) if not misfit]
+    known = _declared(kind)
+    if name not in known:
+        raise SettingError(_unknown(kind, name, list(known)))
+    misfits = [_misfit(kind, point) for point in known[name]]
+    fitting = [point for point, misfit in zip(known[name], misfits, strict=True) if not misfit]
     if not fitting:
         raise SettingError(" ".join(misfits))
     first, *rest = [point for point in fitting if not _shadowed(kind, point)]
@@ -173,7 +174,7 @@ def get(kind: str, name: str) -> type[Any]:
 
 
 def _misfit(kind: str, point: EntryPoint) -> str:
-    """Say which other versions of bigain an entry was made for; nothing if for the one that runs."""
+    """Say which versions of bigain an entry was made for; empty if for this one."""
     asked = _made_for(point.dist) if point.dist else ""
     if not asked:
         return ""
@@ -183,25 +184,22 @@ def _misfit(kind: str, point: EntryPoint) -> str:
 
 @cache
 def _made_for(dist: Distribution) -> str:
-    """Return the requirement on bigain that this version does not meet; nothing if it meets all."""
+    """Return the first requirement on bigain that this version does not meet; empty if it meets all."""
     for text in dist.requires or ():
         try:
             asked = Requirement(text)
         except InvalidRequirement:
-            continue  # pip refuses such packages; one that is about bigain could not be read by anybody
-        # Extras are optional, and what they ask for was perhaps never wanted.
-        holds = asked.marker is None or asked.marker.evaluate({"extra": ""})
-        if (
-            asked.name.lower() == "bigain"
-            and holds
-            and not asked.specifier.contains(running_version(), prereleases=True)
-        ):
+            continue  # pip refuses such packages
+        # Requirements of extras do not apply: nobody may have asked for the extra.
+        applies = asked.marker is None or asked.marker.evaluate({"extra": ""})
+        fits = asked.specifier.contains(running_version(), prereleases=True)
+        if asked.name.lower() == "bigain" and applies and not fits:
             return f"bigain{asked.specifier}"
     return ""
 
 
 def running_version() -> str:
-    """Return the version of bigain; from a folder that was never installed, that of no release."""
+    """Return the version of bigain; "0" where it is not installed."""
     try:
         return version("bigain")
     except PackageNotFoundError:

@@ -14,7 +14,7 @@ __all__ = ["count_operations", "network_pass"]
 
 
 def network_pass(network: nn.Module, adapter: Adapter, shape: tuple[int, ...]) -> Callable[[int], Any]:
-    """Return a forward pass on made-up inputs of so many rows."""
+    """Return a function of a number of rows that runs the network on made-up inputs."""
     dtype = main_dtype(network)
     return lambda rows: network(**adapter.inputs(network, rows, shape, META, dtype))
 
@@ -30,10 +30,10 @@ def count_operations(
 
     Args:
         network: The network on the meta device, with nothing attached.
-        adapter: What knows it.
+        adapter: The adapter that takes it.
         shape: Tokens along each axis of its input grid.
         paths: The modules that are reduced.
-        attached: Attaches the reducer to it, until the context ends.
+        attached: Makes a context in which the reducer is attached to it.
 
     Raises:
         SettingError: The network or the reducer cannot run without values, or on made-up inputs.
@@ -45,7 +45,7 @@ def count_operations(
             after = count_pass(evaluate, 1, failure)
     except BigainError:
         raise
-    except Exception as error:  # whatever a library or a plugin raises there
+    except Exception as error:  # whatever a library or a plugin raises
         reason = next(iter(str(error).splitlines()), "")
         raise SettingError(f"{failure}: {type(error).__name__}: {reason}") from error
     reducible = operations_of(before, network, paths)

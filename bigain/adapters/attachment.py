@@ -19,13 +19,13 @@ __all__ = ["Attachment", "Choices", "Memory", "Pass", "Setup"]
 
 @dataclass(frozen=True)
 class Setup:
-    """What is settled at attaching.
+    """What attaching fixes.
 
     Args:
         model: The model.
-        adapter: What knows it.
+        adapter: Its adapter.
         reducer: The reducer.
-        seed: Seeds what it draws.
+        seed: Seeds the reducer's random choices.
         shape: Tokens along each axis of the model's input grid, as given to `attach`, or else as configured.
         places: Layer and stage of every block it works in.
         min_tokens: Blocks whose grid has fewer tokens are left alone.
@@ -45,9 +45,9 @@ class Choices:
     """What the report sets for the passes within one of its contexts.
 
     Args:
-        reducer: The reducer, as settled for a timestep that the host knows.
-        sharing: So many consecutive rows share one plan.
-        records: Collects the plans that are made; `None` where nothing is recorded.
+        reducer: The reducer, settled for the timestep of the context if there is one.
+        sharing: How many consecutive rows share one plan.
+        records: Collects the plans that are made; `None` while nothing is recorded.
     """
 
     reducer: TokenReducer
@@ -61,10 +61,10 @@ class Pass:
 
     Args:
         moment: What the adapter read from its arguments.
-        thread: The one that it runs in; `None` in compiled code.
+        thread: The thread that it runs in; `None` in compiled code.
         repeatable: Whether backward may run its blocks again.
-        cache: What its blocks hand on to one another.
-        left_alone: Blocks with too few tokens, and how many they have.
+        cache: The cache of its blocks' contexts.
+        left_alone: Blocks with too few tokens, each with how many it has.
     """
 
     moment: Moment
@@ -76,13 +76,13 @@ class Pass:
 
 @dataclass
 class Memory:
-    """What is remembered from pass to pass.
+    """What outlives a pass.
 
     Args:
-        settled: What the reducer came to at timesteps the host knew, by its text.
-        watched: Path, parent, attribute and value of all that has to stay in its place.
+        settled: The reducer as settled for timesteps that the host knew, by its repr.
+        watched: Path, parent, attribute and value of everything that must not be replaced.
         replay: Plans of blocks that may run again during backward.
-        ran: Whether a forward pass has come to one of the blocks.
+        ran: Whether a forward pass has reached one of the blocks.
         planned: Whether one of them has planned, rather than been left alone.
     """
 
@@ -97,13 +97,13 @@ class Attachment:
     """A reducer at work in one model.
 
     Args:
-        setup: What is settled at attaching.
+        setup: What attaching fixes.
 
     Attributes:
         choices: What the report sets.
-        memory: What is remembered from pass to pass.
+        memory: What outlives a pass.
         current: The forward pass in progress; `None` between passes.
-        active: Whether it is attached. A compiled model notices by it that it is no longer.
+        active: Whether it is attached; tells a compiled model that it no longer is.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -127,7 +127,7 @@ class Attachment:
         return None if self.current is None else self.current.moment
 
     def check_mixed_timesteps(self) -> None:
-        """Refuse a reducer that rows at different timesteps could not follow in one batch.
+        """Refuse a reducer that cannot serve rows at different timesteps in one batch.
 
         Raises:
             SettingError: At some block it merges at one timestep and shrinks keys and values at another.
@@ -147,11 +147,11 @@ class Attachment:
         found = self.reducer.at(timestep)
         if found is self.reducer:
             return found
-        # The same object for the same phase: a compiled model compiles once a phase.
+        # The same object for the same rules, so that a compiled model compiles once for each set of rules.
         return self.memory.settled.setdefault(repr(found), found)
 
     def watch(self, path: str, parent: Any, name: str) -> None:
-        """Refuse a pass once the attribute `name` of `parent`, the module at `path`, was replaced."""
+        """Refuse later passes if the attribute `name` of `parent`, the module at `path`, has been replaced."""
         self.memory.watched.append((path, parent, name, getattr(parent, name)))
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -171,7 +171,7 @@ class Attachment:
         if moment.shape is not None or count is None or math.prod(shape) == count:
             return moment
         size = " x ".join(map(str, shape))
-        # Not a square, even if it could be one: 36 x 64, as any 16:9, could be as well.
+        # No guess at a square: 2304 tokens are 48 x 48, but also 36 x 64 (16:9).
         raise SettingError(
             f"{type(self.model).__name__} was given {count} tokens, and nothing in the call tells how they lie; the "
             f"shape attached for is {size}. Say it when attaching, as in attach(model, ..., shape=(36, 64))."
@@ -202,7 +202,7 @@ class Attachment:
             and not torch.compiler.is_compiling()
             and ended.thread not in (None, threading.get_ident())
         ):
-            return  # refused to another thread: the pass in progress goes on
+            return  # the refused call of another thread: the pass in progress goes on
         self.current = None
         if output is None:
             return

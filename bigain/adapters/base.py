@@ -30,10 +30,10 @@ Part = Literal["self", "cross", "mlp"]
 """A part of a block: self-attention, the queries of cross-attention, the MLP."""
 
 PlanFrom = Literal["block", "part", "keys"]
-"""What a plan is made from: the block's input, that of the first part that is reduced, or its attention's keys."""
+"""What a plan is made from: the block's input, the input of its first reduced part, or its attention's keys."""
 
 Undo = list[Callable[[], None]]
-"""What takes back, one call each and the last first, what was put into a model."""
+"""Calls that undo changes to a model; the last is called first."""
 
 
 class Seam(ABC):
@@ -41,7 +41,7 @@ class Seam(ABC):
 
     Attributes:
         module: Path of the part's module in the block.
-        covers: Paths of all modules whose work the part is, to count it.
+        covers: Paths of all modules that make up the part, to count its operations.
     """
 
     module: str
@@ -51,7 +51,7 @@ class Seam(ABC):
         return (self.module,)
 
     def check(self, site: "Site", part: Part, reducer: TokenReducer, proportional: bool) -> None:  # noqa: B027
-        """Refuse what could not work here, before anything is touched.
+        """Refuse what cannot work here, before anything is touched.
 
         Raises:
             SiteError: The block lacks something, or is set up so that the reducer would do nothing.
@@ -73,9 +73,9 @@ class Site:
         parts: The parts it has, and how each takes its tokens.
         stage: Name of the resolution stage, in models that have stages.
         downsample: How many times coarser its grid is than the model's input grid, along each axis.
-        tokens: Name of the block's argument that holds the tokens, where it is not passed first.
-        batch_first: Whether these are `[B, N, C]`, rather than `[N, B, C]`.
-        after_text: Whether text stands before them in the same tensor.
+        tokens: Name of the block's argument that holds the tokens, if it is passed by keyword.
+        batch_first: Whether tokens are `[B, N, C]`, rather than `[N, B, C]`.
+        after_text: Whether text stands before the tokens in the same tensor.
     """
 
     name: str
@@ -93,7 +93,7 @@ class Site:
         return self.block.get_submodule(self.parts[part].module)
 
     def modules(self, parts: Sequence[Part]) -> list[nn.Module]:
-        """List all modules whose work some parts are."""
+        """List all modules that make up some parts."""
         return [self.block.get_submodule(name) for part in parts for name in self.parts[part].covers]
 
     def path(self, part: Part) -> str:
@@ -101,12 +101,12 @@ class Site:
         return self.inside(self.parts[part].module) or type(self.block).__name__
 
     def covered(self, part: Part) -> tuple[str, ...]:
-        """Return the paths in the model of all modules whose work a part is."""
+        """Return the paths in the model of all modules that make up a part."""
         return tuple(self.inside(name) for name in self.parts[part].covers)
 
     def inside(self, name: str) -> str:
-        """Return the path in the model of a module of the block."""
-        # The model itself may be the block, and the block its only part.
+        """Return the path in the model of the block's module `name`."""
+        # Either may be empty: the model may be the block, and the block its own part.
         return ".".join(filter(None, (self.name, name)))
 
 
@@ -122,18 +122,18 @@ class Attached(Protocol):
         """The reducer."""
 
     def watch(self, path: str, parent: Any, name: str) -> None:
-        """Refuse a pass once the attribute `name` of `parent`, the module at `path`, was replaced."""
+        """Refuse later passes if the attribute `name` of `parent`, the module at `path`, has been replaced."""
 
 
 class Planner(Protocol):
     """The plan of one block in the pass in progress, as the hooks of its parts see it."""
 
     forgetting: list[Callable[[], None]]
-    """Called after an exception in the block: each clears what a hook keeps during a call."""
+    """Called after an exception in the block: each clears the per-call state of a hook."""
 
     @property
     def attachment(self) -> Attached:
-        """What the block belongs to."""
+        """The reducer's attachment to the model."""
 
     @property
     def site(self) -> Site:
@@ -147,7 +147,7 @@ class Planner(Protocol):
         """Begin a run of the block, as its own forward pre-hook does."""
 
     def __call__(self, tokens: Tensor) -> Reduction:
-        """Return the block's plan; `tokens`, `[B, N, C]`, are those that the calling part is given."""
+        """Return the block's plan; `tokens` is the input of the part that asks, `[B, N, C]`."""
 
 
 @dataclass(frozen=True)
@@ -156,12 +156,12 @@ class Moment:
 
     Args:
         shape: Tokens along each axis of the model's input grid; `None` where the arguments do
-            not say, for the shape that was attached for.
-        timestep: Timestep of each row, from 0 to 1000 with 1000 as pure noise, `[B]`, one
-            for all, `[]`, or a number that the host knows; `None` if the model has none.
-        tokens: How many tokens lie on the grid, where the arguments say that and no shape: they
-            have to fill the shape that was attached for.
-        suffix: Tokens behind the grid in this pass, which are never reduced: further images.
+            not say: the shape attached for then holds.
+        timestep: Timestep of each row, from 0 to 1000 (pure noise), `[B]`, or one for all,
+            `[]`, or a number that the host knows; `None` if the model has none.
+        tokens: How many tokens lie on the grid, where the arguments say no more: they have to
+            fill the shape attached for.
+        suffix: Tokens behind the grid in this pass, never reduced (further images).
     """
 
     shape: tuple[int, ...] | None
@@ -176,12 +176,12 @@ class Adapter(ABC):
     An adapter never knows a method.
 
     Attributes:
-        library: Module that must be imported already for a model of this family to exist.
+        library: Module that is imported wherever a model of this family exists.
         family: What it serves, in words, for listings and errors.
         classes: Names of the library's classes that it serves.
         tested: Versions of the library that it was tested with.
         plan_from: What the published methods plan from in this family.
-        general: Whether it serves models of any kind, and is asked after all others.
+        general: Whether it serves any model; it is then asked after all others.
     """
 
     library: ClassVar[str]
@@ -192,11 +192,11 @@ class Adapter(ABC):
     general: ClassVar[bool] = False
 
     def matches(self, model: nn.Module) -> bool:
-        """Say whether the model is of this family: of one of `classes`, or derived from one."""
-        # By name: to look a class up in a library that imports lazily would import its module.
+        """Say whether the model is of one of `classes`, or derived from one."""
+        # By name: looking up a class in a library that imports lazily would import its module.
         return any(
-            kind.__name__ in self.classes and kind.__module__.partition(".")[0] == self.library
-            for kind in type(model).__mro__
+            base.__name__ in self.classes and base.__module__.partition(".")[0] == self.library
+            for base in type(model).__mro__
         )
 
     @abstractmethod
@@ -205,19 +205,19 @@ class Adapter(ABC):
 
     @abstractmethod
     def default_layers(self, sites: list[Site]) -> list[int]:
-        """Say at which layers the published methods work."""
+        """List the layers at which the published methods work."""
 
     @abstractmethod
     def grid(self, model: nn.Module, shape: tuple[int, ...], site: Site) -> Grid:
-        """Say which grid a site sees when the model's input grid is `shape`."""
+        """Return the grid that a site sees when the model's input grid is `shape`."""
 
     def fit(self, grid: Grid, tokens: Tensor) -> Grid:
-        """Say which grid a site sees, given its tokens, `[B, N, C]`: in most families what `grid` said."""
+        """Return the grid that a site's tokens, `[B, N, C]`, lie on: in most families what `grid` returned."""
         return grid
 
     @abstractmethod
     def configured_shape(self, model: nn.Module) -> tuple[int, ...]:
-        """Read from the model's configuration how tokens lie at its input."""
+        """Return the shape of the model's input grid by its configuration."""
 
     @abstractmethod
     def moment(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Moment:
@@ -233,13 +233,13 @@ class Adapter(ABC):
             model: The model.
             rows: B.
             shape: Tokens along each axis of its input grid.
-            device: Where the tensors are wanted; values on `meta` are none.
-            dtype: Type of the floating-point ones.
+            device: Where the tensors are wanted; `meta` for none with values.
+            dtype: Type of the floating-point tensors.
         """
 
 
 def first_blocks(sites: Sequence[Site]) -> list[int]:
-    """Name the layers of the first 12 of 28 blocks, or of that share of however many there are.
+    """List the layers of the first 12 of 28 blocks, or of the same share of another number.
 
     References:
         BiGain, appendix B.4.1, for DiT-XL/2.
@@ -267,7 +267,7 @@ class StackAdapter(Adapter):
 
     @abstractmethod
     def parts(self, block: nn.Module) -> Mapping[Part, Seam]:
-        """Say which parts a block has, and how each takes its tokens."""
+        """Return the parts of a block, and how each takes its tokens."""
 
     def sites(self, model: nn.Module) -> list[Site]:
         blocks = cast("nn.ModuleList", getattr(model, self.blocks))
@@ -280,5 +280,5 @@ class StackAdapter(Adapter):
         return Grid(shape)
 
     def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Put the arguments of a forward call under their names."""
+        """Return the arguments of a forward call by their names."""
         return dict(zip(self.parameters, args, strict=False)) | kwargs

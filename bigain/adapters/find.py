@@ -1,4 +1,4 @@
-"""Find the network in what is given, and the adapter that knows it."""
+"""Find the network in a model or pipeline, and the adapter that knows it."""
 
 import sys
 from collections.abc import Mapping
@@ -61,17 +61,16 @@ def match(model: Any, adapter: AdapterSpec | None = None) -> tuple[nn.Module, st
 
 
 def _registered_name(adapter: Adapter) -> str:
-    """Return the name that an adapter, or the class that it derives from, is registered by; else its class's."""
+    """Return the registered name of an adapter or of the class that it derives from; else its class's name."""
     named: dict[type, str] = {}
     for name in available("adapters"):
-        with suppress(Exception):  # a broken plugin, which is not the one that is given
+        with suppress(Exception):  # a broken plugin, which cannot be the given adapter
             named.setdefault(get("adapters", name), name)
-    kinds = type(adapter).__mro__
-    return next((named[kind] for kind in kinds if kind in named), type(adapter).__name__)
+    return next((named[base] for base in type(adapter).__mro__ if base in named), type(adapter).__name__)
 
 
 def _candidates(model: Any) -> list[nn.Module]:
-    """List the modules that could be the network, and refuse what would go wrong without a word."""
+    """List the modules that could be the network; refuse those in which a reducer would silently do nothing."""
     found = [model, *(getattr(model, name, None) for name in _INNER)]
     networks = [candidate for candidate in found if isinstance(candidate, nn.Module)]
     for network in networks:
@@ -96,7 +95,7 @@ def _candidates(model: Any) -> list[nn.Module]:
 
 
 def _willing() -> tuple[dict[str, Adapter], dict[str, str]]:
-    """Build the adapters whose library is there; whatever a plugin raises, the others still serve."""
+    """Build the adapters whose library is imported, and note those that raise: the others still serve."""
     known: dict[str, Adapter] = {}
     broken: dict[str, str] = {}
     for name in available("adapters"):
@@ -118,6 +117,6 @@ def _matches(adapter: Adapter, network: nn.Module, name: str, broken: dict[str, 
 
 
 def _family(name: str) -> str:
-    kind = get("adapters", name)
-    tested = getattr(kind, "tested", "")
-    return getattr(kind, "family", "no family stated") + (f", tested with {kind.library} {tested}" if tested else "")
+    adapter = get("adapters", name)
+    tested = f", tested with {adapter.library} {adapter.tested}" if getattr(adapter, "tested", "") else ""
+    return getattr(adapter, "family", "no family stated") + tested

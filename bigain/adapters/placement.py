@@ -10,7 +10,7 @@ from bigain.errors import SettingError
 __all__ = ["BLOCK_CHOICES", "PRESETS", "Placement", "Preset", "placement_of"]
 
 BLOCK_CHOICES = ("layers", "names", "downsample")
-"""Settings of a placement that say which blocks."""
+"""Settings of a placement that choose blocks."""
 
 _WHERE = ("parts", *BLOCK_CHOICES)
 """What a preset decides."""
@@ -28,10 +28,10 @@ class Removal:
 
     @classmethod
     def of(cls, given: object) -> "Removal":
-        """Read what a placement's `progressive` says.
+        """Read a placement's `progressive`.
 
         Raises:
-            SettingError: It is neither true, nor a number, nor a list of numbers.
+            SettingError: Neither true, nor a number, nor a list of numbers.
         """
         if given is True:
             return cls(None)
@@ -45,7 +45,7 @@ class Removal:
         return cls(numbers if isinstance(given, Sequence) else numbers[0])
 
     def of_blocks(self, blocks: int) -> tuple[int | None, ...]:
-        """Return the number of each block; `None` where the ratio says.
+        """Return the number for each block; `None` for what the ratio says.
 
         Raises:
             SettingError: Numbers for more or fewer blocks.
@@ -70,7 +70,7 @@ class Placement:
         parts: `self` (self-attention), `cross` (queries of cross-attention), `mlp`.
             The parts of one block share one plan.
         layers: Indices of blocks counted from the input, or how many of the first.
-        names: Patterns of block paths, as `down_blocks.*` or `*transformer_blocks.0`.
+        names: Patterns of block paths, such as `down_blocks.*` or `*transformer_blocks.0`.
         downsample: How many times coarser than the model's input grid their grids are; 1 is
             full resolution, `[1, 2]` the two finest.
         plan_from: `block`: plans are made from the block's input, before the norm.
@@ -79,15 +79,15 @@ class Placement:
             placements alone and their default: from the mean of the heads' keys.
         proportional: Weight each key by the number of tokens it stands for. Default: in
             progressive placements only. ToMe's authors turn it off for MAE as pretrained.
-        min_tokens: A block whose grid has fewer tokens than this is left alone: there, planning
-            may cost more than it saves. 0, the default, leaves none alone. A reducer that
-            this leaves nothing to do is refused in its first pass.
+        min_tokens: A block whose grid has fewer tokens than this is left alone, since planning
+            may cost more there than it saves. 0, the default, leaves none alone. If every
+            block is left alone, the first pass raises.
         progressive: In vision transformers: merged tokens stay merged through the following
-            blocks, which see them as a sequence (a cell is one number), and pooling counts each
-            as often as it stands for one. `True`: every block removes the reducer's ratio of the
-            tokens then left. A number, or one for each block: so many tokens, whatever
-            the reducer's ratio; `tome_schedule` makes such a list.
-            Tokens that the model returns are fewer, and none are put back.
+            blocks, which see them as a sequence (a cell is one number), and pooling weights
+            each by its size. `True`: every block removes the reducer's ratio of the tokens
+            that are left. A number, or one for each block: so many tokens, whatever the
+            reducer's ratio; `tome_schedule` makes such a list. The model returns fewer
+            tokens; none are restored.
         preset: Name of a published placement, instead of parts, layers, names and
             downsample: `PRESETS`.
 
@@ -115,12 +115,12 @@ class Placement:
         if not parts or not set(parts) <= set(get_args(Part)) or len(set(parts)) < len(parts):
             raise SettingError(f"parts are one or more of {', '.join(get_args(Part))}, each once; got {self.parts!r}.")
         object.__setattr__(self, "parts", parts)
-        for name, kind in (("layers", int), ("names", str), ("downsample", int)):
+        for name, wanted in (("layers", int), ("names", str), ("downsample", int)):
             given = getattr(self, name)
             items = given if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
-            wrong = [item for item in items if not isinstance(item, kind) or isinstance(item, bool)]
+            wrong = [item for item in items if not isinstance(item, wanted) or isinstance(item, bool)]
             if given is not None and wrong:
-                raise SettingError(f"{name} of a placement: give {kind.__name__}, one or a list; got {given!r}.")
+                raise SettingError(f"{name} of a placement: give {wanted.__name__}, one or a list; got {given!r}.")
             if isinstance(given, Iterable) and not isinstance(given, str):
                 object.__setattr__(self, name, tuple(given))
         self._check_values()
@@ -158,12 +158,12 @@ class Placement:
 
     @property
     def removal(self) -> "Removal | None":
-        """What `progressive` asks of the blocks; `None` where every token is given back."""
+        """What `progressive` asks of the blocks; `None` where every token is restored."""
         return None if self.progressive is False else Removal.of(self.progressive)
 
     @property
     def weighted(self) -> bool:
-        """Whether keys are weighted: as `proportional` says, or else as is usual in this kind of placement."""
+        """Whether keys are weighted: `proportional`, or else true in progressive placements alone."""
         return self.removal is not None if self.proportional is None else self.proportional
 
     def __str__(self) -> str:
@@ -181,8 +181,8 @@ class Preset:
 
     Args:
         adapter: Name of their adapter.
-        placement: Where it works.
-        source: Where it stands.
+        placement: The placement.
+        source: Where it is published.
         blocks: How many blocks those models have; `None` for any.
     """
 
@@ -212,7 +212,7 @@ PRESETS: Mapping[str, Preset] = {
 def placement_of(
     given: Placement | str | Mapping[str, Any] | None, layers: Sequence[int] | int | None = None
 ) -> Placement:
-    """Make a placement from a preset's name, a mapping or itself, and `layers` as a shorthand.
+    """Make a placement from a preset's name, a mapping, a placement or, as a shorthand, `layers`.
 
     Raises:
         SettingError: Both are given, or the mapping has other keys.

@@ -1,4 +1,4 @@
-"""Plans for blocks that run again during backward: gradient checkpointing."""
+"""Plans for blocks that backward recomputes (gradient checkpointing)."""
 
 from dataclasses import dataclass
 
@@ -17,8 +17,8 @@ class Visit:
     """One run of a block.
 
     Args:
-        moment: The pass it is part of.
-        plan: Its plan, once made.
+        moment: What is known of its pass.
+        plan: The plan, once made.
     """
 
     moment: Moment | None = None
@@ -26,38 +26,38 @@ class Visit:
 
 
 def in_backward() -> bool:
-    """Say whether autograd is at work in this thread: a block that runs now is a recomputation."""
-    # torch.utils.checkpoint asks the same; there is no public way.
+    """Say whether this thread runs backward, so that a block that runs now is recomputed."""
+    # As torch.utils.checkpoint does; there is no public way.
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1  # noqa: SLF001
 
 
 class Replay:
     """The plan of every run of a block that backward may recompute.
 
-    When checkpointing runs a block again, the timestep and the pass's cache are gone, and
-    another pass may have begun. The block's input is the same tensor in memory, since
-    checkpointing keeps it: a run is found by that. Plans are dropped with the inputs.
+    When checkpointing recomputes a block, the timestep and the pass's cache are gone, and
+    another pass may have begun. But checkpointing keeps the block's input, so a run is
+    found by the input's place in memory. Plans are dropped with the inputs.
     """
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[int, int, int], tuple[StorageWeakRef, Visit]] = {}
+        self._runs: dict[tuple[int, int, int], tuple[StorageWeakRef, Visit]] = {}
 
     def keep(self, layer: int, tokens: Tensor, visit: Visit) -> None:
         """Keep a run of the block at `layer`, whose input is `tokens`."""
         if torch.compiler.is_compiling():
             return
-        self._kept = {key: value for key, value in self._kept.items() if not value[0].expired()}  # type: ignore[no-untyped-call]
-        self._kept[_key(layer, tokens)] = (StorageWeakRef(tokens.untyped_storage()), visit)  # type: ignore[no-untyped-call]
+        self._runs = {key: value for key, value in self._runs.items() if not value[0].expired()}  # type: ignore[no-untyped-call]
+        self._runs[_key(layer, tokens)] = (StorageWeakRef(tokens.untyped_storage()), visit)  # type: ignore[no-untyped-call]
 
     def find(self, layer: int, tokens: Tensor) -> Visit | None:
         """Return the run that is being repeated; `None` outside backward, or where there was none."""
         if torch.compiler.is_compiling() or not in_backward():
             return None
-        reference, visit = self._kept.get(_key(layer, tokens), (None, None))
+        reference, visit = self._runs.get(_key(layer, tokens), (None, None))
         return visit if reference is not None and not reference.expired() else None  # type: ignore[no-untyped-call]
 
     def __deepcopy__(self, memo: object) -> "Replay":
-        return Replay()  # A copied model's runs are its own.
+        return Replay()  # a copied model has runs of its own
 
     def __reduce__(self) -> tuple[type["Replay"], tuple[()]]:
         return Replay, ()

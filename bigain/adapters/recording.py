@@ -1,4 +1,4 @@
-"""What a report records of a forward pass."""
+"""What a report can record of a forward pass."""
 
 from dataclasses import dataclass
 
@@ -13,12 +13,12 @@ __all__ = ["Record"]
 
 @dataclass(frozen=True)
 class Record:
-    """One plan, as a pass makes it.
+    """One plan that a pass makes.
 
     Args:
         block: Path of the block in the model.
         layer: Its index, counted from the input.
-        part: The first of its parts that follows the plan.
+        part: The first part that follows the plan.
         name: Path of that part's module in the model.
         tokens: What the plan is made from, `[B, N, C]`; where rows share plans, the mean of those that share.
         grid: How they lie.

@@ -56,8 +56,8 @@ def _resolve(name: str, sites: list[Site], placement: Placement) -> Placement:
             f"Placement {placement.preset!r} is for models of the adapter {preset.adapter!r}{size}; "
             f"this one has the adapter {name!r} and {len(sites)} blocks."
         )
-    kept = {name: getattr(placement, name) for name in ("plan_from", "proportional", "min_tokens")}
-    return replace(preset.placement, **kept)
+    others = {name: getattr(placement, name) for name in ("plan_from", "proportional", "min_tokens")}
+    return replace(preset.placement, **others)
 
 
 def _by_layers(sites: list[Site], layers: Sequence[int] | int) -> list[Site]:

@@ -17,10 +17,10 @@ __all__ = ["MergeMap", "merge_map"]
 
 @dataclass(frozen=True)
 class MergeMap:
-    """The assignment that the first block with a reducer followed in one forward pass.
+    """The assignment of the first block with a reducer in one forward pass.
 
     Args:
-        noisy: float32, `[B, C, h, w]`: what the network saw.
+        noisy: The network's input, float32, `[B, C, h, w]`.
         place: int64, `[B, N]`: each token's place in the reduced sequence.
         representatives: int64, `[B, M]`: the token each place stands for.
         grid: How the tokens lie.
@@ -46,7 +46,7 @@ def merge_map(
         report: What `attach` returned.
         clean: Latents, `[B, C, h, w]`.
         condition: B rows.
-        timestep: How much noise is added, the same for every row.
+        timestep: The timestep of every row.
         seed: Seeds the noise.
     """
     t = torch.full((len(clean),), timestep, device=clean.device)
@@ -63,7 +63,7 @@ def merge_map(
 
 
 def _representatives(plan: Reduction, place: Tensor) -> Tensor:
-    """Name the token that each place stands for; the first of its group where the method has none."""
+    """Return the token that each place stands for; the first of its group if the method names none."""
     if isinstance(plan, Merge):
         return plan.representatives
     tokens = torch.arange(place.shape[1], device=place.device).expand_as(place)

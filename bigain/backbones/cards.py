@@ -1,4 +1,4 @@
-"""What is known of published weights: their repository, licence and checksum."""
+"""Published weights: their repository, licence and checksum."""
 
 import hashlib
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ class Card:
     """One entry of `cards.yaml`.
 
     Args:
-        name: What users write for it.
-        title: What it is.
+        name: The name users write.
+        title: What the model is.
         repository: Where it is published.
         licence: Its licence.
-        sha256: Of its weights; empty where none was read from a source.
+        sha256: Checksum of its weights; empty where the source states none.
     """
 
     name: str
@@ -46,7 +46,7 @@ def card(name: str) -> Card:
 
 
 def check_weights(about: Card, file: Path) -> None:
-    """Compare a file with its card.
+    """Refuse a file that is not what its card describes.
 
     Raises:
         DataError: The file has another checksum.

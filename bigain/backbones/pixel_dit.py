@@ -42,17 +42,16 @@ class PixelDiT(Backbone):
             folder that `DiTTransformer2DModel.save_pretrained` wrote. `None`
             starts from random weights of the shape below. Under `torch.device("meta")`
             only the shapes are read.
-        width: Channels of a token. This and what follows, up to `label_count`, describe a
-            model of random weights; one that is loaded brings its own shape.
+        width: Channels of a token. This and the settings up to `label_count` describe a model
+            of random weights; a loaded model has its own shape.
         depth: Number of blocks.
         heads: Attention heads.
         patch_size: Side of a patch in pixels.
-        overlap: Side of the window, in pixels, that each pixel brings along: 1 is
-            the pixel alone, 5 its 5 x 5 surroundings (an overlapping patch
-            embedding). Odd.
+        overlap: Side in pixels of the window around each pixel that the model sees: 1 is
+            the pixel alone, 5 its 5 x 5 surroundings (an overlapping patch embedding). Odd.
         image_size: Side of the images in pixels.
         label_count: Number of classes.
-        scheduler: A scheduler configuration, which decides on the process. Default:
+        scheduler: A scheduler configuration, which defines the process. Default:
             `scheduler_config.json` of the folder or, where it has none, that of the
             embedded model.
 
@@ -90,7 +89,7 @@ class PixelDiT(Backbone):
         self.overlap, self.image_size = math.isqrt(config.in_channels // 3), int(config.sample_size)
         self.latent_shape, self.label_count = (3, self.image_size, self.image_size), int(config.num_embeds_ada_norm)
         self.scheduler = dict(scheduler) if scheduler is not None else _scheduler(folder)
-        _ = self.process  # an impossible configuration is refused now
+        _ = self.process  # raises if the configuration is impossible
 
     def encode(self, images: Tensor) -> Tensor:
         return images.float() / 127.5 - 1
@@ -165,8 +164,8 @@ def _build(shape: dict[str, Any]) -> "DiTTransformer2DModel":
     network = DiTTransformer2DModel(**shape)
     for module in network.modules():
         if isinstance(module, LabelEmbedding):
-            # diffusers would drop the label in each block separately, so that no
-            # training row is ever unconditional; the training task drops it once.
+            # diffusers would drop the label in each block separately, so that hardly any
+            # training row is unconditional; the training task drops it once for all blocks.
             module.dropout_prob = 0.0
     return network
 
@@ -204,7 +203,7 @@ def _load(folder: Path, embedded: bool) -> "DiTTransformer2DModel":
 
 
 def _scheduler(folder: Path) -> dict[str, Any]:
-    """Read a folder's scheduler configuration; the embedded model's where it has none."""
+    """Read a folder's scheduler configuration, or else the embedded model's."""
     file = folder / SCHEDULER_NAME
     if not file.is_file():
         file = asset("cifar10_dit") / SCHEDULER_NAME
@@ -220,7 +219,7 @@ def _scheduler(folder: Path) -> dict[str, Any]:
 def initialize_adaln_zero(network: nn.Module) -> None:
     """Initialise in place so that every block starts as the identity (DiT, section 3.2).
 
-    diffusers' class is made to be loaded and leaves torch's defaults.
+    diffusers' class is meant to load weights, and leaves torch's defaults.
     """
     for name, module in network.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d):

@@ -20,17 +20,17 @@ _CONFIG = "config.json"
 """The file name that diffusers' `save_pretrained` and `from_pretrained` use."""
 
 _TIMM = "architecture"
-"""What timm's configurations say instead of a class's name."""
+"""The key in timm's configurations that names the network."""
 
 _NETWORKS = ("unet", "transformer")
-"""Where a pipeline's folder keeps its network."""
+"""Folders of the network in a pipeline's folder."""
 
 _EMBEDDED = "cifar10_dit"
-"""The model whose weights ship, too."""
+"""The one model that ships with weights."""
 
 
 def architectures() -> list[str]:
-    """Names of the architectures that ship with bigain."""
+    """List the names of the architectures that ship with bigain."""
     return sorted(file.stem for file in asset("architectures").glob("*.json"))
 
 
@@ -40,7 +40,7 @@ def build_architecture(source: Path | str) -> nn.Module:
     Args:
         source: The name of a shipped architecture (`architectures()`) or of the embedded
             model (`cifar10_dit`), or a diffusers or timm model: its `config.json`, its folder, or
-            the folder of a pipeline that holds it.
+            the folder of its pipeline.
 
     Returns:
         The network, of a family that an adapter knows, in evaluation mode.
@@ -58,14 +58,14 @@ def build_architecture(source: Path | str) -> nn.Module:
 
 
 def build_random(source: Path | str, device: torch.device, dtype: torch.dtype, seed: int = 0) -> nn.Module:
-    """Build a network with random weights where it will run.
+    """Build a network with random weights on the device where it will run.
 
-    Weights are drawn on `device` and in `dtype`: a network that fits there needs no
-    memory elsewhere, and never more than it keeps.
+    Weights are drawn on `device` and in `dtype`, so that building needs no more memory
+    than the network itself, and none elsewhere.
 
     Args:
         source: As for `build_architecture`.
-        device: Where.
+        device: Where it will run.
         dtype: Type of its floating-point weights and buffers.
         seed: Seeds the draw; the global generators are left as they are.
 
@@ -82,8 +82,8 @@ def build_random(source: Path | str, device: torch.device, dtype: torch.dtype, s
     with _drawing(device, dtype, seed):
         network = _instantiate(config, file)
     match(network)
-    # Computed buffers come in float32, and from numpy on the host. diffusers' own `to` warns of
-    # modules that a checkpoint would keep in float32, though there are none.
+    # Computed buffers are float32, and those from numpy are on the host. Not diffusers' own `to`: it
+    # warns about modules that a checkpoint would keep in float32.
     return nn.Module.to(network, device=device, dtype=dtype).eval()
 
 
@@ -138,14 +138,14 @@ def _instantiate(config: dict[str, Any], file: Path) -> nn.Module:
     import diffusers
 
     name = config["_class_name"]
-    kind = getattr(diffusers, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+    found = getattr(diffusers, name, None)
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise DataError(f"{file} is of the class {name}, which diffusers {diffusers.__version__} has not as a network.")
     try:
-        return cast("nn.Module", cast("Any", kind).from_config(config))
+        return cast("nn.Module", cast("Any", found).from_config(config))
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # whatever a class makes of fields that it cannot build from
+    except Exception as error:  # whatever a class raises about fields that do not fit
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(f"{name} cannot be built from {file}: {reason[0]}") from error
 

@@ -1,4 +1,4 @@
-"""At how many tokens a method starts to pay, and a picture of it."""
+"""From how many tokens on a method pays."""
 
 import math
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ __all__ = ["Curve", "break_even", "curves_of", "in_words"]
 
 @dataclass(frozen=True)
 class Curve:
-    """A row's time as a share of no reduction's, at each size where both have times.
+    """A row's time as a share of the time without reduction, at each size where both have times.
 
     Args:
-        name: Its name.
-        kind: What it is.
+        name: The row's name.
+        kind: What the row is.
         tokens: Tokens of the largest attention, ascending.
-        ratios: Median ratio at each.
+        ratios: Median ratio of times at each size.
     """
 
     name: str
@@ -30,14 +30,14 @@ class Curve:
 
 
 def curves_of(content: LatencyTable) -> dict[Mode, list[Curve]]:
-    """Collect the curves of a sweep, for each mode; none where fewer than two sizes differ in their tokens.
+    """Collect the curves of a sweep, for each mode; empty with fewer than two numbers of tokens.
 
-    Of self-attentions by themselves, sizes are of one sweep where channels and heads are the same:
-    those that are measured at most sizes are taken.
+    For self-attentions by themselves, a sweep has one number of channels and heads: the pair that
+    is measured at most sizes.
     """
-    kinds = [(size.channels, size.heads) for size in content.sizes]
-    usual = max(kinds, key=kinds.count)
-    sweep = {size.tokens: size for size, kind in zip(content.sizes, kinds, strict=True) if kind == usual}
+    widths = [(size.channels, size.heads) for size in content.sizes]
+    usual = max(widths, key=widths.count)
+    sweep = {size.tokens: size for size, width in zip(content.sizes, widths, strict=True) if width == usual}
     if len(sweep) < 2:
         return {}
     points: dict[Mode, dict[tuple[str, Kind], list[tuple[int, float]]]] = {}
@@ -58,15 +58,15 @@ def _curve(name: str, kind: Kind, points: Sequence[tuple[int, float]]) -> Curve:
 def break_even(tokens: Sequence[int], ratios: Sequence[float]) -> float | None:
     """Return the number of tokens from which on a method takes no longer than no reduction.
 
-    Between two sizes the ratio is taken to run straight in the logarithm of the tokens.
+    Between two sizes, the ratio is interpolated linearly in the logarithm of the tokens.
 
     Args:
-        tokens: Of each size, ascending.
-        ratios: Median ratio of times at each.
+        tokens: Tokens of each size, ascending.
+        ratios: Median ratio of times at each size.
 
     Returns:
-        The last crossing of 1 from above; 0 where it pays at every size, `None` where it does not at
-        the largest.
+        The last crossing of 1 from above; 0 if the method pays at every size, `None` if it does not
+        at the largest.
     """
     if ratios[-1] >= 1:
         return None

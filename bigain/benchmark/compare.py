@@ -1,4 +1,4 @@
-"""Run a comparison: every row through the same images, seeds and clock."""
+"""Run a comparison: every row with the same images, seeds and clock."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -28,7 +28,7 @@ from bigain.tasks.method import Reduced, method_of
 __all__ = ["run_comparison"]
 
 _MAPPED = 2
-"""Images whose merges are drawn."""
+"""Images of the merge maps."""
 
 _MAP_TIMESTEP = 125
 
@@ -49,17 +49,17 @@ def run_comparison(
         comparison: What to run.
         output: Folder of the result.
         resume: Finish an interrupted comparison.
-        console: Where progress is shown.
+        console: Shows progress.
         recipe: The whole configuration, stored beside the result.
-        finish: Writes further files into the folder before it appears, such as the page.
+        finish: Writes further files, such as the page, into the folder before it appears.
 
     Returns:
         The content of `comparison.json`.
 
     Raises:
-        BigainError: Bad input; nothing was run or all finished work stays.
+        BigainError: Bad input; finished work stays.
     """
-    # One trainer after another would say the same of the machine each time.
+    # Every trainer would repeat the same lines about the machine.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     run = _Run(comparison, console)
     store = ResultFolder(output, run.identity(), resume)
@@ -82,12 +82,12 @@ def run_comparison(
 
 
 class _Run:
-    """The work of one comparison, on one backbone that nobody copies."""
+    """The work of one comparison, all on one backbone."""
 
     def __init__(self, comparison: Comparison, console: Console) -> None:
         self.comparison, self._console = comparison, console
         self._rows = comparison.table_rows
-        # Before the first task converts them to half precision.
+        # Before the first task, which may convert the weights to half precision.
         self._weights = fingerprint(comparison.backbone.network.state_dict())
         self._metrics: list[GenerationMetric] = (
             [FrechetDistance(comparison.features, comparison.reference)]
@@ -98,7 +98,7 @@ class _Run:
         self._condition: Condition = embed_classes(comparison.backbone, data.test_set.classes, data.class_prompts)
 
     def identity(self) -> dict[str, Any]:
-        """Return what must be equal for work to be continued."""
+        """Return what must be equal for a run to be resumed."""
         given = self.comparison
         names = ("loss", "steps", "guidance", "scheduler", "share_plans", "seed", "precision", "rows", "compile")
         return {
@@ -128,7 +128,7 @@ class _Run:
         }
 
     def check_methods(self) -> None:
-        """Find before any work what would otherwise end a comparison after hours."""
+        """Refuse before any work what would otherwise end a comparison after hours."""
         given = self.comparison
         if given.prompts.classes != given.data.test_set.classes:
             raise SettingError(
@@ -140,7 +140,7 @@ class _Run:
                 task.try_out(given.data if isinstance(task, ClassificationTask) else given.prompts)
 
     def work(self, folder: Path) -> None:
-        """Run what is not done yet, a row after the other; time them all in turn at the end."""
+        """Run what is not done yet, row by row; time all rows in turn at the end."""
         for number, row in enumerate(self._rows, start=1):
             head = f"[bold]{number}/{len(self._rows)} {row.name}[/bold]"
             place = folder / "rows" / row.name
@@ -210,7 +210,7 @@ class _Run:
         return len(self._condition) if self.comparison.share_plans else 1
 
     def _count(self, row: Row, place: Path) -> None:
-        """Count operations, and record which tokens merge."""
+        """Count a row's operations and save its merge map."""
         operations = count_operations(self.comparison.backbone, self._timed(row), self._condition, self._sharing)
         self._save_map(row, place)
         write_json(place / "cost.json", {"operations": operations})

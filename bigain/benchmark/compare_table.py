@@ -32,7 +32,7 @@ def assemble(comparison: Comparison, folder: Path) -> dict[str, Any]:
 
     Args:
         comparison: What was run.
-        folder: Holds a folder a row under `rows/`, and `timing.json`.
+        folder: Has a folder for each row under `rows/`, and `timing.json`.
 
     Raises:
         DataError: A file is missing or damaged.
@@ -62,7 +62,7 @@ def _differences(metrics: Sequence[ClassificationMetric], place: Path, baseline:
 def _described(
     comparison: Comparison, row: Row, place: Path, differences: Sequence[Score], times: Sequence[Score]
 ) -> dict[str, Any]:
-    classified, generated = (read_result(place / kind / RESULT_FILE) for kind in ("classification", "generation"))
+    classified, generated = (read_result(place / task / RESULT_FILE) for task in ("classification", "generation"))
     operations = read_json(place / "cost.json")["operations"] / 1e9
     first, *rest = [Score.from_json(score) for score in classified["scores"]]
     drawn = [Score.from_json(score) for score in generated["scores"]]
@@ -98,7 +98,7 @@ def _facts(comparison: Comparison, folder: Path) -> dict[str, Any]:
 
 
 def write_csv(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a line for each row: shares, not per cent; times are of one network evaluation."""
+    """Write a line for each row, with shares (not per cent) and times of one network evaluation."""
     columns = columns_of(content["rows"])
     names = [
         name
@@ -120,7 +120,7 @@ def terminal_table(content: Mapping[str, Any]) -> Table:
     rows = content["rows"]
     columns = columns_of(rows)
     if any(column.unit == "ratio" for column in columns):
-        # Both would not fit 80 columns; the file and the page have the milliseconds.
+        # Ratios and milliseconds do not fit 80 columns together; the file and the page have both.
         columns = [column for column in columns if column.unit != "ms"]
     table = Table(
         title=content["title"],
@@ -132,7 +132,7 @@ def terminal_table(content: Mapping[str, Any]) -> Table:
     )
     table.add_column("method", overflow="fold")
     for column in columns:
-        # Two lines a row keep the table within the 80 columns of a plain terminal, with no figure cut.
+        # Two lines for each row keep the table within 80 columns without cutting a figure.
         table.add_column("\n".join(_heading(column)), justify="right", no_wrap=True)
     for row in rows:
         scores = scores_of(row)
@@ -142,7 +142,7 @@ def terminal_table(content: Mapping[str, Any]) -> Table:
 
 def _heading(column: Score) -> list[str]:
     unit = {"share": ", %", "points": ", points"}.get(column.unit, "")
-    # What a parenthesis explains stands in the caption.
+    # The caption has the label with its parenthesis.
     return textwrap.wrap((column.label or column.name).split(" (")[0] + unit, 12, break_long_words=False)
 
 

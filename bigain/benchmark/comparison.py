@@ -22,7 +22,7 @@ __all__ = ["Comparison", "Row", "fastest_precision"]
 
 
 _BF16_UNITS = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16", "arm_bf16")
-"""What torch calls the units of a CPU that multiply bfloat16."""
+"""torch's names of the CPU units that multiply bfloat16."""
 
 _PRECISIONS = ("32-true", "bf16-true", "16-true")
 
@@ -34,7 +34,7 @@ class Row:
     """One row of a comparison.
 
     Args:
-        name: What tables call it; letters, digits, `-`, `_` and `.`.
+        name: Its name in tables: letters, digits, `-`, `_` and `.`.
         method: A reducer, or a method that changes the network or its input.
         placement: Which blocks a reducer works in. Default: the comparison's.
         seed: Seeds what the method draws. Default: the comparison's.
@@ -52,15 +52,14 @@ class Comparison:
 
     Args:
         backbone: The model.
-        methods: What is compared, a row of the table each. The first is what the others are
-            compared with.
-        reducers: Short for methods that differ in their reducer alone: name to reducer.
+        methods: The rows of the table. The others are compared with the first.
+        reducers: Shorthand for methods that differ in their reducer alone: name to reducer.
         data: The images to classify.
         prompts: What to generate.
-        classification_metrics: What is scored of predictions. Default: top-1, and network
-            evaluations an image.
-        generation_metrics: What is scored of generated images. Default: the Fréchet
-            distance with the two settings below.
+        classification_metrics: Metrics of predictions. Default: top-1, and network
+            evaluations per image.
+        generation_metrics: Metrics of generated images. Default: the Fréchet distance with
+            the two settings below.
         features: Features of the Fréchet distance; the embedded ones by default.
         reference: Real images of the distance; default: the embedded test images.
         stages: Staged pruning of the classifier.
@@ -127,12 +126,12 @@ class Comparison:
 
     @property
     def precision(self) -> str:
-        """Lightning's name of the precision."""
+        """The precision by Lightning's name."""
         return str(self.trainer.get("precision", "32-true"))
 
     @property
     def table_rows(self) -> list[Row]:
-        """Every row of the table, those of `reducers` behind those of `methods`."""
+        """Every row of the table: those of `methods`, then those of `reducers`."""
         short = [Row(name, reducer) for name, reducer in self.reducers.items()]
         return [*self.methods, *short]
 
@@ -141,12 +140,12 @@ class Comparison:
         return self.placement if row.placement is None else row.placement
 
     def seed_of(self, row: Row) -> int:
-        """Return what seeds a row's method."""
+        """Return the seed of a row's method."""
         return self.seed if row.seed is None else row.seed
 
 
 def _check_names(names: list[str]) -> None:
-    """Refuse names that no folder can have."""
+    """Refuse names that cannot be folders, or the same folder."""
     if not names:
         raise SettingError("A comparison needs one row or more under methods: or reducers:.")
     seen: dict[str, str] = {}

@@ -24,7 +24,7 @@ __all__ = ["TimedRow", "backbone_pass", "count_operations", "time_rows", "timing
 Model = TypeVar("Model", bound=nn.Module)
 
 _ENOUGH = 6
-"""Below so many pairs a ratio has no interval, and milliseconds would be read as more than they are."""
+"""With fewer passes a ratio has no interval, and milliseconds would look more precise than they are."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ def count_operations(backbone: Backbone, row: TimedRow, condition: Condition, sh
 
     Args:
         backbone: The model.
-        row: What is at work in it.
-        condition: What it is conditioned on; one row suffices.
-        sharing: So many evaluations share one plan.
+        row: The method, where it works, and its seed.
+        condition: What the model is conditioned on; one row suffices.
+        sharing: How many evaluations share one plan.
 
     Raises:
         SettingError: The method cannot run without values.
@@ -74,15 +74,15 @@ def time_rows(
 
     Args:
         backbone: The model, on the device and in the type that is timed.
-        rows: What is at work in it, by name.
-        condition: What it is conditioned on.
+        rows: The rows of the table, by name.
+        condition: What the model is conditioned on.
         pass_rows: Rows of one forward pass.
         repeats: Timed rounds.
         compile: Compile each copy to one graph.
-        sharing: So many rows of a pass share one plan.
+        sharing: How many rows of a pass share one plan.
 
     Returns:
-        Seconds of each timed pass, by name; those at equal places are of one round.
+        Seconds of each timed pass, by name; equal indices are of one round.
     """
     device = next(backbone.network.parameters()).device
     with ExitStack() as stack, torch.inference_mode():
@@ -99,11 +99,11 @@ def time_rows(
 
 
 def timing_scores(times: Sequence[float], baseline: Sequence[float] | None, pass_rows: int) -> list[Score]:
-    """Score the times of a row: as a multiple of the baseline's, and in milliseconds where there are enough.
+    """Score the times of a row: as a multiple of the baseline's and, given enough passes, in milliseconds.
 
     Args:
         times: Seconds of each pass.
-        baseline: Those of the first row, from the same rounds; `None` for the first row itself.
+        baseline: Seconds of the first row's passes in the same rounds; `None` for the first row itself.
         pass_rows: Rows of one pass.
     """
     scores = []
@@ -123,11 +123,11 @@ def _shared(applied: Applied, sharing: int) -> Any:
 
 
 def backbone_pass(backbone: Backbone, condition: Condition, rows: int, device: torch.device) -> Callable[[], Tensor]:
-    """Return an evaluation without arguments, its rows at timesteps and under conditions that differ.
+    """Return a function that evaluates rows at different timesteps and conditions.
 
     Args:
         backbone: The model.
-        condition: What it is conditioned on; its rows take turns.
+        condition: What the model is conditioned on; its rows take turns.
         rows: Rows of the pass.
         device: Where it runs; on `meta` nothing is computed.
     """
@@ -139,6 +139,6 @@ def backbone_pass(backbone: Backbone, condition: Condition, rows: int, device: t
 
 
 def with_shared_weights(model: Model) -> Model:
-    """Copy the modules of a model and none of its tensors."""
+    """Copy the modules of a model, which share its tensors."""
     tensors: Iterator[Tensor | nn.Parameter] = iter([*model.parameters(), *model.buffers()])
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})

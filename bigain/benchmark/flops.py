@@ -1,4 +1,4 @@
-"""How many floating-point operations one network evaluation takes, with and without reducers."""
+"""Count the floating-point operations of one network evaluation, with and without reducers."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class PartFlops:
         name: Its path in the model.
         grid: The grid it sees.
         before: Tokens before reduction.
-        after: Tokens after reduction; where only keys and values shrink, of those.
+        after: Tokens after reduction; keys and values where only these shrink.
         flops: Operations of the part without reduction.
     """
 
@@ -44,8 +44,8 @@ class FlopCount:
     """Operations of one evaluation of one row.
 
     Args:
-        total: With the reducer; a share of the plan's where several evaluations share it.
-        baseline: Without.
+        total: With the reducer. Of a plan that several evaluations share, one's share counts.
+        baseline: Without a reducer.
         parts: The parts taken.
     """
 
@@ -55,12 +55,12 @@ class FlopCount:
 
     @property
     def saved(self) -> float:
-        """Share of the baseline that is saved; below 0 where planning costs more than it spares."""
+        """Share of the baseline that is saved; below 0 where planning costs more than it saves."""
         return 1 - self.total / self.baseline
 
     @property
     def share(self) -> float:
-        """Share of the baseline that lies in the parts taken: no reducer there can save more."""
+        """Share of the baseline that is in the parts taken: no reducer there can save more."""
         return sum(part.flops for part in self.parts) / self.baseline
 
 
@@ -71,17 +71,17 @@ class FlopCounter:
     attention count, as in `torch.utils.flop_counter`; sorting and element-wise work do not.
 
     Args:
-        model: A network of a family that an adapter knows, or a pipeline or backbone
-            that holds one, on any device. It is left alone: its shapes are copied.
+        model: A network of a family that an adapter knows, or a pipeline or backbone with
+            one, on any device. Only its shapes are copied.
         shape: Tokens along each axis of the network's input grid, for U-Nets the
-            latent's size. Default: as configured. Given, the network alone is counted;
-            else a backbone's whole evaluation.
+            latent's size. Default: as configured. With a shape, the network alone is
+            counted; otherwise a backbone's whole evaluation.
 
     Attributes:
         network: The copy on the meta device.
-        adapter: What knows it.
+        adapter: Its adapter.
         shape: The shape.
-        evaluate: Runs a pass of so many rows of the copy.
+        evaluate: Runs a pass of the copy, given the number of rows.
         baseline: Operations of one row without a reducer.
 
     Raises:
@@ -114,12 +114,12 @@ class FlopCounter:
         Args:
             reducer: What is attached.
             placement: Where, as for `bigain.attach`.
-            sharing: So many evaluations share one plan.
+            sharing: How many evaluations share one plan.
 
         Raises:
-            SiteError: The model has no such places.
-            SettingError: The reducer cannot do on its grids what it is asked to, or
-                asks for values, which the meta device has not.
+            SiteError: The model has no such blocks or parts.
+            SettingError: The reducer's settings do not fit the model's grids, or the reducer
+                reads values, which the meta device does not have.
         """
         chosen, place = build_reducer(reducer), placement_of(placement)
         parts = self._parts(chosen, place)
@@ -152,6 +152,6 @@ class FlopCounter:
 
 
 def _of_backbone(backbone: Backbone) -> Callable[[int], Any]:
-    """Return a whole evaluation of so many rows; every condition costs the same."""
+    """Return a function that evaluates a number of rows, on one condition since all cost the same."""
     condition = backbone.embed([0] if backbone.conditioned_on == "labels" else [""])
     return lambda rows: backbone_pass(backbone, condition, rows, META)()

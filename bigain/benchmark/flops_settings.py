@@ -32,15 +32,15 @@ class FlopsSettings:
             diffusers or timm network.
         recipe: Instead of everything else: a recipe of `bigain test` or `bigain compare`,
             whose backbone, reducers, placement and sharing are counted.
-        reducer: One reducer. Beside those asked for, no reduction is counted always.
+        reducer: One reducer. No reduction is always counted too.
         reducers: Several: method name to reducer.
         placement: Which blocks, and which parts of them. Default: those of the published
             methods.
         shape: Tokens along each axis of the network's input grid, `[96, 64]`. Default: as
             configured.
-        sharing: So many evaluations share one plan.
-        timestep: Count what a reducer that switches by timestep does at this one. Default:
-            what it does where rows may be at any.
+        sharing: How many evaluations share one plan.
+        timestep: Count a reducer that switches by timestep at this timestep. Default: as if
+            rows could be at any.
 
     Raises:
         SettingError: No network, or settings that exclude each other.
@@ -68,7 +68,7 @@ class FlopsSettings:
             raise SettingError(f"sharing is 1 or more evaluations; got {self.sharing}.")
 
     def _beside_recipe(self) -> list[str]:
-        """Name what was given that a recipe says, too."""
+        """Name the settings given that a recipe has too."""
         given = {
             "reducer": not isinstance(self.reducer, Identity),
             "reducers": bool(self.reducers),
@@ -85,8 +85,8 @@ class MethodFlops:
 
     Args:
         name: The method's name.
-        reducer: Its settings.
-        count: What it takes.
+        reducer: The reducer's settings.
+        count: Its operations.
     """
 
     name: str
@@ -96,11 +96,11 @@ class MethodFlops:
 
 @dataclass(frozen=True)
 class FlopsTable:
-    """What was counted.
+    """The operations of every method.
 
     Args:
         title: Network, its grid, placement and sharing, in words.
-        methods: One row a method; one without reduction among them.
+        methods: One row for each method; the first is no reduction.
     """
 
     title: str
@@ -109,7 +109,7 @@ class FlopsTable:
 
 @dataclass(frozen=True)
 class _Recipe:
-    """What of another command's recipe decides the figures."""
+    """The parts of another command's recipe that the figures depend on."""
 
     backbone: Backbone
     reducer: TokenReducer = Identity()
@@ -122,7 +122,7 @@ def count_methods(settings: FlopsSettings) -> FlopsTable:
     """Count every method that the settings name.
 
     Raises:
-        BigainError: Something that cannot be built or counted.
+        BigainError: Something cannot be built or counted.
     """
     model, reducers, placement, sharing = (
         _of_recipe(settings.recipe, settings.timestep) if settings.recipe else _of_options(settings)
@@ -154,14 +154,14 @@ def _of_options(settings: FlopsSettings) -> tuple[Any, dict[str, TokenReducer], 
 
 
 def _of_recipe(file: Path, timestep: float | None) -> tuple[Backbone, dict[str, TokenReducer], Placement, int]:
-    """Build what decides the figures, the backbone on the meta device: there, it reads no weights."""
+    """Build what a recipe says, with the backbone on the meta device, where it reads no weights."""
     recipe = _settings_in(file)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(_Recipe)
     given = {item.name: recipe[item.name] for item in fields(_Recipe) if item.name in recipe}
     try:
         with torch.device("meta"), warnings.catch_warnings():
-            # Of backbones that read weights all the same.
+            # From backbones that read weights all the same.
             warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter.*")
             made = parser.instantiate(parser.parse_object(given))
     except ArgumentError as error:
@@ -197,6 +197,6 @@ def _settings_in(file: Path) -> Mapping[str, Any]:
 
 
 def _methods(given: Any, timestep: float | None) -> dict[str, TokenReducer]:
-    """Name what is counted, no reduction first."""
+    """Return the methods to count, no reduction first."""
     baseline, methods = methods_of(given.reducer, given.reducers, timestep)
     return {baseline: Identity(), **methods}

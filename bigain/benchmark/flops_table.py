@@ -12,11 +12,11 @@ from bigain.errors import DataError
 __all__ = ["COLUMNS", "check_writable", "parts_note", "terminal_table", "write_csv"]
 
 COLUMNS = ("method", "reducer", "flops", "baseline", "saved", "tokens_before", "tokens_after", "parts", "share")
-"""Columns of the CSV: operations, shares rather than per cent, tokens at the first part taken."""
+"""Columns of the CSV: operations, shares (not per cent), tokens at the first part taken."""
 
 
 def terminal_table(content: FlopsTable) -> Table:
-    """Lay the methods out, one a row."""
+    """Lay the methods out, one in each row."""
     table = Table(box=SIMPLE_HEAD)
     table.add_column("method", overflow="fold")
     for column in ("GFLOPs", "saved", "tokens at the first part"):
@@ -30,7 +30,7 @@ def terminal_table(content: FlopsTable) -> Table:
 
 
 def parts_note(content: FlopsTable) -> str:
-    """Say how much of the model the placement takes."""
+    """Say what share of the model's operations the placement takes."""
     count = content.methods[0].count
     return (
         f"The {len(count.parts)} parts taken hold {100 * count.share:.1f} % of the {count.baseline / 1e9:.2f} GFLOPs "
@@ -39,7 +39,7 @@ def parts_note(content: FlopsTable) -> str:
 
 
 def check_writable(file: Path | None) -> None:
-    """Refuse a file that could not be written, before any work.
+    """Refuse a file that cannot be written, before any work.
 
     Raises:
         DataError: Its folder is missing, or it is a folder itself.
@@ -50,7 +50,7 @@ def check_writable(file: Path | None) -> None:
 
 
 def write_csv(file: Path, content: FlopsTable) -> None:
-    """Write one row a method; see `COLUMNS`."""
+    """Write one row for each method; see `COLUMNS`."""
     with file.open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(COLUMNS)

@@ -36,11 +36,11 @@ class SizeLatency:
         title: The size, in words.
         shape: Tokens along each axis of the input grid.
         rows: Rows of a pass.
-        tokens: Tokens that the largest attention taken has, of one row.
-        share: Share of the operations without reduction that lies in the parts taken.
-        modes: A row a case, for each mode. The first is no reduction.
+        tokens: Tokens of the largest attention taken, for one row of a pass.
+        share: Share of the operations without reduction that is in the parts taken.
+        modes: What was measured of each case, by mode. The first case is no reduction.
         channels: C of a self-attention by itself.
-        heads: Its heads.
+        heads: Heads of a self-attention by itself.
     """
 
     title: str
@@ -59,10 +59,10 @@ class LatencyTable:
 
     Args:
         title: Network, type and placement, in words.
-        device: Where.
-        settings: What was asked for, with defaults filled in.
-        sizes: What was found at each.
-        notes: Whatever else there is to say, a sentence each.
+        device: The device.
+        settings: The settings, with defaults filled in.
+        sizes: What was measured at each size.
+        notes: Further sentences for the reader.
     """
 
     title: str
@@ -73,7 +73,7 @@ class LatencyTable:
 
 
 def ratio_to(row: Measured, baseline: Measured) -> Ratio | None:
-    """Compare two rows that were timed in turn; `None` where one has no times."""
+    """Compare two cases that were timed in turn; `None` if one has no times."""
     return ratio(row.times, baseline.times) if row.times and baseline.times else None
 
 
@@ -88,8 +88,7 @@ def measure_latency(settings: LatencySettings, announce: Announce = lambda line:
         announce: Called with a line before each step.
 
     Raises:
-        BigainError: Something that cannot be built, attached or compiled, or a network that does
-            not fit into memory.
+        BigainError: Something cannot be built, attached or compiled, or does not fit into memory.
     """
     measure = _self_attentions if settings.self_attention else _networks
     title, sizes = measure(settings, announce)
@@ -154,7 +153,7 @@ def _self_attentions(settings: LatencySettings, announce: Announce) -> tuple[str
 
 
 def _filled(settings: LatencySettings, size: Size) -> Size:
-    """Take what a size leaves open from the network's first attention that the placement takes."""
+    """Complete a size from the network's first self-attention that the placement takes."""
     if settings.network is None:
         if size.shape is None:
             raise SettingError("Give shape, the grid of the self-attention, or a network that says it.")
@@ -171,7 +170,7 @@ def _filled(settings: LatencySettings, size: Size) -> Size:
 
 
 _HEADS = ("heads", "num_heads", "num_attention_heads")
-"""What libraries call the number of heads."""
+"""Names that libraries have for the number of heads."""
 
 
 def _measured(
@@ -201,7 +200,7 @@ def _where(settings: LatencySettings) -> tuple[torch.device, torch.dtype]:
 
 @contextmanager
 def _seeded(settings: LatencySettings) -> Iterator[None]:
-    """Draw from the seed, and leave the global generators as they are."""
+    """Seed the global generators, and restore their states at the end."""
     device = device_of(settings.device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
@@ -210,7 +209,7 @@ def _seeded(settings: LatencySettings) -> Iterator[None]:
 
 @contextmanager
 def _fitting(settings: LatencySettings) -> Iterator[None]:
-    """Say what does not fit, where not even weights and inputs do."""
+    """Raise a sentence if not even weights and inputs fit into memory."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -221,7 +220,7 @@ def _fitting(settings: LatencySettings) -> Iterator[None]:
 
 
 def _refuse_mixed(counter: FlopCounter, reducer: TokenReducer, placement: Placement) -> None:
-    """Rows of the timed pass are at different timesteps."""
+    """Refuse a reducer that cannot serve the timed pass, whose rows are at different timesteps."""
     with attach(counter.network, reducer, placement=placement, shape=counter.shape) as report:
         report.check_mixed_timesteps()
 

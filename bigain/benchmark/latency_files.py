@@ -27,10 +27,10 @@ _COLUMNS = (
 
 
 def check_absent(place: Path | None) -> None:
-    """Refuse a file or folder that exists or could not be written, before any work.
+    """Refuse a file or folder that exists or cannot be written, before any work.
 
     Raises:
-        SettingError: There is something already.
+        SettingError: It exists already.
         DataError: Its folder is missing.
     """
     if place is None:
@@ -42,7 +42,7 @@ def check_absent(place: Path | None) -> None:
 
 
 def write_latency(place: Path, content: LatencyTable) -> None:
-    """Write JSON alone to a file that ends in .json; else a folder with all there is, whole or not at all."""
+    """Write JSON to a path that ends in .json, else a folder with JSON, CSV and pictures; whole or not at all."""
     if place.suffix == ".json":
         write_result(place, as_json(content))
         return
@@ -60,7 +60,7 @@ def write_latency(place: Path, content: LatencyTable) -> None:
 
 @contextmanager
 def _whole_folder(place: Path) -> Iterator[Path]:
-    """Give a temporary folder, and rename it at the end."""
+    """Yield a temporary folder, and rename it at the end."""
     temporary = place.with_name(f".{place.name}-{os.getpid()}.tmp")
     temporary.mkdir()
     try:
@@ -72,7 +72,7 @@ def _whole_folder(place: Path) -> Iterator[Path]:
 
 
 def as_json(content: LatencyTable) -> dict[str, Any]:
-    """Return settings, figures, every single time, and where they come from."""
+    """Return settings, figures, every single time and provenance."""
     return {
         "kind": "latency",
         "title": content.title,

@@ -16,7 +16,7 @@ from bigain.benchmark.break_even import Curve
 __all__ = ["draw_speed_ups"]
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c564b")
-"""Okabe and Ito's, which people with colour blindness tell apart."""
+"""Okabe and Ito's colours, which people with colour blindness can tell apart."""
 
 _INK, _MUTED, _RULE = "#1f2328", "#6e7781", "#e4e7eb"
 
@@ -31,8 +31,8 @@ def draw_speed_ups(file: Path, curves: Sequence[Curve], title: str, below: str) 
     Args:
         file: A PNG or SVG file.
         curves: What to draw.
-        title: Above the drawing.
-        below: In small print under the title.
+        title: Text above the drawing.
+        below: Small print under the title.
     """
     with rc_context(_SETTINGS):  # type: ignore[arg-type,unused-ignore]  # keys are literals in newer stubs
         figure = Figure(figsize=(8, 4.6))
@@ -68,10 +68,11 @@ def _frame(axes: Axes, curves: Sequence[Curve]) -> None:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Choose ticks that do not crowd: every second where there are many."""
+    """Choose ticks that do not crowd: fewer where there are many."""
     found = [tick for tick in _TICKS if low <= tick <= high]
-    kept = found if len(found) < 9 else [tick for tick in found if tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)]
-    return [float(tick) for tick in kept] or [1.0]
+    if len(found) >= 9:
+        found = [tick for tick in found if tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)]
+    return [float(tick) for tick in found] or [1.0]
 
 
 def _draw(axes: Axes, curves: Sequence[Curve]) -> None:

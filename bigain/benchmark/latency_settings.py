@@ -17,21 +17,21 @@ __all__ = ["DTYPES", "Beside", "LatencySettings", "Size", "device_of"]
 Precision = Literal["fp32", "fp16", "bf16"]
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-"""Types by the names that the options have."""
+"""Types by their names in the options."""
 
 Beside = Literal["floors", "peers", "written_out"]
-"""What is timed beside methods: what none can beat, other packages, the paper's baseline."""
+"""What is timed beside methods: floors that none can beat, other packages, the paper's baseline."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """What one pass is given.
+    """The size of one pass.
 
     Args:
         shape: Tokens along each axis of the grid; `None`: as configured.
         rows: Rows of the pass.
         channels: C of a self-attention by itself; `None`: the network's.
-        heads: Its heads, likewise.
+        heads: Heads of a self-attention by itself; `None`: the network's.
     """
 
     shape: tuple[int, ...] | None
@@ -48,38 +48,39 @@ class LatencySettings:
         network: A shipped architecture (sd15, sd2, sdxl, sd3, dit_xl_2_256, dit_xl_2_512, flux1,
             wan_1_3b, vit_l_16_384), the embedded model (cifar10_dit), or a folder or file with
             the config.json of a diffusers or timm network. Weights are random.
-        reducer: One reducer. No reduction is timed always.
+        reducer: One reducer. No reduction is always timed too.
         reducers: Several: method name to reducer.
         placement: Which blocks, and which parts of them. Default: those of the published
             methods.
         shape: Tokens along each axis of the network's input grid, `[96, 64]`. Default: as
             configured.
-        shapes: Several of them, `[[64, 64], [128, 128]]`: each is measured by itself.
+        shapes: Several shapes, `[[64, 64], [128, 128]]`: each is measured by itself.
         rows: Rows of one pass: a number, or one for each shape.
         dtype: fp32, fp16 or bf16. Default: fp16 on a GPU, fp32 on a CPU.
         device: auto (a GPU where there is one), cpu, cuda or cuda:1.
-        modes: In which ways passes run: eager (as the network is), compiled (without a
-            break, launched by the host), graphs (compiled, and replayed as a CUDA graph, so that the
-            device alone is timed). Default: graphs on a GPU, compiled on a CPU.
+        modes: How passes run: eager (as the network is), compiled (without a break, launched
+            by the host), graphs (compiled, and replayed as a CUDA graph, so that the device
+            alone is timed). Default: graphs on a GPU, compiled on a CPU.
         backend: What compiles: inductor; aot_eager and eager make the graph and no kernels.
-        regional: Compile a network region by region (its blocks, and the convolutional ones of a
-            U-Net), so that equal ones are compiled once; what lies between runs as it is.
-            False: each method to one graph, which takes several times longer to compile and,
-            launched by the host, saves the checks before each region.
-        beside: What is timed beside methods: floors (as many tokens without any work to choose
-            them, and no self-attention at all), peers (tomesd, where it is installed,
-            knows the network and works in the same blocks), written_out (the paper's own baseline: attention whose
-            logits lie in memory, without reduction and with the first merging method).
+        regional: Compile a network region by region (its transformer blocks, and the
+            convolutional ones of a U-Net), so that equal regions are compiled once; the rest
+            runs as it is. False: each method to one graph, which takes several times longer
+            to compile and, launched by the host, saves the checks before each region.
+        beside: What is timed beside methods: floors (as many tokens without the work of
+            choosing them, and no self-attention at all), peers (tomesd, where it is installed,
+            knows the network and works in the same blocks), written_out (the paper's own
+            baseline: attention with its logits in memory, without reduction and with the first
+            merging method).
         self_attention: Time one self-attention alone instead of a network: norm, projections,
             attention, projection and residual, and the pieces of each reducer by themselves.
             Then `shape` is the attention's own grid.
         channels: C of that self-attention: a number, or one for each shape. Default: that of
-            the network's first attention that the placement takes.
-        heads: Its heads, likewise.
+            the network's first self-attention that the placement takes.
+        heads: Heads of that self-attention; given and by default as channels are.
         repeats: Timed rounds, in each of which every method runs once.
         warmup: Rounds before, not timed.
-        timestep: Time what a reducer that switches by timestep does at this one. Default:
-            what it does where rows may be at any.
+        timestep: Time a reducer that switches by timestep at this timestep. Default: as if
+            rows could be at any.
         seed: Seeds weights, inputs and what reducers draw.
 
     Raises:
@@ -140,7 +141,7 @@ class LatencySettings:
 
     @property
     def sizes(self) -> list[Size]:
-        """What each pass is given.
+        """The size of each pass.
 
         Raises:
             SettingError: Not as many rows, channels or heads as shapes.
@@ -176,10 +177,10 @@ def _each_once(name: str, given: Sequence[str] | None, known: tuple[str, ...]) -
 
 
 def device_of(name: str) -> torch.device:
-    """Find the device that a name means.
+    """Return the device of a name.
 
     Raises:
-        SettingError: There is none of that name, or of a kind whose work is not waited for here.
+        SettingError: There is no such device, or it is neither a CPU nor a CUDA device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -15,7 +15,7 @@ from bigain.profiling.modes import Mode
 __all__ = ["IN_WORDS", "notes_below", "terminal_tables"]
 
 _SMALL_SHARE = 0.16
-"""Parts that hold less of a network's operations than this leave a compiled network nearly as slow as it was.
+"""If the parts taken have a smaller share of the operations, a compiled network stays nearly as slow as it was.
 
 Measured on an H100 (assets/latency_h100_run): with 15.4 %, Stable Diffusion 2.0 was at most 7 % faster;
 with 18.0 %, DiT-XL/2 11 %.
@@ -29,7 +29,7 @@ IN_WORDS: dict[Mode, str] = {
 
 
 def terminal_tables(content: LatencyTable) -> list[tuple[str, Table]]:
-    """Lay out a table for each size and mode, under a title, and one of the pieces where they were timed."""
+    """Lay out a table for each size and mode, with its title, and one for the pieces if they were timed."""
     tables = []
     for size in content.sizes:
         for mode, rows in size.modes.items():
@@ -69,22 +69,22 @@ def _cells(row: Measured, first: Measured) -> list[str]:
 
 
 def _milliseconds(value: float) -> str:
-    """Write four digits or so, whatever the size."""
+    """Write about four digits."""
     return f"{value:.{3 if value < 10 else 2 if value < 100 else 1}f}"
 
 
 def _cut(failure: str) -> list[str]:
-    """Put a failure where the times would be; a long one is in the notes."""
+    """Put a failure where the times would be; a long one goes to the notes."""
     return ["-", "-", failure if len(failure) < 15 else "see below"]
 
 
 def notes_below(content: LatencyTable) -> list[str]:
-    """Say what the columns hold, and how far the clock can be trusted; a sentence each."""
+    """Return sentences on what the columns mean, and on what the figures say and do not say."""
     rows = [*chain.from_iterable(chain.from_iterable(size.modes.values()) for size in content.sizes)]
     settings = content.settings
     lines = [
         f"ms: one pass, the median of {settings['repeats']}; every method runs once in each round.",
-        "x none: the median of the rounds' ratios; 95 %: its interval, which rests on no distribution.",
+        f"x {rows[0].case.name}: the median of the rounds' ratios; 95 %: its interval, which rests on no distribution.",
         "GiB: the most that one pass has in use beside weights and inputs, in a pass of its own."
         if any(row.memory is not None for row in rows)
         else "",
@@ -101,11 +101,11 @@ def notes_below(content: LatencyTable) -> list[str]:
 
 
 def _where_methods_pay(content: LatencyTable) -> list[str]:
-    """Say from how many tokens on each method pays, where a sweep tells."""
+    """Say from how many tokens on each method pays, in a sweep."""
     found = curves_of(content)
-    said = {mode: "" if len(found) == 1 else f" ({IN_WORDS[mode]})" for mode in found}
+    suffix = {mode: "" if len(found) == 1 else f" ({IN_WORDS[mode]})" for mode in found}
     return [
-        f"{in_words(curve)[:-1]}{said[mode]}."
+        f"{in_words(curve)[:-1]}{suffix[mode]}."
         for mode, curves in found.items()
         for curve in curves
         if curve.kind in ("method", "peer")
@@ -113,7 +113,7 @@ def _where_methods_pay(content: LatencyTable) -> list[str]:
 
 
 def _against_written_out(content: LatencyTable) -> list[str]:
-    """Compare a method and no reduction where both have their attention written out, as the paper does."""
+    """Compare a method with no reduction, both with attention written out, as in the paper."""
     lines = []
     for size in content.sizes:
         for rows in size.modes.values():
@@ -130,7 +130,7 @@ def _against_written_out(content: LatencyTable) -> list[str]:
 
 
 def _gain_note(content: LatencyTable) -> str:
-    """Warn of parts in which no reducer can gain much; an empty text where there is nothing to warn of."""
+    """Warn if no reducer can gain much in the parts taken; empty otherwise."""
     shares = [size.share for size in content.sizes if size.share]
     if not shares or not 0 < max(shares) < _SMALL_SHARE:
         return ""

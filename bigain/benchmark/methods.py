@@ -14,12 +14,12 @@ _BASELINE = "none"
 def methods_of(
     reducer: TokenReducer, reducers: Mapping[str, TokenReducer], timestep: float | None = None
 ) -> tuple[str, dict[str, TokenReducer]]:
-    """Name one reducer, or several that have names, and what they are measured beside.
+    """Name the methods that a command measures, and no reduction, which it always measures too.
 
     Args:
-        reducer: One; `Identity` stands for none given.
+        reducer: One reducer; `Identity` if none is given.
         reducers: Several, by name.
-        timestep: Settle those that switch by timestep at this one.
+        timestep: Settle reducers that switch by timestep at this one.
 
     Returns:
         The name of no reduction, and the methods without it.
@@ -47,9 +47,9 @@ def methods_of(
 
 
 def _registered_name(reducer: TokenReducer) -> str:
-    """Name a reducer as it is registered, or else by its class."""
+    """Return the registered name of a reducer, or else its class's name."""
     if isinstance(reducer, Identity):
         return _BASELINE
-    kind = type(reducer)
-    target = f"{kind.__module__}:{kind.__qualname__}"
-    return next((entry.name for entry in entries("reducers") if entry.target == target), kind.__name__)
+    own = type(reducer)
+    target = f"{own.__module__}:{own.__qualname__}"
+    return next((entry.name for entry in entries("reducers") if entry.target == target), own.__name__)

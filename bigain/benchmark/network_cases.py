@@ -1,4 +1,4 @@
-"""What is timed of a whole network: no reduction, methods, floors, peers, and the paper's own baseline."""
+"""The cases that are timed of a whole network: no reduction, methods, floors, peers, the paper's own baseline."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,13 +27,13 @@ __all__ = ["NetworkAt", "network_cases"]
 
 @dataclass(frozen=True)
 class NetworkAt:
-    """A network and what one pass of it is given.
+    """A network and the inputs of one pass.
 
     Args:
-        network: The network, on its device. It is left alone: each case has a copy of its
+        network: The network, on its device. It is not changed: each case has a copy of its
             modules, and all copies share its weights.
         inputs: Arguments of a pass.
-        counter: Counts its operations, and knows its adapter and its shape.
+        counter: Counts its operations, and has its adapter and its shape.
         placement: Where reducers work.
         seed: Seeds what they draw.
     """
@@ -111,7 +111,7 @@ class NetworkAt:
         return [site.block for site in find_sites(network, self.placement)[3]]
 
     def _returns_tuple(self, site: Site) -> bool:
-        """Say whether an attention gives more than its tokens: a pass on the meta device shows it."""
+        """Run a pass on the meta device to see whether an attention returns more than its tokens."""
         seen: list[bool] = []
         module = self.counter.network.get_submodule(site.path("self"))
         handle = module.register_forward_hook(lambda _, args, output: seen.append(isinstance(output, tuple)))
@@ -130,15 +130,15 @@ def network_cases(
     beside: Sequence[str],
     regional: Backend | None = None,
 ) -> list[Case]:
-    """List what is timed of a network.
+    """List the cases to time of a network.
 
     Args:
         at: The network at one size.
         baseline: Name of no reduction.
         reducers: The methods.
-        counts: Operations of each.
+        counts: Operations of each method.
         beside: What is timed beside them: `floors`, `peers`, `written_out`.
-        regional: What compiles it region by region; `None` where it is compiled as a whole.
+        regional: Backend that compiles region by region; `None` to compile the network as a whole.
     """
     whole, merging = at.counter.baseline, first_merging(reducers)
     regions = None if regional is None else CompiledRegions(regional)
@@ -152,7 +152,7 @@ def network_cases(
     if "peers" in beside and merging is not None:
         cases += _peers(at, merging[1], regions)
     if "written_out" in beside:
-        # Code in which attention is written out serves no other case.
+        # Code with attention written out must not serve other cases.
         apart = None if regional is None else CompiledRegions(regional)
         build, around = partial(at.bare, apart), written_out_attention
         cases.append(Case("baseline: written-out attention", "baseline", build, "", whole, around))
@@ -175,7 +175,7 @@ def _floors(at: NetworkAt, merging: tuple[str, TokenReducer] | None, regions: Co
 
 
 def _peers(at: NetworkAt, reducer: TokenReducer, regions: CompiledRegions | None) -> list[Case]:
-    """Give tomesd the first method's ratio, where it works in the same blocks: all those up to a grid's coarseness."""
+    """Time tomesd with the first method's ratio, if it can work in the same blocks: all up to some coarseness."""
     ratio, downsample = removed_share(reducer, at.grids[0]), max(site.downsample for site in at.sites)
     every = [site.name for site in at.counter.adapter.sites(at.network) if site.downsample <= downsample]
     resolved, taken = find_sites(at.network, at.placement)[2:]
@@ -189,7 +189,7 @@ def _peers(at: NetworkAt, reducer: TokenReducer, regions: CompiledRegions | None
 
 
 def _given_back(with_others: bool, *args: Any, **kwargs: Any) -> Any:
-    """Return the tokens that an attention is given, and the text's where it returns both."""
+    """Return an attention's input tokens and, where it returns both, the text's."""
     names = ("hidden_states", "x", "query")
     tokens: Tensor = args[0] if args else next(kwargs[name] for name in names if name in kwargs)
     text = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)

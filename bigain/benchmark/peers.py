@@ -12,7 +12,7 @@ from bigain.grid import Grid
 __all__ = ["HOW_TO_INSTALL", "Merging", "has_tomesd", "tomesd_matching", "tomesd_network"]
 
 Merging = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
-"""What merges tokens, and what puts them back."""
+"""A function that merges tokens, and one that restores them."""
 
 HOW_TO_INSTALL = "tomesd is not installed, and not timed: pip install 'bigain[bench]'."
 
@@ -23,13 +23,13 @@ def has_tomesd() -> bool:
 
 
 def tomesd_matching(grid: Grid, ratio: float) -> Callable[[Tensor], Merging] | None:
-    """Return tomesd's own matching, with fixed destinations: `None` where it is not installed or the grid not flat.
+    """Return tomesd's own matching, with fixed destinations; `None` if it is not installed or the grid not an image's.
 
-    Its random draw is left out: it needs a generator, which a CUDA graph would have to know of.
+    Random destinations would need a generator, which a CUDA graph would have to register.
 
     Args:
         grid: How the tokens lie, in rows and columns.
-        ratio: Share of the tokens that it merges.
+        ratio: Share of the tokens to merge.
     """
     if not has_tomesd() or grid.axes != 2 or grid.prefix or grid.suffix:
         return None
@@ -48,14 +48,14 @@ def tomesd_matching(grid: Grid, ratio: float) -> Callable[[Tensor], Merging] | N
 def tomesd_network(
     network: nn.Module, ratio: float, downsample: int, inputs: Mapping[str, Any]
 ) -> Callable[[nn.Module], Callable[[], Any]] | None:
-    """Return what patches a U-Net of diffusers with tomesd and gives a pass of it.
+    """Return a function that patches a U-Net of diffusers with tomesd and returns a pass of it.
 
-    tomesd works in all blocks whose grid is coarser than the latents by `downsample` at most.
+    tomesd works in all blocks whose grid is at most `downsample` times coarser than the latents.
 
     Args:
-        network: The network; `None` is returned where tomesd does not know it.
-        ratio: Share of the tokens that it merges.
-        downsample: Up to how coarse a grid.
+        network: The network; `None` is returned if tomesd does not know it.
+        ratio: Share of the tokens to merge.
+        downsample: Coarseness of the coarsest grid that is merged.
         inputs: Arguments of a pass, the latents under `sample`.
     """
     if not has_tomesd() or type(network).__name__ != "UNet2DConditionModel":
@@ -65,9 +65,9 @@ def tomesd_network(
     def patch(copied: nn.Module) -> Callable[[], Any]:
         patched: Any = tomesd.apply_patch(copied, ratio=ratio, max_downsample=downsample, use_rand=False)
         sample = inputs["sample"]
-        # It asks for a generator, even where it draws nothing; made here, it breaks no graph.
+        # tomesd needs a generator even if it draws nothing; making one here breaks no graph.
         patched._tome_info["args"]["generator"] = torch.Generator(sample.device)  # noqa: SLF001 its only seam
         others = {name: value for name, value in inputs.items() if name != "sample"}
-        return lambda: patched(sample, **others)  # it reads the latents' size from the first argument
+        return lambda: patched(sample, **others)  # tomesd reads the latents' size from the first argument
 
     return patch

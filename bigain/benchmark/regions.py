@@ -12,14 +12,13 @@ __all__ = ["CompiledRegions", "regions_of"]
 
 
 class CompiledRegions:
-    """Code for regions that nothing is done to, which serves all cases.
+    """Compiled regions; code for unchanged regions serves all cases.
 
-    Dynamo does not look at hooks when it decides whether code still fits, and would run a bare
-    block's code for one with hooks as soon as both have code. So blocks that a case changes
-    have code of their own, which they share with each other alone.
+    Dynamo's guards ignore hooks, so that it could run an unhooked block's code for one with
+    hooks. So the blocks that a case changes have code of their own.
 
     Args:
-        backend: What compiles.
+        backend: Backend of `torch.compile`.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -29,13 +28,13 @@ class CompiledRegions:
     def compile(
         self, network: nn.Module, blocks: Sequence[nn.Module], changed: Sequence[nn.Module], breaks: bool = False
     ) -> None:
-        """Let each region of a network run compiled.
+        """Compile each region of a network.
 
         Args:
-            network: The network: a copy that is thrown away.
+            network: The network, a copy that is thrown away.
             blocks: Its transformer blocks.
-            changed: Those among them that a case changes.
-            breaks: Whether these may be several graphs each.
+            changed: The blocks that a case changes.
+            breaks: Whether a changed block may be several graphs.
         """
         own, taken = compiled_apart(_call, self._backend, whole=not breaks), {id(block) for block in changed}
         for region in regions_of(network, blocks):
@@ -44,18 +43,18 @@ class CompiledRegions:
 
 
 def regions_of(network: nn.Module, blocks: Sequence[nn.Module]) -> list[nn.Module]:
-    """List the transformer blocks of a network, and other modules in lists: convolutional blocks of a U-Net, say."""
+    """List the transformer blocks of a network, and other modules in lists, such as convolutional blocks of a U-Net."""
     inside = {id(block) for block in blocks}
 
     def found(module: nn.Module, listed: bool) -> list[nn.Module]:
-        holds = any(id(inner) in inside for inner in module.modules())
-        if id(module) in inside or (listed and not holds):
+        has_block = any(id(inner) in inside for inner in module.modules())
+        if id(module) in inside or (listed and not has_block):
             return [module]
-        inner = isinstance(module, nn.ModuleList)
-        return [region for child in module.children() for region in found(child, inner)]
+        is_list = isinstance(module, nn.ModuleList)
+        return [region for child in module.children() for region in found(child, is_list)]
 
     return found(network, False)
 
 
 def _call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    return cast("Any", module)._call_impl(*args, **kwargs)  # noqa: SLF001 the call with its hooks, as nn.Module.compile takes it
+    return cast("Any", module)._call_impl(*args, **kwargs)  # noqa: SLF001 the call with its hooks, which nn.Module.compile compiles

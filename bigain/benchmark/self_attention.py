@@ -23,7 +23,7 @@ __all__ = ["SelfAttention", "attention_cases", "made_up_tokens"]
 
 
 class SelfAttention(nn.Module):
-    """A block's self-attention, with projections as most networks have them: three apart, without bias.
+    """A block's self-attention, with three separate projections without bias, as in most networks.
 
     Args:
         channels: C.
@@ -51,7 +51,7 @@ class SelfAttention(nn.Module):
         return tokens + self.attend(normed, normed)
 
     def reduced(self, tokens: Tensor, reducer: TokenReducer, grid: Grid) -> Tensor:
-        """Run on reduced tokens, as adapters of U-Nets do: planned from the input, reduced behind the norm."""
+        """Run on reduced tokens, as in U-Nets: planned from the block's input, reduced behind the norm."""
         plan = reducer.plan(tokens, grid)
         normed = self.norm(tokens)
         short = plan.reduce(normed)
@@ -66,12 +66,12 @@ class SelfAttention(nn.Module):
         return tokens + unmerge(self.attend(short, short))
 
     def without(self, tokens: Tensor) -> Tensor:
-        """Run without the attention itself: its output is its input."""
+        """Run without attention and projections: the norm's output is added to the input."""
         return tokens + cast("Tensor", self.norm(tokens))
 
 
 def made_up_tokens(rows: int, grid: Grid, channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Make tokens `[B, N, C]` that vary slowly over the grid, with noise, so that matching finds something."""
+    """Make tokens `[B, N, C]` that vary slowly over the grid, with noise, so that neighbours are similar."""
     coarse = [max(1, length // 8) for length in grid.shape]
     field = torch.randn(rows, channels, *coarse, device=device)
     modes = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -88,7 +88,7 @@ def attention_cases(
     reducers: dict[str, TokenReducer],
     beside: Sequence[str],
 ) -> list[Case]:
-    """List what is timed of one self-attention.
+    """List the cases to time of one self-attention.
 
     Args:
         block: The block, on its device.
@@ -156,7 +156,7 @@ def _case(
 
 
 def _parts(name: str, reducer: TokenReducer, tokens: Tensor, grid: Grid) -> list[Case]:
-    """Plan, reduce and restore, each by itself; what reduce and restore need is computed once, beforehand."""
+    """List plan, reduce and restore, each by itself; the inputs of reduce and restore are computed beforehand."""
     with torch.inference_mode():
         plan = reducer.plan(tokens, grid)
         short = plan.reduce(tokens)
@@ -193,7 +193,7 @@ def _part(name: str, run: Callable[[], Any], breaks: bool = False) -> Case:
 
 
 def tensors_of(plan: Reduction) -> list[Tensor]:
-    """List the tensors of a plan, so that a compiler cannot leave out any."""
+    """List the tensors of a plan, so that a compiler cannot drop any as unused."""
     found: list[Tensor] = []
     for item in fields(cast("Any", plan)):
         value = getattr(plan, item.name)

@@ -1,4 +1,4 @@
-"""YAML in which a key may stand once: of two, the first would be lost without a word."""
+"""YAML in which a key may appear only once: of two, the first would be lost silently."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def load_strictly(text: str, path: Any = "") -> Any:
     try:
         root = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError:
-        return _load(text)  # it says what is wrong
+        return _load(text)  # raises jsonargparse's own error
     _refuse_twice(root, str(path) or "A setting")
     return _load(text)
 

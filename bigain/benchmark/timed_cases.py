@@ -1,4 +1,4 @@
-"""Time passes in turn, in one or several modes; what does not fit or cannot be captured is a row that says so."""
+"""Time passes in turn, in one or several modes; a case that does not fit or cannot be captured says so."""
 
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ from bigain.tasks.evaluation import GRAPHS
 __all__ = ["DOES_NOT_FIT", "Case", "Kind", "Measured", "Pass", "Timing", "fresh_compiler", "time_cases"]
 
 Kind = Literal["none", "method", "floor", "peer", "baseline", "part"]
-"""What a row is: no reduction, a reducer, a floor for all reducers, another package, the paper's baseline, a piece."""
+"""What a case is: no reduction, a reducer, a floor for all reducers, another package, the paper's baseline, a piece."""
 
 DOES_NOT_FIT = "does not fit"
 
@@ -38,7 +38,7 @@ class Pass:
 
     Args:
         run: Runs it.
-        compiled: Returns what runs it compiled by a backend.
+        compiled: Given a backend, returns a function that runs it compiled.
     """
 
     run: Callable[[], Any]
@@ -46,21 +46,21 @@ class Pass:
 
     @classmethod
     def whole(cls, run: Callable[[], Any], breaks: bool = False) -> "Pass":
-        """Compile it as a whole: to one graph, unless breaks are allowed."""
+        """Make a pass that is compiled as a whole: to one graph, unless breaks are allowed."""
         return cls(run, lambda backend: compiled_apart(run, backend, whole=not breaks))
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is timed as one row.
+    """Something to time: one row of the table.
 
     Args:
         name: Its name.
         kind: What it is.
-        build: Makes its pass, which stays usable within the context.
-        settings: The reducer's settings, or what else it does, in words.
-        flops: Operations of one row of the pass; `None` where they are not counted.
-        around: A context that every call of the pass needs, also that in which it is compiled.
+        build: Makes its pass, which works within the context.
+        settings: The reducer's settings, or what else the case does, in words.
+        flops: Operations of one row of the pass; `None` if they are not counted.
+        around: A context that every call of the pass needs, compilation included.
     """
 
     name: str
@@ -76,11 +76,11 @@ class Timing:
     """How cases are timed.
 
     Args:
-        device: Where.
-        modes: In which ways.
-        backend: What compiles.
+        device: The device.
+        modes: How passes run.
+        backend: Backend of `torch.compile`.
         repeats: Timed rounds.
-        warmup: Rounds before.
+        warmup: Rounds before, not timed.
     """
 
     device: torch.device
@@ -92,14 +92,14 @@ class Timing:
 
 @dataclass(frozen=True)
 class Measured:
-    """One row.
+    """What was measured of one case.
 
     Args:
-        case: What was timed.
-        times: Milliseconds of each pass; none where it failed.
+        case: The case.
+        times: Milliseconds of each pass; empty if it failed.
         memory: Most bytes that one pass has in use beside weights and inputs, measured in a pass
             of its own, launched by the host; `None` where the device does not count them.
-        compilation: `None` for a pass that runs as it is.
+        compilation: What the compiler did; `None` for a pass that runs as it is.
         failure: Why it has no times.
     """
 
@@ -124,16 +124,16 @@ def time_cases(
     """Time cases in turn: the first, the second, .., the first, the second, ..
 
     Args:
-        cases: What to time; the first is what the others are compared with.
-        timing: How.
+        cases: What to time; the others are compared with the first.
+        timing: How to time.
         announce: Called with a line before each step.
 
     Returns:
-        A row a case, for each mode.
+        What was measured of each case, by mode.
 
     Raises:
         SettingError: A case does not compile.
-        NumericalError: It returned NaN or infinity.
+        NumericalError: A case returned NaN or infinity.
     """
     found: dict[Mode, list[Measured]] = {}
     with ExitStack() as stack, torch.inference_mode():
@@ -148,7 +148,7 @@ def time_cases(
                 found["compiled"] = _timed(ready, timing, "compiled", announce)
             if "graphs" in timing.modes:
                 found["graphs"] = _timed(_captured(ready, timing.device), timing, "graphs", announce)
-    # A result holds on to nothing that a pass needs: there may be more to measure.
+    # Results must not keep networks alive: there may be more to measure.
     return {mode: [replace(row, case=replace(row.case, build=_gone)) for row in found[mode]] for mode in timing.modes}
 
 
@@ -158,7 +158,7 @@ def _gone() -> AbstractContextManager[Pass]:
 
 @contextmanager
 def fresh_compiler() -> Iterator[None]:
-    """Forget what was compiled before and, at the end, what was compiled here; compile as often as it takes."""
+    """Clear compiled code before and after, and allow up to `GRAPHS` graphs for a function."""
     torch.compiler.reset()
     try:
         with torch._dynamo.config.patch(recompile_limit=GRAPHS):  # noqa: SLF001 as torch's documentation names it
@@ -185,7 +185,7 @@ def _prepared(
 
 
 def _first(case: Case, run: Callable[[], Any], backend: Backend | None, device: torch.device) -> _Ready:
-    """Make the pass in which the compiler works, and another to measure memory."""
+    """Run the pass in which the compiler works, and another to measure memory."""
 
     def surrounded() -> Any:
         with case.around():
@@ -208,7 +208,7 @@ def _first(case: Case, run: Callable[[], Any], backend: Backend | None, device: 
     except Exception as error:
         if case.kind != "peer":
             raise
-        # Another package's error is no reason to lose what else is measured.
+        # Another package's error must not stop the rest.
         return _Ready(Measured(case, failure=f"fails: {type(error).__name__}: {_reason(error)}"), surrounded)
     return _Ready(Measured(case, memory=memory, compilation=compilation if backend else None), surrounded)
 
@@ -229,7 +229,7 @@ def _captured(ready: Sequence[_Ready], device: torch.device) -> list[_Ready]:
 
 
 def _why_not_captured(error: RuntimeError) -> str:
-    # Memory that runs out ends the capture, which then raises an error of its own.
+    # Out of memory ends the capture, which then raises an error of its own.
     if any(isinstance(one, torch.OutOfMemoryError) for one in (error, error.__context__)):
         return DOES_NOT_FIT
     return f"cannot be captured: {next(iter(str(error).splitlines()), type(error).__name__)}"
@@ -247,14 +247,14 @@ def _timed(ready: Sequence[_Ready], timing: Timing, mode: Mode, announce: Callab
 
 
 def _empty_cache(device: torch.device) -> None:
-    """Give back what a pass has used: the next one may need it whole."""
+    """Free the memory of a pass: the next one may need all of it."""
     if device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
 
 
 def _reason(error: Exception) -> str:
-    """Say in one line what the compiler could not do, and in which line of the user's code."""
+    """Say in one line what the compiler could not do, and where in the user's code."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     place = [line for line in lines if line.startswith('File "')][-1:]
     return f"{lines[0].rstrip('.')}{''.join(f' ({line})' for line in place)}."

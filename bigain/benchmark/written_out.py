@@ -16,9 +16,9 @@ __all__ = ["written_out_attention"]
 def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
     """Attend by three operations, each with its result in memory: a product, a softmax, a product.
 
-    An operator of its own: inductor knows this pattern and would make fused attention of it.
-    Everything is in the type of the inputs, as in code from before fused attention; torch's
-    own `SDPBackend.MATH` goes through float32 in half precision, which takes longer still.
+    An operator of its own: inductor would recognise the pattern and fuse it. Everything is in
+    the type of the inputs, as in code from before fused attention; torch's own
+    `SDPBackend.MATH` computes half precision in float32, which takes longer still.
     """
     logits = (query * scale) @ key.transpose(-2, -1)
     if mask is not None:
@@ -41,7 +41,7 @@ def _instead(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Stand for `F.scaled_dot_product_attention`, as far as networks of image and video call it."""
+    """Replace `F.scaled_dot_product_attention`, for the arguments that image and video networks pass."""
     if is_causal or enable_gqa or dropout_p:
         raise NotImplementedError("Written-out attention knows no causal masks, grouped queries and dropout.")
     found: Any = _attend(query, key, value, query.shape[-1] ** -0.5 if scale is None else scale, attn_mask)
@@ -50,6 +50,6 @@ def _instead(
 
 @contextmanager
 def written_out_attention() -> Iterator[None]:
-    """Let `F.scaled_dot_product_attention` write its logits to memory, also in what is compiled within."""
+    """Make `F.scaled_dot_product_attention` write its logits to memory, also in code compiled within."""
     with patch.object(F, "scaled_dot_product_attention", _instead):
         yield

@@ -13,11 +13,11 @@ from bigain.errors import SettingError
 __all__ = ["Chunk", "Chunked", "chunk_count", "chunk_loader", "finished_chunks"]
 
 Chunk = dict[str, Any]
-"""`chunk`, its number, and tensors with a row for each item; one of them is `index`, int64 `[B]`."""
+"""`chunk`, the number, and tensors with one row for each item; one of them is `index`, int64 `[B]`."""
 
 
 class Chunked(Protocol):
-    """What can be divided into chunks."""
+    """Items that can be divided into chunks."""
 
     def __len__(self) -> int: ...
 
@@ -33,14 +33,14 @@ def chunk_count(items: int, size: int) -> int:
 def chunk_loader(dataset: Chunked, size: int, done: Collection[int] = (), workers: int = 0) -> DataLoader[Chunk]:
     """Load the chunks of this process that are not done.
 
-    Chunk k has the items `k * size` to `(k + 1) * size`, whatever else runs and wherever
-    it began. Of P processes the one with rank r takes the chunks r, r + P, r + 2 P, ..
+    Chunk k always has the items `k * size` to `(k + 1) * size`. Of P processes the one
+    with rank r takes the chunks r, r + P, r + 2 P, ..
 
     Args:
         dataset: The items.
-        size: Items a chunk.
+        size: Items in a chunk.
         done: Numbers of chunks to leave out.
-        workers: Worker processes; each makes whole chunks.
+        workers: Worker processes; each loads whole chunks.
 
     Raises:
         SettingError: A size below 1.
@@ -58,7 +58,7 @@ def chunk_loader(dataset: Chunked, size: int, done: Collection[int] = (), worker
 
 
 def finished_chunks(data: LightningDataModule) -> Collection[int]:
-    """Return the chunks that the task of a data module's trainer has finished in an earlier run."""
+    """Return the chunks that an earlier run of the task of a data module's trainer has finished."""
     task = getattr(data.trainer, "lightning_module", None)
     finished: Collection[int] = getattr(task, "finished_chunks", ())
     return finished
@@ -78,7 +78,7 @@ class _Chunks(Dataset[Chunk]):
 
 
 class _ChunkSampler(DistributedSampler[Any]):
-    """Each chunk once over all processes; Lightning leaves a DistributedSampler alone, and would pad another."""
+    """Each chunk once over all processes. Lightning would pad any sampler but a DistributedSampler."""
 
     def __init__(self, chunks: _Chunks, done: Collection[int]) -> None:
         together = distributed.is_available() and distributed.is_initialized()
@@ -90,5 +90,5 @@ class _ChunkSampler(DistributedSampler[Any]):
         return iter(self._own)
 
     def __len__(self) -> int:
-        # Lightning skips a loop without batches together with its end, where results are published.
+        # Without batches Lightning would skip the end of the loop too, where results are published.
         return max(1, len(self._own))

@@ -24,7 +24,7 @@ _SHOWN = 5
 """Broken images that an error names."""
 
 _WINDOW = 256
-"""Images whose bytes are in memory at once while all are checked."""
+"""Images whose bytes are in memory at once during a check."""
 
 
 class ImageDataset(Dataset[dict[str, Any]]):
@@ -57,7 +57,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
                 them; without it, the sorted sub-folder names are the classes.
 
         Raises:
-            DataError: Nothing there, no classes, a label out of range.
+            DataError: Nothing at the path, no classes, or a label out of range.
         """
         path = Path(path)
         if path.is_dir():
@@ -73,7 +73,11 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Decode one image: its index, the image (uint8, `[3, size, size]`) and its labels."""
+        """Return `index`, the decoded `image` (uint8, `[3, size, size]`) and `labels` of one image.
+
+        Raises:
+            DataError: The image cannot be read.
+        """
         try:
             image = decode_image(self._source.read(self._rows[index]), self.size)
         except Exception as error:  # each of Pillow's decoders has errors of its own
@@ -99,12 +103,12 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
         `balanced` takes equal numbers of each class as far as they go. It depends on the
         names, the labels and the seed alone, so that it is the same on every machine, and
-        a smaller choice lies within a larger one. An image with several labels counts for its first.
-        The chosen images stay in the order of the data set.
+        a larger choice contains every smaller one. An image with several labels counts for
+        its first. The chosen images stay in the order of the data set.
 
         Raises:
             DataError: A count below 1.
-            SettingError: Another way of choosing.
+            SettingError: `how` is unknown.
         """
         if how not in ("first", "balanced"):
             raise SettingError(f"subset is first or balanced; got {how!r}.")
@@ -127,10 +131,10 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return self.check()
 
     def check(self) -> str:
-        """Decode every image, unless that was done before, and return the fingerprint.
+        """Decode every image, on the first call, and return the fingerprint.
 
         Raises:
-            DataError: Any image is unreadable or truncated; it names them.
+            DataError: Some images are unreadable or truncated; the message names them.
         """
         if self._fingerprint:
             return self._fingerprint
@@ -153,7 +157,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return self._fingerprint
 
     def _inspected(self) -> Iterator[tuple[bytes, str]]:
-        """Yield each image's digest, and why it cannot be read where it cannot."""
+        """Yield each image's digest and, if it cannot be read, the reason."""
         with ThreadPoolExecutor() as threads:
             for first in range(0, len(self), _WINDOW):
                 yield from threads.map(self._inspect, self._rows[first : first + _WINDOW])
@@ -168,7 +172,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
 
 def _balanced(names: Sequence[str], labels: Sequence[tuple[int, ...]], count: int, seed: int) -> list[int]:
-    """Choose images in rounds, one of each class a round, in an order that a hash decides."""
+    """Choose images in rounds of one of each class, in an order that a hash decides."""
 
     def drawn(text: str) -> bytes:
         return hashlib.sha256(f"{seed}\0{text}".encode()).digest()
@@ -177,7 +181,7 @@ def _balanced(names: Sequence[str], labels: Sequence[tuple[int, ...]], count: in
     for index, own in enumerate(labels):
         if own:
             of_class.setdefault(own[0], []).append(index)
-    # In a last round that cannot serve every class, chance decides which it serves.
+    # If the last round is too small for every class, the hash decides which classes it takes.
     turns = [
         (number, drawn(f"class {label}"), index)
         for label, members in of_class.items()

@@ -14,7 +14,7 @@ def read_image(encoded: bytes) -> Image.Image:
     """Read a whole image as RGB, at its own size.
 
     Raises:
-        Exception: The bytes are no image, or a truncated one; each of Pillow's decoders has errors of its own.
+        Exception: Not an image, or a truncated one; each of Pillow's decoders has errors of its own.
     """
     with Image.open(io.BytesIO(encoded)) as opened:
         return opened.convert("RGB")

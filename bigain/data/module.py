@@ -29,9 +29,9 @@ class ImageData(LightningDataModule):
         image_size: Side of the square images, in pixels.
         classes: Class names in label order.
         limit: Use at most so many test images.
-        subset: Which: the `first`, or `balanced`, equal numbers of each class as far as they go.
+        subset: Which of them: the `first`, or `balanced`, equal numbers of each class as far as they go.
         subset_seed: Seeds the choice of `balanced`.
-        chunk: Images a chunk, the unit of work and of resuming; in training, images a batch.
+        chunk: Images in a chunk, the unit of work and of resuming; in training, images in a batch.
         num_workers: Processes that read and decode images.
         prompt: The prompt of a class, for models that take prompts; `{class}` is its name.
     """
@@ -71,7 +71,7 @@ class ImageData(LightningDataModule):
 
     @property
     def test_set(self) -> ImageDataset:
-        """The images that `validate` and `test` see, each of which can be read."""
+        """The images that `validate` and `test` see, checked to be readable."""
         if self._test_set is None:
             path = self.test or asset("cifar10_test/test.parquet")
             images = ImageDataset.open(path, self.image_size, self.classes)
@@ -102,7 +102,7 @@ class ImageData(LightningDataModule):
 
 
 class _Decoded(Dataset[dict[str, Tensor]]):
-    """A small data set in memory, for training: decoded once, with one label an image."""
+    """A small data set in memory, for training: decoded once, one label for each image."""
 
     def __init__(self, images: ImageDataset) -> None:
         several = [name for name, labels in zip(images.names, images.labels, strict=True) if len(labels) != 1]

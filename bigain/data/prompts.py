@@ -14,20 +14,20 @@ from bigain.errors import SettingError
 __all__ = ["ClassPrompts", "fill_prompt"]
 
 PROMPT = "a photo of a {class}"
-"""The prompt of a class, where none is given."""
+"""The default prompt of a class."""
 
 
 class ClassPrompts(LightningDataModule):
     """Classes in turn, each image with a seed of its own.
 
-    Image i has class `i % len(classes)` and seed `first_seed + i`, whatever the chunk.
+    Image i has class `i % len(classes)` and seed `first_seed + i`, whatever the chunk size.
 
     Args:
         count: Images to generate.
         classes: Class names in label order.
         prompt: The prompt of a class, for models that take prompts; `{class}` is its name.
         first_seed: Seed of the first image.
-        chunk: Images a chunk, the unit of work and of resuming.
+        chunk: Images in a chunk, the unit of work and of resuming.
     """
 
     def __init__(

@@ -15,9 +15,7 @@ __all__ = ["Backbone"]
 
 
 class Backbone(nn.Module, ABC):
-    """A conditional diffusion model.
-
-    It has no class names: they belong to the images.
+    """A conditional diffusion model. It has no class names: they belong to the data.
 
     Attributes:
         network: The transformer or U-Net that reducers are attached to.
@@ -63,7 +61,7 @@ class Backbone(nn.Module, ABC):
         """Embed labels or prompts, a row for each, on the host.
 
         Raises:
-            SettingError: They are of the other kind, or a label is out of range.
+            SettingError: Prompts instead of labels or the reverse, or a label out of range.
         """
 
     @abstractmethod
@@ -76,7 +74,7 @@ class Backbone(nn.Module, ABC):
 
         Args:
             noisy: `[B, C, h, w]`.
-            t: Timesteps, `[B]`; rows may differ, and a sampler's may be fractional.
+            t: Timesteps, `[B]`; they may differ between rows, and a sampler's may be fractional.
             condition: B rows, on the device of `noisy`.
 
         Returns:
@@ -101,7 +99,7 @@ class Backbone(nn.Module, ABC):
         return self.latent_shape[1] // patch * (self.latent_shape[2] // patch)
 
     def sampling_sigmas(self, steps: int) -> list[float] | None:
-        """Return the sigmas that this family's pipeline hands to its scheduler; `None` where it hands none."""
+        """Return the sigmas that this family's pipeline passes to its scheduler; `None` where it passes none."""
         return None
 
 

@@ -27,7 +27,7 @@ class Classified:
 
     Args:
         errors: float32, `[B, K, M]`: error of each class at each timestep; NaN
-            where pruning made an evaluation needless.
+            where pruning skipped the evaluation.
         prediction: int64, `[B]`.
     """
 
@@ -50,16 +50,16 @@ class DiffusionClassifier:
         process: The forward process.
         noise_set: The Monte Carlo set, on the device of the images.
         stages: The pruning; `noise_set` has `stages.total` timesteps.
-        condition: The K classes, a row each, on the host.
+        condition: A row for each of the K classes, on the host.
         loss: `l2`, `l1` or `huber` (threshold 1).
         rows: Rows of one forward pass.
-        share: Called with k, gives a context in which each k consecutive rows share what
-            depends on the image, timestep and noise alone (`AttachReport.shared`). Passes
-            then hold whole groups of one image, timestep and noise with every class still
-            in the race, and at most `rows` rows. Without it every row plans for itself.
+        share: Called with k, returns a context in which each k consecutive rows share one
+            plan (`AttachReport.shared`). A pass then has whole groups, each of one image,
+            timestep and noise with every surviving class, and at most `rows` rows. Without
+            it every row plans for itself.
 
     Raises:
-        SettingError: A setting is impossible, or `rows` cannot hold every class of a group.
+        SettingError: A setting is impossible, or `rows` is too small for a group of all classes.
 
     References:
         BiGain, section 3; Li et al. (2023), algorithm 1.
@@ -115,9 +115,9 @@ class DiffusionClassifier:
             here = _upload(alive.contiguous(), device)
             evaluated = errors.index_select(2, _upload(torch.tensor(seen, device="cpu"), device))
             mean = evaluated.mean(dim=-1).gather(1, here)
-            # Stable, so that ties fall to the lower class on every device.
+            # Stable, so that the lower class wins ties on every device.
             best = mean.argsort(dim=-1, stable=True)[:, :keep]
-            # The only wait for the device in a stage: which classes survive, and whether all is finite.
+            # The stage's only host synchronisation: which classes survive, and whether all errors are finite.
             survivors = torch.cat([here.gather(1, best).flatten(), found.isfinite().all()[None].long()]).cpu()
             if not survivors[-1]:
                 self._refuse_nan(chosen, found, names)
@@ -145,8 +145,8 @@ class DiffusionClassifier:
         return there, torch.cat(found) if found else clean.new_empty(0)  # a stage may add no timestep
 
     def _rows_error(self, clean: Tensor, part: Tensor, label: Tensor, group: int) -> Tensor:
-        # The last pass repeats its first rows to fill up: one shape compiles once, and
-        # matrix products keep their shape, so that a row's result keeps its value.
+        # The last pass is filled up with copies of its first rows: one shape compiles once, and
+        # matrix products of one shape give a row the same result.
         count = part.shape[1]
         fill = torch.arange(self._rows // group * group, device="cpu")
         fill = torch.where(fill < count, fill, fill % group)

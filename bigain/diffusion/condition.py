@@ -1,4 +1,4 @@
-"""What the network is conditioned on, a row for each label or prompt."""
+"""What the network is conditioned on, one row for each label or prompt."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ class Condition:
     Args:
         labels: int64, `[K]`.
         states: Text states, `[K, L, D]`.
-        mask: Which of the text states count, `[K, L]`.
+        mask: Which text states are attended to, `[K, L]`.
         pooled: Pooled text, `[K, D]`.
         added: What is the same for every row, each `[1, ...]`: SDXL's sizes and crop,
             PixArt's resolution, FLUX's guidance.
@@ -68,7 +68,7 @@ class Condition:
             rows: Row numbers on the host.
 
         Raises:
-            SettingError: They lie on a device, where reading them would wait for it.
+            SettingError: The rows are on a device: reading them would need a host synchronisation.
         """
         index = torch.as_tensor(rows, dtype=torch.int64)
         if index.device.type != "cpu":
@@ -89,7 +89,11 @@ class Condition:
 
     @staticmethod
     def cat(parts: Sequence["Condition"]) -> "Condition":
-        """Join the rows of conditions that have the same tensors; `added` is the first one's."""
+        """Join the rows of conditions that have the same tensors; `added` is that of the first.
+
+        Raises:
+            SettingError: They have different tensors.
+        """
         first = parts[0].tensors
         if any(part.tensors.keys() != first.keys() for part in parts):
             raise SettingError(

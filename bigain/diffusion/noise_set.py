@@ -12,11 +12,11 @@ __all__ = ["NoiseSet", "Stages"]
 
 @dataclass(frozen=True)
 class Stages:
-    """Staged pruning: over how many timesteps each stage is spread, how many classes it keeps.
+    """Staged pruning: the timesteps that each stage covers, and the classes that survive it.
 
     Args:
-        trials: Timesteps each stage is spread over, rising (TrialList); those seen
-            already are not evaluated again.
+        trials: Timesteps that each stage is spread over, rising (TrialList); those of
+            earlier stages are not evaluated again.
         keeps: Classes that survive each stage, falling (KeepList).
 
     Raises:
@@ -45,17 +45,21 @@ class Stages:
 
     @property
     def total(self) -> int:
-        """M: timesteps that a class which survives to the end has seen."""
+        """M: timesteps at which a class that survives to the end is evaluated."""
         return self.trials[-1]
 
     def timesteps(self, steps: int) -> tuple[int, ...]:
-        """Centres of M equal parts of the schedule: 25, 75, .., 975 for 20 of 1,000."""
+        """Return the centres of M equal parts of the schedule: 25, 75, .., 975 for 20 of 1,000.
+
+        Raises:
+            SettingError: The schedule has fewer than M timesteps.
+        """
         if self.total > steps:
             raise SettingError(f"{self.total} timesteps were asked for; the schedule has {steps}.")
         return tuple(steps * (2 * j + 1) // (2 * self.total) for j in range(self.total))
 
     def members(self) -> list[tuple[int, ...]]:
-        """Index of the timesteps that each stage adds, none twice."""
+        """Return the indices of the timesteps that each stage adds, none twice."""
         seen: set[int] = set()
         stages = []
         for count in self.trials:
@@ -65,7 +69,7 @@ class Stages:
         return stages
 
     def evaluations(self, classes: int) -> int:
-        """Network evaluations an image costs with `classes` classes and one noise a timestep."""
+        """Count the network evaluations of one image with `classes` classes and one noise for each timestep."""
         alive = [classes, *self.keeps]
         return sum(len(new) * min(classes, count) for new, count in zip(self.members(), alive, strict=False))
 
@@ -77,7 +81,7 @@ class NoiseSet:
     Args:
         timesteps: int64, `[M]`.
         noise: float32, `[M, C, h, w]`.
-        seed: What the noise was drawn from.
+        seed: The seed of the noise.
     """
 
     timesteps: Tensor
@@ -86,7 +90,7 @@ class NoiseSet:
 
     @classmethod
     def draw(cls, seed: int, timesteps: tuple[int, ...], shape: tuple[int, ...]) -> "NoiseSet":
-        """Draw on the CPU in float32, so that seed and shape alone decide.
+        """Draw on the CPU in float32, so that the noise depends on seed and shape alone.
 
         Args:
             seed: Any whole number.

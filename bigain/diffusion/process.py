@@ -1,4 +1,4 @@
-"""The forward process: how much signal and noise there is at each timestep, and what the network predicts."""
+"""The forward process: the signal and noise at each timestep, and what the network predicts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,19 +24,19 @@ _PREDICTIONS: Mapping[str, Prediction] = {
 }
 
 _NAMED = {"num_train_timesteps", "prediction_type"}
-"""Settings that are fields of the process."""
+"""Settings that the process has as fields."""
 
 _NEARLY_ZERO_SNR = 2.0**-12
-"""Some schedulers stop this short of no signal (2^-24 in alphas_cumprod); others reach it."""
+"""Alpha at zero terminal SNR in some schedulers (2^-24 in alphas_cumprod); in others it is 0."""
 
 
 @dataclass(frozen=True, eq=False)
 class Process:
-    """`x_t = alpha(t) x_0 + sigma(t) e`, as the network was trained on it.
+    """`x_t = alpha(t) x_0 + sigma(t) e`, as in the network's training.
 
-    `Process.of` makes it from a diffusers scheduler, whose own alphas it reads. A flow is
-    unshifted: `sigma = t / steps`, `alpha = 1 - sigma`. The table is float32 and no buffer
-    of a module, so that half precision does not touch it.
+    `Process.of` reads the alphas of a diffusers scheduler. A flow is unshifted:
+    `sigma = t / steps`, `alpha = 1 - sigma`. The table is not a buffer of a module, so
+    that it stays float32 when modules change to half precision.
 
     Args:
         prediction: What the network predicts.
@@ -64,7 +64,7 @@ class Process:
             scheduler: A scheduler, or its configuration: a mapping with `_class_name`.
 
         Raises:
-            SettingError: It is no scheduler of diffusers, or its process is neither
+            SettingError: Not a scheduler of diffusers, or one whose process is neither
                 variance preserving nor a flow.
         """
         if isinstance(scheduler, Mapping):
@@ -83,11 +83,11 @@ class Process:
         return cls(prediction, steps, None if flow else _table(scheduler), settings)
 
     def alpha(self, t: Tensor) -> Tensor:
-        """Return the share of signal at timesteps `[B]`, which may be fractional: float32, `[B]`."""
+        """Return the factor of the signal at timesteps `[B]`, which may be fractional: float32, `[B]`."""
         return self._levels(t)[0]
 
     def sigma(self, t: Tensor) -> Tensor:
-        """Return the share of noise at timesteps `[B]`, which may be fractional: float32, `[B]`."""
+        """Return the factor of the noise at timesteps `[B]`, which may be fractional: float32, `[B]`."""
         return self._levels(t)[1]
 
     def add_noise(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -96,11 +96,11 @@ class Process:
         return alpha * clean + sigma * noise
 
     def to_noise(self, predicted: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
-        """Convert what the network predicts to noise.
+        """Convert what the network predicts to noise, `[B, ...]`.
 
         Args:
-            predicted: `[B, ...]`.
-            noisy: What the network saw, of the same shape.
+            predicted: The network's output, `[B, ...]`.
+            noisy: The network's input, of the same shape.
             t: Timesteps, `[B]`.
         """
         if self.prediction == "noise":
@@ -113,16 +113,16 @@ class Process:
         return (noisy - alpha * predicted) / sigma
 
     def to(self, device: torch.device | str) -> "Process":
-        """Keep a copy of the table on a device, so that no call has to move it; returns the process itself."""
+        """Copy the table to a device ahead of the calls that need it there; return the process itself."""
         self._table_on(torch.device(device))
         return self
 
     def identity(self) -> dict[str, Any]:
-        """Return what decides the process, as JSON has it."""
+        """Return what defines the process, in types that JSON has."""
         return {"prediction": self.prediction, "steps": self.steps, **self.settings}
 
     def differs(self, other: "Process") -> str:
-        """Say in what another process differs; nothing if in nothing."""
+        """Say how another process differs; empty if it does not."""
         if self.prediction != other.prediction:
             return f"one predicts {self.prediction}, the other {other.prediction}"
         if self.steps != other.steps:
@@ -156,7 +156,7 @@ class Process:
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Pick the settings that decide the process and are not at what every scheduler takes for granted."""
+    """Pick the settings that define the process, without those that are off or not set."""
     found = {name: config[name] for name in sorted(PROCESS_SETTINGS - _NAMED) if config.get(name) not in (None, False)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 

@@ -1,4 +1,4 @@
-"""Sampling with any diffusers scheduler and classifier-free guidance, one seed an image."""
+"""Sampling with any diffusers scheduler and classifier-free guidance, one seed for each image."""
 
 import copy
 import inspect
@@ -19,25 +19,25 @@ __all__ = ["Sampler"]
 
 
 class Sampler:
-    """Draws images; what becomes of a seed does not depend on its neighbours.
+    """Draws images; the image of a seed does not depend on its neighbours in the batch.
 
     The noise of an image is that of diffusers' pipelines with
-    `torch.Generator("cpu").manual_seed(seed)`, and a stochastic scheduler goes on drawing
-    from the same generator.
+    `torch.Generator("cpu").manual_seed(seed)`; a stochastic scheduler draws from the same
+    generator.
 
     Args:
         backbone: The model.
         steps: Sampling steps.
-        guidance: Guidance scale; 1 leaves the condition as it is and halves the cost.
+        guidance: Guidance scale; 1 is no guidance and halves the cost.
         rows: Images drawn at once; a smaller batch is filled up, so that shapes stay.
-        scheduler: A class path, or a mapping with `class_path`, `init_args` or both; what it
-            leaves out is as in the checkpoint. Default: the checkpoint's own.
-        at: Called with each step's timestep, gives the context that the step runs in
+        scheduler: A class path, or a mapping with `class_path`, `init_args` or both; other
+            settings are the checkpoint's. Default: the checkpoint's own.
+        at: Called with each step's timestep, returns the context that the step runs in
             (`AttachReport.at`).
 
     Raises:
         SettingError: A setting is impossible, the scheduler has another forward process than
-            the backbone, or it draws noise in which images of a batch depend on each other.
+            the backbone, or it draws noise so that images of a batch depend on each other.
 
     References:
         Classifier-Free Diffusion Guidance (Ho and Salimans, 2022), equation 6 with
@@ -64,7 +64,7 @@ class Sampler:
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations an image costs."""
+        """Network evaluations for each image."""
         return len(self._scheduler.timesteps) * (1 if self._guidance == 1 else 2)
 
     def __call__(self, condition: Condition, seeds: Sequence[int] | Tensor, names: Sequence[str] = ()) -> Tensor:
@@ -126,7 +126,7 @@ class Sampler:
 
 
 def _ready(backbone: Backbone, steps: int, spec: SchedulerSpec) -> Any:
-    """Build a scheduler with its timesteps set, and try it."""
+    """Build a scheduler, set its timesteps, and check that its noise does not mix images."""
     scheduler = build_scheduler(backbone.scheduler, spec)
     name = type(scheduler).__name__
     if difference := Process.of(scheduler).differs(backbone.process):
@@ -149,7 +149,7 @@ def _ready(backbone: Backbone, steps: int, spec: SchedulerSpec) -> Any:
             _refuse_shared_noise(scheduler)
     except SettingError:
         raise
-    except Exception as error:  # whatever a scheduler of somebody else's raises
+    except Exception as error:  # whatever a third-party scheduler raises
         raise SettingError(f"{name} cannot sample in {steps} steps: {type(error).__name__}: {error}") from error
     return scheduler
 
@@ -163,7 +163,7 @@ def _shift(config: Any, tokens: int) -> float:
 
 
 def _refuse_shared_noise(scheduler: Any) -> None:
-    """Run the scheduler on two tiny latents and on the first alone: it must come out the same."""
+    """Refuse a scheduler that treats a tiny latent differently beside another than alone."""
     with torch.random.fork_rng(devices=[]):
         together, alone = _dry_run(scheduler, 2), _dry_run(scheduler, 1)
     if not torch.allclose(together[:1], alone, rtol=1e-3, atol=1e-3, equal_nan=True):
@@ -186,7 +186,7 @@ def _dry_run(scheduler: Any, rows: int) -> Tensor:
 
 
 def _scaled(scheduler: Any, latents: Tensor, timestep: Tensor) -> Tensor:
-    # Schedulers of flow matching have nothing to scale, and no method for it.
+    # Schedulers of flow matching do not scale, and lack the method.
     scale = getattr(scheduler, "scale_model_input", None)
     return latents if scale is None else scale(latents, timestep)
 

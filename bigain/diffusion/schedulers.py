@@ -27,14 +27,14 @@ PROCESS_SETTINGS = frozenset(
         "use_flow_sigmas",
     }
 )
-"""Settings of schedulers that decide the forward process: those of the checkpoint, and no choice of the sampler."""
+"""Scheduler settings that define the forward process: the checkpoint's, which a sampler cannot change."""
 
 
 def from_configuration(config: Mapping[str, Any]) -> Any:
     """Build the scheduler that a configuration describes.
 
     Args:
-        config: What `scheduler_config.json` holds; `_class_name` is a scheduler of diffusers.
+        config: The content of `scheduler_config.json`; `_class_name` is a scheduler of diffusers.
 
     Raises:
         SettingError: The class is unknown, or does not accept the settings.
@@ -53,42 +53,45 @@ def build_scheduler(config: Mapping[str, Any], spec: SchedulerSpec = None) -> An
     Args:
         config: The checkpoint's scheduler configuration.
         spec: `None`; a class path such as `diffusers.EulerDiscreteScheduler`; or a mapping with
-            `class_path`, `init_args` or both. What it leaves out comes from `config`.
+            `class_path`, `init_args` or both. Other settings come from `config`.
 
     Raises:
-        SettingError: It is no scheduler, a setting is unknown, or one would change the process.
+        SettingError: Not a scheduler, an unknown setting, or one that would change the process.
     """
     given: dict[str, Any] = {"class_path": spec} if isinstance(spec, str) else {**(spec or {})}
     path = given.pop("class_path", None) or config.get("_class_name")
     settings = dict(given.pop("init_args", None) or {})
     if given:
         raise SettingError(f"A scheduler is given as class_path and init_args; got {', '.join(map(str, given))}.")
-    kind = _import(str(path)) if "." in str(path) else _diffusers_class(str(path))
-    _check(kind, settings)
-    return _build(kind, config, settings)
+    found = _import(str(path)) if "." in str(path) else _diffusers_class(str(path))
+    _check(found, settings)
+    return _build(found, config, settings)
 
 
-def _check(kind: type[Any], settings: Mapping[str, Any]) -> None:
-    accepted = [name for name in inspect.signature(kind.__init__).parameters if name not in PROCESS_SETTINGS | {"self"}]
+def _check(scheduler: type[Any], settings: Mapping[str, Any]) -> None:
+    names = inspect.signature(scheduler.__init__).parameters
+    accepted = [name for name in names if name not in PROCESS_SETTINGS | {"self"}]
     fixed = sorted(PROCESS_SETTINGS & set(settings))
     if fixed:
         raise SettingError(
-            f"{kind.__name__} got {', '.join(fixed)}: the checkpoint decides on its process, so that it classifies "
-            f"and samples with the same one. Accepted are {', '.join(accepted)}."
+            f"{scheduler.__name__} got {', '.join(fixed)}: the checkpoint decides on its process, so that it "
+            f"classifies and samples with the same one. Accepted are {', '.join(accepted)}."
         )
     unknown = sorted(set(settings) - set(accepted))
     if unknown:
-        raise SettingError(f"{kind.__name__} has no setting {', '.join(unknown)}; accepted are {', '.join(accepted)}.")
+        raise SettingError(
+            f"{scheduler.__name__} has no setting {', '.join(unknown)}; accepted are {', '.join(accepted)}."
+        )
 
 
-def _build(kind: type[Any], config: Mapping[str, Any], settings: Mapping[str, Any]) -> Any:
+def _build(scheduler: type[Any], config: Mapping[str, Any], settings: Mapping[str, Any]) -> Any:
     try:
-        # Tables are small and read on the host; Lightning and `bigain flops` change both defaults.
+        # Tables are read on the host; Lightning and `bigain flops` may have set another default device.
         with torch.device("cpu"):
-            return kind.from_config(dict(config), **settings)
+            return scheduler.from_config(dict(config), **settings)
     except (ImportError, NotImplementedError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise SettingError(f"{kind.__name__} cannot be built with the settings it was given: {reason}") from error
+        raise SettingError(f"{scheduler.__name__} cannot be built with the settings it was given: {reason}") from error
 
 
 def _diffusers_class(name: str) -> type[Any]:

@@ -51,8 +51,8 @@ def laplacian_norm(tokens: Tensor, shape: tuple[int, ...], padding: Padding = "z
     References:
         BiGain, section 3.2.1 and Table 13.
     """
-    graded = torch.is_grad_enabled() and tokens.requires_grad
-    if kernels.usable(tokens) and not graded:
+    needs_gradient = torch.is_grad_enabled() and tokens.requires_grad
+    if kernels.usable(tokens) and not needs_gradient:
         from bigain.functional.kernels import laplacian as kernel
 
         if len(shape) <= kernel.MOST_AXES:
@@ -67,7 +67,7 @@ def _sum_of_neighbours(tokens: Tensor, shape: list[int], replicate: bool) -> Ten
     field = tokens.float().reshape(batch, *shape, channels)
     if tokens.device.type == "cpu" and not replicate and len(shape) <= len(_CONVOLUTIONS):
         return _convolved(field).reshape(batch, -1, channels)
-    # In place, and in float32 whatever TF32 and autocast say, which a convolution on a GPU is not.
+    # In place, and always in float32: a convolution on a GPU would follow TF32 and autocast.
     total = field * (-2 * len(shape))
     for axis, length in enumerate(shape, start=1):
         total.narrow(axis, 0, length - 1).add_(field.narrow(axis, 1, length - 1))
@@ -82,7 +82,7 @@ _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 
 
 def _convolved(field: Tensor) -> Tensor:
-    """Filter `[B, *shape, C]` on a CPU, whose convolution of channels that lie last reads it once."""
+    """Filter `[B, *shape, C]` on a CPU, where a channels-last convolution reads the field only once."""
     axes = field.ndim - 2
     kernel = field.new_zeros((3,) * axes)
     kernel[(1,) * axes] = -2.0 * axes
@@ -95,8 +95,8 @@ def _convolved(field: Tensor) -> Tensor:
     return filtered.movedim(1, -1)
 
 
-# An operator of its own, so that a counter of operations can tell it from other sums (profiling/formulas.py). It is
-# made of others, which compilers and autograd see.
+# An operator of its own, so that its operations can be counted (profiling/formulas.py). Compilers and autograd see
+# the operators that it is made of.
 _OPERATORS = torch.library.Library("bigain", "DEF")  # type: ignore[no-untyped-call]
 _OPERATORS.define("laplacian(Tensor tokens, SymInt[] shape, bool replicate) -> Tensor")  # type: ignore[no-untyped-call]
 _OPERATORS.impl("laplacian", _sum_of_neighbours, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
@@ -132,7 +132,7 @@ def neighbour_cosine(tokens: Tensor, shape: tuple[int, ...], padding: NeighbourP
     total, count = torch.zeros_like(norms), torch.zeros_like(present)
     for axis, length in enumerate(shape, start=1):
         after, before = (axis, 1, length - 1), (axis, 0, length - 1)
-        # Each pair is computed once, and counts for both of its tokens.
+        # Each pair is computed once and counts for both of its tokens.
         cosine = (field.narrow(*after) * field.narrow(*before)).sum(dim=-1)
         cosine = cosine / divisor.narrow(*after) / divisor.narrow(*before)
         total = total + _both_sides(cosine, cosine, axis, border)
@@ -147,8 +147,8 @@ def _both_sides(after: Tensor, before: Tensor, axis: int, border: Tensor | None)
     Args:
         after: For each token but the last, what comes after it.
         before: For each token but the first, what comes before it.
-        axis: Along which they lie.
-        border: For each token, what it has beyond the border; None for zeros.
+        axis: The axis.
+        border: For each token, what lies beyond the border next to it; None for zeros.
     """
     if border is None:
         return _pad(after, axis, 0, 1) + _pad(before, axis, 1, 0)

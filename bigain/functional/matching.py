@@ -28,7 +28,7 @@ MergeMode = Literal["mean", "prune", "mlerp"]
 _HALVES = (torch.float16, torch.bfloat16)
 
 _SCORES_AT_ONCE = 2**27
-"""Scores that are in memory together: half a GiB of float32."""
+"""Scores in memory at a time: half a GiB of float32."""
 
 
 def assign_to_most_similar(
@@ -43,7 +43,7 @@ def assign_to_most_similar(
         removed: How many sources are merged, at most S.
 
     Returns:
-        As `place_merged`.
+        What `place_merged` returns.
 
     References:
         Token Merging for Fast Stable Diffusion (Bolya and Hoffman, 2023), section 3.
@@ -53,7 +53,7 @@ def assign_to_most_similar(
 
 
 def most_similar(tokens: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the most cosine-similar of some tokens for each of others; of equals, the first.
+    """Find the most cosine-similar column token for each row token; of equals, the first.
 
     Args:
         tokens: `[B, N, C]`.
@@ -61,9 +61,9 @@ def most_similar(tokens: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor,
         columns: int64, `[B, K]`, or `[B, T, K]`, what a tile's rows are compared with.
 
     Returns:
-        The cosines, as `cosine_matrix` has them, and the places in `columns`, int64, both in the shape of `rows`.
+        The cosines, in the type of `cosine_matrix`, and the places in `columns`, int64; both in the shape of `rows`.
     """
-    if tokens.dtype in _HALVES and kernels.usable(tokens) and not _graded(tokens):
+    if tokens.dtype in _HALVES and kernels.usable(tokens) and not _needs_gradient(tokens):
         from bigain.functional.kernels.match import most_similar as matched
 
         tiled = (rows, columns) if rows.ndim == 3 else (rows[:, None], columns[:, None])
@@ -75,8 +75,8 @@ def most_similar(tokens: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor,
 
 
 def _rows_at_once(rows: Tensor, columns: Tensor) -> int:
-    lists = rows.shape[:-1].numel()
-    return max(1, _SCORES_AT_ONCE // max(1, lists * columns.shape[-1]))
+    tiles = rows.shape[:-1].numel()
+    return max(1, _SCORES_AT_ONCE // max(1, tiles * columns.shape[-1]))
 
 
 def _best_of(tokens: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,7 +85,7 @@ def _best_of(tokens: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Ten
 
 
 def cosine_matrix(tokens: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Compare tokens with tokens.
+    """Compare each row token with each column token.
 
     Args:
         tokens: `[B, N, C]`.
@@ -95,7 +95,7 @@ def cosine_matrix(tokens: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     Returns:
         Cosine similarities, float32, or float64 for tokens in it, `[B, R, K]` or `[B, T, R, K]`.
     """
-    # No less than float32, also under autocast: in half precision, ties decide.
+    # At least float32, also under autocast: in half precision many cosines tie, and ties would decide.
     with without_autocast(tokens.device):
         if tokens.dtype not in _HALVES or not tokens.is_cuda:
             unit = F.normalize(tokens.to(torch.promote_types(tokens.dtype, torch.float32)), dim=-1)
@@ -113,7 +113,7 @@ def _listed(tokens: Tensor, index: Tensor) -> Tensor:
     return take(tokens, index.flatten(1)).reshape(*index.shape, tokens.shape[2])
 
 
-def _graded(tokens: Tensor) -> bool:
+def _needs_gradient(tokens: Tensor) -> bool:
     return torch.is_grad_enabled() and tokens.requires_grad
 
 
@@ -122,7 +122,7 @@ def place_merged(
 ) -> tuple[Tensor, Tensor]:
     """Merge the best-matched sources: of equally good ones, the first.
 
-    The reduced sequence holds the sources that stay, then the destinations, both in the order given.
+    The reduced sequence has the sources that stay, then the destinations, both in the order given.
 
     Args:
         best: How well each source matches, `[B, S]`.
@@ -132,8 +132,8 @@ def place_merged(
         removed: How many sources are merged, at most S.
 
     Returns:
-        The assignment `[B, N]`, each token's place in the reduced sequence, and
-        the representatives `[B, N - removed]`, the token whose place it was.
+        The assignment `[B, N]`, each token's place in the reduced sequence, and the
+        representatives `[B, N - removed]`, the token that each place stands for.
     """
     batch, stay = len(sources), sources.shape[1] - removed
     if removed and kernels.usable(best) and best.dtype == torch.float32:
@@ -146,15 +146,15 @@ def place_merged(
     merged = torch.zeros_like(best, dtype=torch.bool).scatter(1, chosen, True)
     rank = (~merged).cumsum(dim=1) - 1
     # Merged sources share a place beyond the last, which is cut off.
-    kept = sources.new_empty(batch, stay + 1).scatter(1, torch.where(merged, stay, rank), sources)[:, :stay]
+    unmerged = sources.new_empty(batch, stay + 1).scatter(1, torch.where(merged, stay, rank), sources)[:, :stay]
     ends = (torch.arange(destinations.shape[1], device=best.device) + stay).expand(batch, -1)
     place = sources.new_empty(batch, sources.shape[1] + destinations.shape[1])
     place = place.scatter(1, sources, torch.where(merged, partner + stay, rank)).scatter(1, destinations, ends)
-    return place, torch.cat([kept, destinations], dim=1)
+    return place, torch.cat([unmerged, destinations], dim=1)
 
 
 def group_order(place: Tensor, length: int) -> Tensor | None:
-    """Sort tokens by their place, where merging asks for it: on a GPU, to add up without atomics.
+    """Sort tokens by their place, where kernels run: they sum each group in order, without atomics.
 
     Args:
         place: int64, `[B, N]`.
@@ -262,5 +262,5 @@ def take(tokens: Tensor, index: Tensor) -> Tensor:
     Returns:
         `[B, K, C]`.
     """
-    # An expanded index has a path of its own in gather, several times faster than take_along_dim.
+    # gather has a fast path for an expanded index, several times faster than take_along_dim.
     return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[2]))

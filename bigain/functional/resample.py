@@ -86,9 +86,9 @@ def _pool(
 ) -> Tensor:
     """Pool two axes at a time, from the last.
 
-    A cell is a box, so that its mean and its maximum are those of its lines'. The
-    image pooling of torch takes channels-last input as it lies, on every device;
-    for other numbers of axes it either copies or is slow.
+    A cell is a box, so that its mean is the mean of its lines' means, and its maximum
+    likewise. torch's pooling of images takes channels-last input without a copy on every
+    device; for other numbers of axes it copies or is slow.
     """
     batch, _, channels = tokens.shape
     if len(shape) % 2:

@@ -1,6 +1,6 @@
 """The discrete Fourier transform of a token over its channels.
 
-A token is real, so that |X_{C-k}| = |X_k| for its transform X: the terms up to C/2 say all.
+A token is real, so that |X_{C-k}| = |X_k| for its transform X: the terms up to C/2 are enough.
 """
 
 import torch
@@ -29,7 +29,7 @@ def dft_spectral_centroid(tokens: Tensor) -> Tensor:
     """Average the frequency, weighted by amplitude: `sum_k k |X_k| / (sum_k |X_k| + 1e-7)`.
 
     k runs from 0 to C - 1. As k and C - k have the same amplitude and add up to C, the
-    sum above the line is C/2 times the amplitudes of all terms but the constant one.
+    numerator is C/2 times the amplitudes of all terms but the constant one.
 
     Args:
         tokens: `[B, N, C]`.

@@ -1,4 +1,4 @@
-"""Merging and averaging of tokens that stand for several already."""
+"""Merging and averaging of tokens that already stand for several."""
 
 import torch
 from torch import Tensor
@@ -9,12 +9,12 @@ __all__ = ["mean_by_size", "merge_by_size"]
 
 
 def merge_by_size(tokens: Tensor, sizes: Tensor, place: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Merge tokens by an assignment, each counted as often as it stands for a token.
+    """Merge tokens by an assignment, each weighted by its size.
 
     Args:
         tokens: `[B, N, C]`.
         sizes: How many tokens each stands for, `[B, N]`.
-        place: int64, `[B, N]`: each token's place in the reduced sequence, none of which is empty.
+        place: int64, `[B, N]`: each token's place in the reduced sequence; no place is empty.
         length: M, the length of the reduced sequence.
 
     Returns:
@@ -37,11 +37,11 @@ def merge_by_size(tokens: Tensor, sizes: Tensor, place: Tensor, length: int) -> 
 
 
 def mean_by_size(tokens: Tensor, sizes: Tensor) -> Tensor:
-    """Average tokens, each counted as often as it stands for a token.
+    """Average tokens, each weighted by its size.
 
     Args:
         tokens: `[B, N, C]`.
-        sizes: `[B, N]`.
+        sizes: How many tokens each stands for, `[B, N]`.
 
     Returns:
         `[B, C]`, in the type of `tokens`.

@@ -44,9 +44,9 @@ def tile_members(
 ) -> tuple[Tensor, Tensor]:
     """List the tokens and the cells of every tile.
 
-    Tiles cover the whole cells from the first one on. Tokens that no whole cell covers belong to the last tile
-    along their axis, for which every tile has room; where a tile reaches beyond the grid, it repeats the last
-    token and the last whole cell. A token's own place is at `tile_slots`; others are copies.
+    Tiles cover the whole cells, from the first one on. Tokens that no whole cell covers belong to the last tile
+    along their axis; every tile has room for them. Beyond the grid a tile repeats the last token and the last
+    whole cell: `tile_slots` says which place is a token's own.
 
     Args:
         shape: Tokens along each axis.
@@ -74,7 +74,7 @@ def tile_members(
 def tile_slots(
     tokens: Tensor, shape: tuple[int, ...], cell: tuple[int, ...], window: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """Return the tile of each token and its place there.
+    """Return the tile of each token and its place in the tile, both in the shape of `tokens`.
 
     Args:
         tokens: int64, any shape, row-major indices on the grid.
@@ -95,6 +95,6 @@ def tile_slots(
 
 
 def _tiling(length: int, side: int, wide: int) -> tuple[int, int, int]:
-    """Return whole cells along an axis, tiles, and tokens that a tile has room for."""
+    """Return, along an axis, the number of whole cells, of tiles, and of tokens that a tile has room for."""
     whole = length // side
     return whole, -(-whole // wide), side * wide + length % side

@@ -1,7 +1,7 @@
 """What a metric is.
 
 A metric is one file: a class with a `score` that returns a `Score`. Tables, pages and
-stores take the scores that they are given, and know no metric by name.
+stores take any score, and know no metric by name.
 """
 
 from abc import ABC, abstractmethod
@@ -25,7 +25,7 @@ class ClassificationMetric(ABC):
         """Score one method."""
 
     def compare(self, first: Predictions, second: Predictions) -> Score | None:
-        """Score the difference of two methods on the same images, first minus second; `None` if there is none."""
+        """Score the difference of two methods on the same images, first minus second; `None` if it has no score."""
         return None
 
 
@@ -34,13 +34,13 @@ class GenerationMetric(ABC):
 
     @abstractmethod
     def score(self, chunks: Iterable[Tensor]) -> Score:
-        """Score generated images, uint8 `[B, 3, H, W]` a chunk."""
+        """Score chunks of generated images, each uint8 `[B, 3, H, W]`."""
 
     @abstractmethod
     def identity(self) -> Mapping[str, Any]:
-        """Name what decides the figure beside the generated images, so that equal names mean equal figures.
+        """Return what the figure depends on beside the generated images; equal identities mean equal figures.
 
-        Asked for before any work: what the metric needs is read and refused here.
+        Called before any work, so that what the metric needs is read and refused here.
         """
 
     def to(self, device: torch.device | str) -> "GenerationMetric":
@@ -52,7 +52,7 @@ class FeatureNetwork(nn.Module, ABC):
     """Maps images to the features a Fréchet distance is computed on.
 
     Attributes:
-        label: What reports call the distance: `FID` for Inception's features only.
+        label: What tables and pages call the distance: `FID` for Inception's features only.
         num_features: Length of a feature vector; torchmetrics reads it.
     """
 

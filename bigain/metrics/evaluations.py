@@ -1,4 +1,4 @@
-"""Network evaluations an image."""
+"""Network evaluations per image."""
 
 import math
 

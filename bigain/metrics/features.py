@@ -99,7 +99,7 @@ class EmbeddedFeatures(FeatureNetwork):
 def reason_of(error: BaseException) -> str:
     """Say in one line why weights cannot be loaded.
 
-    torch puts the reason of a state dict that does not fit below a heading that has none.
+    For a state dict that does not fit, torch puts the reason below a heading without one.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2] if lines and lines[0].endswith(":") else lines[:1]) or type(error).__name__

@@ -22,14 +22,14 @@ _CHUNK = 250
 """Real images in memory at once."""
 
 _SIZE = 32
-"""The size at which real images are opened; they are seen at that of the generated ones."""
+"""The size at which real images are opened, in pixels; features see them at the size of the generated ones."""
 
 
 class FrechetDistance(GenerationMetric):
     """The Fréchet distance between the features of generated and of real images.
 
-    The real images are seen once, at the size of the generated ones, and serve every
-    set after that. The figure is called FID with Inception's features only.
+    The features of the real images are computed once for each size of generated images.
+    The figure is called FID with Inception's features only.
 
     Args:
         features: The embedded ones by default, or `bigain.metrics.inception.InceptionFeatures` for FID.
@@ -87,7 +87,7 @@ class FrechetDistance(GenerationMetric):
         return self._network
 
     def _real_images(self) -> ImageDataset:
-        """Open the real images, each of which can be read."""
+        """Open the real images and check that each can be read."""
         if self._real is None:
             path = self.reference or asset("cifar10_test/test.parquet")
             images = ImageDataset.open(path, _SIZE)
@@ -98,10 +98,10 @@ class FrechetDistance(GenerationMetric):
         return self._real
 
     def _filled(self, size: int) -> FrechetInceptionDistance:
-        """Return torchmetrics' metric that has seen the real images at this size."""
+        """Return torchmetrics' metric with the real images at this size."""
         if self._metric is None or self._size != size:
             network = self._load_network().to(self._device, torch.float32)
-            # Every process sees all images, so that a sum over processes would count them twice.
+            # Every process sees all images: a sum over processes would count them twice.
             metric = FrechetInceptionDistance(feature=network, reset_real_features=False, sync_on_compute=False)
             metric = metric.to(self._device)
             images = self._real_images().resized(size)

@@ -28,7 +28,7 @@ class InceptionFeatures(FeatureNetwork):
         weights: Path of that file, or of the same tensors as safetensors.
 
     Raises:
-        DataError: The file is missing, unreadable or holds another network.
+        DataError: The file is missing or unreadable, or has another network's weights.
 
     References:
         GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash
@@ -177,7 +177,7 @@ class _BlockE(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         three, double = self.branch3x3_1(x), self.branch3x3dbl_2(self.branch3x3dbl_1(x))
         # The last block of the network behind FID pools by maximum: a slip in the
-        # original graph that every FID since has kept.
+        # original graph that every FID since has copied.
         pooled = F.max_pool2d(x, 3, stride=1, padding=1) if self.largest else _average(x)
         parts = [self.branch3x3_2a(three), self.branch3x3_2b(three)]
         parts += [self.branch3x3dbl_3a(double), self.branch3x3dbl_3b(double)]
@@ -185,7 +185,7 @@ class _BlockE(nn.Module):
 
 
 class _Inception(nn.Module):
-    """Inception-v3 up to its pooled features; names of tensors as in the published weights."""
+    """Inception-v3 up to its pooled features, with the tensor names of the published weights."""
 
     def __init__(self) -> None:
         super().__init__()

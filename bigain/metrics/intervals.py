@@ -34,9 +34,9 @@ def share(successes: int, trials: int) -> Share:
 def paired_difference(first: Tensor, second: Tensor) -> Share:
     """Return the mean of `first - second` over the same images with its 95 % score interval.
 
-    Methods are run on the same images with the same noise, so that the paired
-    interval is narrower than the two separate ones suggest. Unlike the normal
-    approximation, it has a width where both got the same images right.
+    Methods run on the same images with the same noise, so that the paired interval is
+    narrower than the two separate ones suggest. Unlike the normal approximation, it has a
+    width even where both got the same images right.
 
     Args:
         first: bool, `[N]`: which images a method got right.
@@ -57,16 +57,16 @@ def paired_difference(first: Tensor, second: Tensor) -> Share:
         def beyond(difference: float, side: int = side) -> float:
             return _score(won, lost, count, difference) - side * quantile
 
-        # At the very end the score may stay within the quantile: then the interval reaches that far.
+        # The score may stay within the quantile up to -1 or 1: the interval then ends there.
         reaches = side * beyond(end) <= 0
         ends.append(end if reaches else float(brentq(beyond, end, value, xtol=1e-9)))
     return Share(value, ends[0], ends[1])
 
 
 def _score(won: int, lost: int, count: int, difference: float) -> float:
-    """Return by how many standard errors the observed difference lies above a supposed one.
+    """Return how many standard errors the observed difference lies above a supposed one.
 
-    The standard error is that under the most likely shares with the supposed difference.
+    The standard error is that of the most likely shares with the supposed difference.
     """
     linear = (2 * count - won + lost) * difference - won - lost
     constant = -lost * difference * (1 - difference)

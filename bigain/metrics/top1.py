@@ -37,6 +37,6 @@ class Top1(ClassificationMetric):
 
 
 def _right(predictions: Predictions) -> Tensor:
-    """Return bool `[N]`: which images got one of their labels."""
+    """Return which images were predicted as one of their labels: bool, `[N]`."""
     pairs = zip(predictions.predicted.tolist(), predictions.labels, strict=True)
     return torch.tensor([predicted in labels for predicted, labels in pairs], dtype=torch.bool)

@@ -12,12 +12,12 @@ __all__ = ["formulas"]
 
 
 def formulas() -> dict[Any, Callable[..., int]]:
-    """Return what `FlopCounterMode` takes as `custom_mapping`: operators and their operations."""
-    # The mode asks for an overload before it takes an operator apart, and for the operator when it counts.
+    """Return the `custom_mapping` for `FlopCounterMode`: operators and their operations."""
+    # The mode looks up the overload to decide whether to decompose, and the operator to count.
     return {torch.ops.bigain.laplacian: _laplacian, torch.ops.bigain.laplacian.default: _laplacian}
 
 
 def _laplacian(tokens: Sequence[int], shape: Sequence[int], replicate: bool, **_: Any) -> int:
-    """Count the Laplacian as the convolution that the paper writes: a kernel of 3 taps an axis on each channel."""
+    """Count the Laplacian as the paper's convolution: a kernel of 3 taps along each axis, on each channel."""
     taps: int = 3 ** len(shape)
     return 2 * math.prod(tokens) * taps

@@ -1,4 +1,4 @@
-"""How long passes take on the device at hand: timed in turn, and compared in pairs."""
+"""How long passes take on a device: timed in turn, and compared in pairs."""
 
 import math
 import statistics
@@ -36,7 +36,7 @@ def interleaved(
     device: torch.device | str = "cpu",
     clock: Callable[[Callable[[], object]], float] | None = None,
 ) -> dict[str, list[float]]:
-    """Time several methods in turn, so that a machine that slows down slows all of them.
+    """Time several methods in turn, so that a machine that slows down affects all of them.
 
     Args:
         passes: One pass of each method, by name; they run in this order, once in every round.
@@ -47,7 +47,7 @@ def interleaved(
             idle device to an idle device.
 
     Returns:
-        Seconds of each timed pass, by method; those at equal places are of one round.
+        Seconds of each timed pass, by method; equal indices are of one round.
     """
     timed = partial(host_clock, device=torch.device(device)) if clock is None else clock
     seconds: dict[str, list[float]] = {name: [] for name in passes}
@@ -68,10 +68,10 @@ def ratio(times: Sequence[float], baseline: Sequence[float]) -> Ratio:
 
     Args:
         times: Times of a method, in any unit.
-        baseline: Of what it is compared with, as many, each from the same round.
+        baseline: Times of the baseline in the same rounds.
 
     Raises:
-        ValueError: No times, or not as many of one as of the other.
+        ValueError: No times, or different numbers of times.
 
     References:
         Practical Nonparametric Statistics (Conover, 1999), section 3.2.
@@ -94,7 +94,7 @@ def _interval_rank(count: int, level: float = 0.95) -> int:
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return first quartile, median and third quartile; of one value, three times itself."""
+    """Return first quartile, median and third quartile; for a single value, that value three times."""
     if len(values) == 1:
         return values[0], values[0], values[0]
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")

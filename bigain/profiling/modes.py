@@ -32,7 +32,7 @@ Mode = Literal["eager", "compiled", "graphs"]
 """`eager`: as it is. `compiled`: by `torch.compile`, launched by the host. `graphs`: compiled, then replayed."""
 
 _CACHE = 256 * 2**20
-"""Bytes: more than the cache of any GPU holds."""
+"""Bytes, more than the cache of any GPU."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Compilation:
     """What the compiler did.
 
     Args:
-        seconds: The first pass, in which it works.
-        graphs: Graphs it made.
-        breaks: Where it had to leave a graph.
+        seconds: Seconds of the first pass, compilation included.
+        graphs: Number of graphs.
+        breaks: Number of graph breaks.
     """
 
     seconds: float
@@ -53,14 +53,14 @@ class Compilation:
 def compiled_apart(
     evaluate: Callable[..., Any], backend: Backend = "inductor", whole: bool = True
 ) -> Callable[..., Any]:
-    """Compile a function for itself, apart from all that was compiled before.
+    """Compile a function apart from everything compiled before.
 
-    Dynamo keeps compiled code with the function's code object and does not look at a module's
-    hooks when it decides whether it still fits: one method's code must not run as another's.
+    Dynamo caches compiled code by the function's code object, and its guards ignore a module's
+    hooks: with one code object, one method's code could run as another's.
 
     Args:
         evaluate: The function.
-        backend: What compiles.
+        backend: Backend of `torch.compile`.
         whole: To one graph; a break is an error.
     """
 
@@ -72,7 +72,7 @@ def compiled_apart(
 
 
 def first_pass(run: Callable[[], Any], device: torch.device) -> tuple[Any, Compilation]:
-    """Make the pass in which the compiler works; return what comes out, and what the compiler did."""
+    """Run the first pass, in which the compiler works; return its output and what the compiler did."""
     graphs, breaks = _counted()
     start = time.perf_counter()
     output = run()
@@ -84,10 +84,10 @@ def first_pass(run: Callable[[], Any], device: torch.device) -> tuple[Any, Compi
 
 
 def check_finite(name: str, output: Any) -> None:
-    """Refuse NaN and infinity: such numbers take another time than others do.
+    """Refuse NaN and infinity, which take another time to compute with than other numbers.
 
     Raises:
-        NumericalError: There are some.
+        NumericalError: The output has NaN or infinity.
     """
     values: Tensor = output if isinstance(output, Tensor) else output[0]
     if values.is_floating_point() and not values.isfinite().all():
@@ -98,7 +98,7 @@ def check_finite(name: str, output: Any) -> None:
 
 
 def peak_memory(run: Callable[[], object], device: torch.device) -> int | None:
-    """Return the most bytes that a pass has in use beside what was in use before it; `None` where nobody counts."""
+    """Return the most bytes that a pass allocates beyond those in use before it; `None` where no GPU counts."""
     if device.type != "cuda":
         return None
     torch.cuda.synchronize(device)
@@ -112,11 +112,11 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> int | None:
 def captured(run: Callable[[], object], device: torch.device, pool: Any) -> Callable[[], object]:
     """Capture a pass as a CUDA graph and return its replay.
 
-    Graphs that are replayed one after another may share a pool: each overwrites what the others
-    left. What a replay returns is then worth nothing, and only its time is.
+    Graphs that are replayed one after another may share a pool. Each then overwrites the
+    others' memory, so that a replay's output is meaningless and only its time counts.
 
     Args:
-        run: The pass, which has run before: a capture cannot compile, or wait for the host.
+        run: The pass, which has run before: a capture cannot compile or synchronise with the host.
         device: The GPU.
         pool: From `torch.cuda.graph_pool_handle()`.
     """
@@ -138,8 +138,8 @@ def captured(run: Callable[[], object], device: torch.device, pool: Any) -> Call
 def replay_clock(device: torch.device) -> Callable[[Callable[[], object]], float]:
     """Return a clock for replays: the device's own, in seconds.
 
-    Before each, a buffer larger than the cache is cleared: every method finds the cache as
-    empty, and while the device is at that the host gets ahead, so that launching is not timed.
+    Before each replay, a buffer larger than the cache is cleared: every method starts with a
+    cold cache, and the host gets ahead of the device, so that launching is not timed.
     """
     flush = torch.empty(_CACHE, dtype=torch.uint8, device=device)
 

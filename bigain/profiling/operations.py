@@ -26,7 +26,7 @@ COUNTED = (
 META = torch.device("meta")
 
 _WRAPPERS = {"_hf_hook", "_old_forward", "_diffusers_hook"}
-"""What accelerate and diffusers leave in a module whose forward they wrap."""
+"""Attributes of a module whose forward accelerate or diffusers wraps."""
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -36,9 +36,9 @@ class Operations:
     """Floating-point operations of one forward pass of one row, without and with a reducer.
 
     Args:
-        before: Without it.
-        after: With it, planning included.
-        reducible: Those of `before` in the modules it reduces: no reducer there can save more.
+        before: Operations without it.
+        after: Operations with it, planning included.
+        reducible: The part of `before` in the reduced modules: no reducer there can save more.
     """
 
     before: float
@@ -47,12 +47,12 @@ class Operations:
 
     @property
     def saved(self) -> float:
-        """Share of the operations that is saved; below 0 where planning costs more than it spares."""
+        """Share of the operations that is saved; below 0 where planning costs more than it saves."""
         return 1 - self.after / self.before if self.before else 0.0
 
     @property
     def share(self) -> float:
-        """Share of the operations that lies in the reduced modules."""
+        """Share of the operations that is in the reduced modules."""
         return self.reducible / self.before if self.before else 0.0
 
     def __str__(self) -> str:
@@ -63,17 +63,17 @@ class Operations:
 
 
 def on_meta(model: Model) -> Model:
-    """Copy a model to the meta device: its shapes, never its values, and none of its hooks.
+    """Copy a model to the meta device: its shapes, without its values and hooks.
 
     Args:
-        model: The model. It is left alone.
+        model: The model, which is not changed.
     """
     memo: dict[int, Any] = {
         id(weight): nn.Parameter(weight.detach().to(META), requires_grad=False) for weight in model.parameters()
     }
     memo |= {id(buffer): buffer.detach().to(META) for buffer in model.buffers()}
     left_out = object()
-    # Offloading wraps forward to move weights; here are none to move, and not all of its hooks can be copied.
+    # Offloading wraps forward to move weights. There are none to move here, and not all of its hooks can be copied.
     wrapped = [vars(module) for module in model.modules() if not _WRAPPERS.isdisjoint(vars(module))]
     memo |= {id(one[name]): left_out for one in wrapped for name in (*_WRAPPERS, "forward") if name in one}
     copied = copy.deepcopy(model, memo)
@@ -81,12 +81,12 @@ def on_meta(model: Model) -> Model:
         for name in [name for name, value in vars(module).items() if value is left_out]:
             delattr(module, name)
         for table in (module._forward_pre_hooks, module._forward_hooks):  # noqa: SLF001 torch lists hooks nowhere else
-            table.clear()  # a counter of passes, say, must not see those that are counted here
+            table.clear()  # a user's hook that counts passes, say, must not see these
     return copied
 
 
 def main_dtype(model: nn.Module) -> torch.dtype:
-    """Return the type of most weights: libraries keep single parameters in float32 whatever the model is in."""
+    """Return the type of most weights: libraries keep some parameters in float32 whatever the model's type."""
     numbers: Counter[torch.dtype] = Counter()
     for weight in model.parameters():
         numbers[weight.dtype] += weight.numel()
@@ -98,19 +98,19 @@ def count_pass(evaluate: Callable[[int], Any], rows: int, failure: str) -> "Flop
     """Count one forward pass.
 
     Args:
-        evaluate: Runs a pass of so many rows on the meta device.
-        rows: How many rows.
-        failure: What it means if the pass fails.
+        evaluate: Runs a pass on the meta device, given the number of rows.
+        rows: The number of rows.
+        failure: The beginning of the error's message.
 
     Raises:
-        SettingError: It fails.
+        SettingError: The pass fails.
     """
-    # Not above: torch imports triton with it, where that is installed.
+    # Not at the top: torch imports triton with it, where that is installed.
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False, custom_mapping=formulas())
     try:
-        # In inference mode operators that are made of others are counted before they are taken apart.
+        # In inference mode, composite operators are counted before they are decomposed.
         with torch.inference_mode(), counter:
             evaluate(rows)
     except BigainError:

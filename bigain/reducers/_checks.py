@@ -8,7 +8,7 @@ __all__ = ["put_check_before"]
 
 
 def put_check_before(cls: type, name: str, check: Callable[..., None]) -> None:
-    """Let every call of a method that a subclass implements pass a check, without its author doing anything."""
+    """Run a check before every call of a method that a subclass implements."""
     method = getattr(cls, name)
     if getattr(method, "_is_checked", False) or getattr(method, "__isabstractmethod__", False):
         return

@@ -29,7 +29,7 @@ Aggregation = Literal["sum", "max"]
 class BlockMerge(Reduction):
     """Tiles averaged into one token each; the other tokens as they are.
 
-    The reduced grid holds the merged tiles, then the other tokens.
+    The reduced grid has the merged tiles, then the other tokens.
 
     Args:
         sizes: float32, `[B, M]`.
@@ -62,17 +62,17 @@ class ABM(TokenReducer):
     """Adaptive block merging: the tiles of least detail become their mean; nothing is matched.
 
     With k tokens a tile and r = floor(N * ratio), floor(r / (k - 1)) tiles are merged,
-    which removes r tokens or, by less than k - 1, fewer. Tiles are those that fit on
-    the grid; leftover tokens stay as they are. Of equal tiles, the earlier goes first.
+    which removes r tokens or up to k - 2 fewer. Tiles are those that fit on the grid;
+    leftover tokens stay as they are. Of equal tiles, the earlier goes first.
 
     Args:
         ratio: Share of the N grid tokens that is removed, at most.
-        scorer: What detail is.
+        scorer: Measures detail.
         aggregation: A tile's detail is the `sum` of its tokens' scores, or the `max`.
         cell: Tokens of a tile along each axis; one number serves every axis.
 
     Raises:
-        SettingError: A setting that is not accepted; on planning, a ratio for which
+        SettingError: A setting that is not accepted; when planning, a ratio for which
             there are not enough tiles.
 
     References:
@@ -107,8 +107,8 @@ class ABM(TokenReducer):
             scores = self.scorer(body, Grid(grid.shape))[:, cells]
             detail = scores.sum(dim=-1) if self.aggregation == "sum" else scores.amax(dim=-1)
             order = detail.argsort(dim=-1, stable=True)
-            tiles, kept = cells[order[:, :count]], cells[order[:, count:]].flatten(1)
-            others = torch.cat([kept, leftover.expand(batch, -1)], dim=1)
+            tiles, unmerged = cells[order[:, :count]], cells[order[:, count:]].flatten(1)
+            others = torch.cat([unmerged, leftover.expand(batch, -1)], dim=1)
             members = torch.cat([tiles.flatten(1), others], dim=1) + grid.prefix
             place = goal.expand(batch, -1).scatter(1, members, goal[grid.prefix :][: grid.size].expand(batch, -1))
         return BlockMerge(sizes.expand(batch, -1), place, tiles, others, grid)
@@ -133,7 +133,7 @@ class ABM(TokenReducer):
 def _tables(
     grid: Grid, cell: tuple[int, ...], count: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Make what merging `count` tiles needs and no value decides.
+    """Make the tables for merging `count` tiles; they depend on shapes alone.
 
     Returns:
         `cells` and `leftover` of `cell_tokens`; the place of each token, `[N]`, if the tokens of merged tiles came

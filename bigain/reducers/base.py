@@ -30,7 +30,7 @@ class Context:
         seed: Seeds every random choice. Choices depend on the seed, the layer and
             the row's own timestep alone, never on the batch.
         generator: Draws instead of the seed where given: one draw for all rows.
-        cache: Lives for one forward pass, shared by the sites. A new moment needs a new one.
+        cache: Shared by the sites for one forward pass; every pass needs a new one.
     """
 
     timestep: Tensor | None = None
@@ -80,7 +80,7 @@ class Reduction(ABC):
         """Map `[B, N, C]` to `[B, M, C]`, whatever C is.
 
         Raises:
-            SettingError: They are no tokens, or not as many or not of as many rows as were planned for.
+            SettingError: Not tokens, or not the rows and tokens that were planned for.
         """
 
     @abstractmethod
@@ -88,12 +88,12 @@ class Reduction(ABC):
         """Map `[B, M, C]` back to `[B, N, C]`: each token takes the value of its place.
 
         Raises:
-            SettingError: They are not what this plan reduces to.
+            SettingError: Not the rows and tokens that this plan reduces to.
         """
 
     @staticmethod
     def check_tokens(tokens: Tensor, rows: int, count: int) -> None:
-        """Refuse what a plan was not made for; indices would pick from it without a word.
+        """Refuse tokens of another shape, which the plan's indices would read without an error.
 
         Raises:
             SettingError: The tokens are not `[rows, count, C]`.
@@ -105,7 +105,7 @@ class Reduction(ABC):
             )
 
     def places(self) -> Tensor:
-        """Return each token's place in the reduced sequence, of several that which counts most, int64, `[B, N]`."""
+        """Return each token's place in the reduced sequence, int64 `[B, N]`; of several, the one of largest weight."""
         if self.soft:
             return self.weights().argmax(dim=-1)
         batch, length = self.sizes.shape
@@ -119,10 +119,10 @@ class Reduction(ABC):
         return self.restore(torch.eye(length, device=self.sizes.device).expand(batch, -1, -1))
 
     def place_positions(self, values: Tensor) -> Tensor:
-        """Carry what belongs to positions rather than to content, `[B, N, C]` to `[B, M, C]`.
+        """Reduce what belongs to positions rather than to content, `[B, N, C]` to `[B, M, C]`.
 
-        A merged token has its destination's position; where there is none, what the
-        reduction makes of its tokens'.
+        A merged token has its destination's position; where there is no destination,
+        its tokens' positions are reduced as their content is.
         """
         return self.reduce(values)
 
@@ -169,9 +169,8 @@ def _check_length(_: object, grid: Grid, context: "Context | None" = None) -> No
 class TokenReducer(ABC):
     """Shortens a token sequence, and restores it.
 
-    A reducer holds settings only, each as an attribute of its own name; whatever
-    belongs to one forward pass is in the `Reduction` that `plan` returns. It never
-    sees a model.
+    A reducer has settings only, each an attribute of the same name; whatever belongs
+    to one forward pass is in the `Reduction` that `plan` returns. It never sees a model.
 
     Attributes:
         kind: What shrinks: `merge` (queries, keys and values; the output is
@@ -220,7 +219,7 @@ class TokenReducer(ABC):
         Args:
             tokens: `[B, N, C]`.
             grid: How they lie.
-            context: The moment; none is a moment without timestep at layer 0.
+            context: Where and when; by default layer 0, without a timestep.
 
         Raises:
             SettingError: Not tokens, not a grid, tokens that do not lie on it, or settings
@@ -229,16 +228,16 @@ class TokenReducer(ABC):
 
     @abstractmethod
     def reduced_length(self, grid: Grid, context: Context | None = None) -> int:
-        """Return M, which depends on the grid, the place (layer and stage) and the settings alone.
+        """Return M, which depends on the grid, the layer, the stage and the settings alone.
 
         Raises:
             SettingError: The settings ask for more than this method can do on the grid.
         """
 
     def at(self, timestep: float) -> "TokenReducer":
-        """Return what this comes to when all rows are at one timestep, known on the host.
+        """Return the reducer to use while all rows are at one timestep that the host knows.
 
-        A composite drops what cannot apply; anything else is itself.
+        A composite drops what cannot apply; any other reducer returns itself.
         """
         return self
 

@@ -1,4 +1,4 @@
-"""What ToMe and L-GTM share: one destination a cell, greedy cosine matching."""
+"""What ToMe and L-GTM share: one destination in each cell, greedy cosine matching."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -82,7 +82,7 @@ class Merge(Reduction):
 
 
 class BipartiteReducer(TokenReducer):
-    """Merges the best-matched sources of a grid into one destination a cell.
+    """Merges the best-matched sources of a grid into one destination for each cell.
 
     A subclass says which token of each cell is the destination. Leftover tokens
     of a grid that cells do not divide are sources.
@@ -170,7 +170,7 @@ class BipartiteReducer(TokenReducer):
         """Return how many tokens of a grid are removed.
 
         Raises:
-            SettingError: They are more than there are sources.
+            SettingError: That is more than there are sources.
         """
         cell = self.cell_on(grid)
         cells = count_cells(grid, cell)

@@ -28,8 +28,8 @@ class Cached(Wrapping):
             without stages is one stage. `forward`: one plan for the whole pass.
 
     Raises:
-        SettingError: The reducer shrinks keys and values, or has rules that differ where
-            one plan is kept, or `per` is unknown.
+        SettingError: The reducer shrinks keys and values, or has rules that differ between
+            blocks that would share a plan, or `per` is unknown.
 
     References:
         BiGain, section 4.5, "Further Speedup".
@@ -51,12 +51,12 @@ class Cached(Wrapping):
     def plan(self, tokens: Tensor, grid: Grid, context: Context | None = None) -> Reduction:
         context = context or Context()
         stage = context.stage if self.per == "stage" else None
-        # Two different reducers in one model must not meet each other's plans.
+        # Two reducers in one model must not use each other's plans.
         key = (id(self), stage, grid.shape, grid.prefix, grid.suffix, tokens.shape[0])
         if key not in context.cache:
             context.cache[key] = self.reducer.plan(tokens, grid, context)
-        held: Reduction = context.cache[key]
-        return held
+        plan: Reduction = context.cache[key]
+        return plan
 
     def at(self, timestep: float) -> TokenReducer:
         inner = self.reducer.at(timestep)

@@ -1,4 +1,4 @@
-"""Settings that reducers on cells share, and what they come to on a grid."""
+"""Settings that reducers with cells share, and their values on a grid."""
 
 import math
 from collections.abc import Sequence
@@ -10,14 +10,14 @@ __all__ = ["checked_cell", "checked_ratio", "checked_removal", "checked_window",
 
 
 def checked_ratio(ratio: float) -> float:
-    """Return `ratio`, refusing what is not a share in [0, 1)."""
+    """Return `ratio`, refusing anything but a share in [0, 1)."""
     if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio < 1:
         raise SettingError(f"ratio is the share of tokens removed, in [0, 1); got {ratio!r}.")
     return float(ratio)
 
 
 def checked_cell(cell: Sequence[int] | int) -> tuple[int, ...]:
-    """Return the sides of a cell, refusing what holds no two tokens."""
+    """Return the sides of a cell, refusing one of fewer than two tokens."""
     sides = tuple(cell) if isinstance(cell, Sequence) else (cell,)
     if not _whole(sides) or max(sides) < 2:
         raise SettingError(f"A cell is one or more whole numbers >= 1, one of them >= 2; got {cell!r}.")
@@ -25,7 +25,7 @@ def checked_cell(cell: Sequence[int] | int) -> tuple[int, ...]:
 
 
 def checked_window(window: Sequence[int] | int | None) -> tuple[int, ...] | None:
-    """Return the cells of a tile along each axis, refusing what is no whole number of cells."""
+    """Return the cells of a tile along each axis, refusing anything but whole numbers."""
     if window is None:
         return None
     sides = tuple(window) if isinstance(window, Sequence) else (window,)
@@ -39,7 +39,7 @@ def _whole(sides: Sequence[int]) -> bool:
 
 
 def sides_on(owner: object, setting: str, sides: Sequence[int], grid: Grid) -> tuple[int, ...]:
-    """Give every axis of a grid its side; a single one serves all.
+    """Return one side for every axis of a grid; a single side serves all axes.
 
     Args:
         owner: Whose setting it is, for errors.
@@ -48,7 +48,7 @@ def sides_on(owner: object, setting: str, sides: Sequence[int], grid: Grid) -> t
         grid: The grid.
 
     Raises:
-        SettingError: There are neither one nor as many sides as axes.
+        SettingError: Neither one side nor one for each axis.
     """
     if len(sides) == 1:
         return (*sides,) * grid.axes
@@ -70,7 +70,7 @@ def checked_removal(owner: object, ratio: float, grid: Grid, cell: tuple[int, ..
     """Return how many tokens `ratio` removes, floor(N * ratio).
 
     Raises:
-        SettingError: They are more than `most`.
+        SettingError: That is more than `most`.
     """
     removed = math.floor(grid.size * ratio)
     if removed and not count_cells(grid, cell):

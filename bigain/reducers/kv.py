@@ -1,4 +1,4 @@
-"""What the methods share that shrink keys and values to a coarser grid."""
+"""What methods that take keys and values from a coarser grid share."""
 
 from abc import abstractmethod
 from collections.abc import Sequence

@@ -23,7 +23,7 @@ class LGTM(BipartiteReducer):
 
     Args:
         ratio: Share of the tokens removed.
-        scorer: What detail is.
+        scorer: Measures detail.
         cell: Tokens of a cell along each axis.
         mode: `mean`, `prune` or `mlerp`.
         window: Cells of a tile along each axis, within which sources are matched; none for everywhere,

@@ -20,13 +20,13 @@ class LGTMReleased(LGTM):
     s_y rows of scores into cells without transposing. The minimum is thus taken over
     s_y * s_x scores that follow each other in a row of the strip, and its position
     among them is used as a position in the cell. Destinations agree with the paper's
-    about as often as chance has it, and about 70 % of the restored tokens differ.
+    about as often as by chance, and about 70 % of the restored tokens differ.
 
     Only images (grids of 2 axes) that cells divide, as in the released code.
 
     Args:
         ratio: Share of the tokens removed.
-        scorer: What detail is.
+        scorer: Measures detail.
         cell: Tokens of a cell along each axis.
         mode: `mean`, `prune` or `mlerp`.
         window: As in `LGTM`.

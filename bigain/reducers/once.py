@@ -14,14 +14,14 @@ Given = TypeVarTuple("Given")
 
 
 def once_a_pass(context: Context | None, make: Callable[[*Given], Made], *given: *Given) -> Made:
-    """Return `make(*given)`, the same object to all that ask with the same context.
+    """Return `make(*given)`, made once for all blocks that share a context.
 
-    Launching the kernels of a small table takes longer than they run. The context's cache
-    lives for one pass, so that nothing outlives an inference mode, and nothing is kept in
-    compiled code or in a CUDA graph that is being captured, which launch no kernels one by one.
+    Launching the kernels of a small table takes longer than running them. The context's
+    cache lives for one pass, so that no tensor outlives an inference mode. Compiled code and
+    CUDA graphs do not launch kernels one by one: there the table is made anew for each block.
 
     Args:
-        context: The moment; none is a moment by itself.
+        context: Where and when; without one, the table is made anew.
         make: Makes tensors that nobody writes to. What it closes over must not change.
         given: Hashable: shapes, settings and the device.
     """
@@ -35,6 +35,6 @@ def once_a_pass(context: Context | None, make: Callable[[*Given], Made], *given:
 
 
 def _captured() -> bool:
-    """Say whether work on the GPU is being captured: the graph's memory may go to others when it is done."""
+    """Say whether a CUDA graph is being captured, whose memory others may use afterwards."""
     started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return started and torch.cuda.is_current_stream_capturing()

@@ -17,8 +17,8 @@ __all__ = ["Rowwise"]
 class Rowwise(Reduction):
     """Each row follows one of several reductions.
 
-    Shapes cannot depend on values, so that every row is as long as the longest
-    reduction; what a shorter one does not fill stands for no token (size 0).
+    Shapes cannot depend on values, so every row is as long as the longest reduction;
+    places that a shorter one does not fill stand for no token (size 0).
 
     Args:
         branches: The reductions, each planned for all rows.
@@ -26,7 +26,7 @@ class Rowwise(Reduction):
         sizes: float32, `[B, M]`.
         kind: What shrinks.
         padded: Whether the branches differ in length.
-        soft: Whether any of them is.
+        soft: Whether any branch is.
     """
 
     branches: tuple[Reduction, ...]

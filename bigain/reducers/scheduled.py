@@ -19,7 +19,7 @@ __all__ = ["Rule", "Scheduled"]
 
 @dataclass(frozen=True)
 class Rule:
-    """Where and when a reducer is used; what is left out holds everywhere and always.
+    """Where and when a reducer is used; without stages, layers and timesteps, everywhere and always.
 
     Args:
         reducer: A reducer, or its name or mapping.
@@ -29,7 +29,7 @@ class Rule:
         timesteps: `[low, high)`; 999 is pure noise in a model of 1,000 steps.
 
     Raises:
-        SettingError: Timesteps that hold nothing, or an empty list.
+        SettingError: An empty range of timesteps, an empty list, or items of another type.
     """
 
     reducer: TokenReducer
@@ -40,15 +40,15 @@ class Rule:
     def __post_init__(self) -> None:
         object.__setattr__(self, "reducer", build_reducer(self.reducer))
         object.__setattr__(self, "timesteps", _bounds(self.timesteps))
-        for name, kind in (("stages", str), ("layers", int)):
+        for name, wanted in (("stages", str), ("layers", int)):
             given = getattr(self, name)
             if given is None:
                 continue
-            # One stage may go by its name; one number might be a block, or how many of the first.
+            # A single stage may be its bare name; a bare number could mean one layer or the first so many.
             items = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else ()
             items = (given,) if name == "stages" and isinstance(given, str) else items
-            if not items or not all(isinstance(item, kind) and not isinstance(item, bool) for item in items):
-                raise SettingError(f"{name} of a rule is a list of {kind.__name__}, or left out; got {given!r}.")
+            if not items or not all(isinstance(item, wanted) and not isinstance(item, bool) for item in items):
+                raise SettingError(f"{name} of a rule is a list of {wanted.__name__}, or left out; got {given!r}.")
             object.__setattr__(self, name, items)
         for pattern in self.stages or ():
             if set("*?[") & set(pattern[:-1]) or pattern.endswith(("?", "[")):
@@ -64,9 +64,9 @@ class Scheduled(TokenReducer):
     """Follows the first rule that holds.
 
     Stages and blocks are decided before anything runs and cost nothing. Timesteps
-    are decided for each row on the device, without asking the host: where the
+    are decided for each row on the device, without a host synchronisation: where the
     reducers of several timesteps could apply, all are planned and each row follows
-    its own; every row then is as long as the longest of them, the places that a row
+    its own; every row is then as long as the longest plan, and the places that a row
     does not need are masked. Where all rows are at one timestep that the host knows,
     `at` (or `report.at(timestep)` after `bigain.attach`) settles the rules beforehand,
     and only what is needed runs.
@@ -76,7 +76,7 @@ class Scheduled(TokenReducer):
         otherwise: Where no rule holds.
 
     Raises:
-        SettingError: No rule, or a rule that is none.
+        SettingError: No rules, or an item that is not a rule.
 
     References:
         BiGain, Table 17 (hybrids); ToDo (Smith et al., 2024) switches by timestep. SDTM (2025)
@@ -105,9 +105,9 @@ class Scheduled(TokenReducer):
         return frozenset[Kind]().union(*found) or frozenset[Kind](["merge"])
 
     def check_places(self, contexts: Sequence[Context]) -> None:
-        left = list(contexts)
+        remaining = list(contexts)
         for rule in self.rules:
-            here = [context for context in left if rule.holds_at(context)]
+            here = [context for context in remaining if rule.holds_at(context)]
             if not here:
                 stages = ", ".join(dict.fromkeys(str(context.stage) for context in contexts))
                 layers = ", ".join(str(context.layer) for context in contexts)
@@ -117,13 +117,13 @@ class Scheduled(TokenReducer):
                 )
             rule.reducer.check_places(here)
             if rule.timesteps is None:
-                left = [context for context in left if context not in here]
-        if left:
-            self.otherwise.check_places(left)
+                remaining = [context for context in remaining if context not in here]
+        if remaining:
+            self.otherwise.check_places(remaining)
 
     def differs_within(self, per: Literal["stage", "forward"]) -> bool:
-        told_apart = any(rule.layers is not None or (per == "forward" and rule.stages) for rule in self.rules)
-        return told_apart or any(reducer.differs_within(per) for reducer in self._reducers())
+        rules_differ = any(rule.layers is not None or (per == "forward" and rule.stages) for rule in self.rules)
+        return rules_differ or any(reducer.differs_within(per) for reducer in self._reducers())
 
     @property
     def averages(self) -> bool:
@@ -136,7 +136,7 @@ class Scheduled(TokenReducer):
         settled: dict[Any, Rule] = {}
         for rule in self.rules:
             if _within(timestep, rule.timesteps):
-                # Of rules about the same blocks, the first is followed.
+                # Of rules for the same blocks, the first is followed.
                 found = Rule(rule.reducer.at(timestep), rule.stages, rule.layers)
                 settled.setdefault((found.stages, found.layers), found)
                 if found.stages is None and found.layers is None:
@@ -180,7 +180,7 @@ class Scheduled(TokenReducer):
 
 
 def _bounds(given: Any) -> tuple[float, float] | None:
-    """Return the timesteps of a rule, refusing what holds none."""
+    """Return the timesteps of a rule, refusing an empty range."""
     if given is None:
         return None
     pair = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else ()
@@ -191,7 +191,7 @@ def _bounds(given: Any) -> tuple[float, float] | None:
 
 
 def _reduces(reducer: TokenReducer) -> bool:
-    """Say whether a reducer is of a kind at all: what changes nothing goes with merging and kv alike."""
+    """Say whether a reducer changes anything: one that does not goes with merge and kv alike."""
     if isinstance(reducer, Scheduled):
         return any(_reduces(inner) for inner in reducer._reducers())  # noqa: SLF001
     return not isinstance(reducer, Identity)
@@ -219,7 +219,7 @@ def _within(timestep: float, bounds: tuple[float, float] | None) -> bool:
 
 
 def _first_that_holds(bounds: list[tuple[float, float] | None], timestep: Tensor, tokens: Tensor) -> Tensor:
-    """Number the first bounds that hold for each row, int64 `[B]`; where none do, how many there are."""
+    """Return the index of the first bounds that hold for each row, int64 `[B]`; `len(bounds)` where none do."""
     now = timestep.to(tokens.device).expand(tokens.shape[0])
     choice = torch.full(now.shape, len(bounds), dtype=torch.int64, device=tokens.device)
     for number in reversed(range(len(bounds))):

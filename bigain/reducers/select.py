@@ -28,7 +28,7 @@ class Selected(Reduction):
     """Some of the grid's tokens, in their order; prefix and suffix as they are.
 
     Args:
-        sizes: float32, `[B, M]`: how many tokens lie nearest to each kept one.
+        sizes: float32, `[B, M]`: how many tokens lie nearest to each one that stays.
         kept: int64, `[B, K]`: the grid tokens that stay, ascending, counted from the
             grid's first.
         grid: How the tokens lie.
@@ -55,19 +55,19 @@ class Select(TokenReducer):
     """Keeps as keys and values the tokens of least, or of most, detail; queries stay whole.
 
     Of the N grid tokens floor(N * keep) stay, at least one, in their order on the
-    grid; of equal scores, the earlier token's counts first. Kept at random, tokens
-    depend on the context's seed, layer and timestep and on `seed`, as ToMe's
-    destinations do; with a generator in the context, one draw serves the whole batch.
+    grid; of equal scores, the earlier token's counts first. A random choice depends on
+    the context's seed, layer and timestep, as ToMe's destinations do, and on `seed`; with
+    a generator in the context, one draw serves the whole batch.
 
-    For `sizes` and `restore`, a dropped token is stood for by the kept one nearest to it
-    in row-major order, by the earlier of two equally near. Attention uses neither, unless
-    it is proportional, which was not published for this method.
+    In `sizes` and `restore`, the nearest token that stays, in row-major order, stands for a
+    dropped one; of two equally near, the earlier. Attention uses neither, unless it is
+    proportional, which was not published for this method.
 
     Args:
         keep: Share of the tokens that stays.
-        scorer: What detail is.
-        which: `low`, `high` or `random`; the last asks no scorer.
-        seed: Separates random selections; added to what the context says.
+        scorer: Measures detail.
+        which: `low`, `high` or `random`; the last uses no scorer.
+        seed: Separates random selections, beside the context's seed.
 
     Raises:
         SettingError: A share outside (0, 1], or another setting that is not accepted.
@@ -105,7 +105,7 @@ class Select(TokenReducer):
                 rank = self.scorer(body, Grid(grid.shape))
             order = rank.argsort(dim=1, descending=self.which == "high", stable=True)
             kept = order[:, :count].sort(dim=1).values
-            # A token on a midpoint belongs to the kept one before it.
+            # A token on a midpoint belongs to the one before it.
             ends = F.pad(F.pad(_midpoints(kept) + 1, (1, 0)), (0, 1), value=grid.size)
             sizes = F.pad(ends.diff(dim=1).float(), (grid.prefix, grid.suffix), value=1.0)
         return Selected(sizes, kept, grid)

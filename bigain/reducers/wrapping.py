@@ -1,4 +1,4 @@
-"""What reducers share that wrap another one."""
+"""What reducers that wrap another one share."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -12,7 +12,7 @@ __all__ = ["Wrapping"]
 
 
 class Wrapping(TokenReducer):
-    """Wraps a merging reducer, and is as that one is at every block.
+    """Wraps a merging reducer and answers for it at every block.
 
     Args:
         reducer: Any merging reducer, or its name or mapping.

@@ -20,15 +20,15 @@ _TYPES = {"image": torch.int32, "label": torch.int32, "step": torch.int16, "erro
 class Errors:
     """The error of each (image, class, timestep) that was evaluated, and no other.
 
-    Staged pruning evaluates a small share of them: of 2,000 images, 1,000 classes and
-    100 timesteps a dense tensor would take 800 MB, nearly all of it empty.
+    Staged pruning evaluates a small share: for 2,000 images, 1,000 classes and 100
+    timesteps, a dense tensor would take 800 MB, nearly all of it empty.
 
     Args:
         image: int32, `[E]`, index of the image.
-        label: int32, `[E]`, which class was tried.
+        label: int32, `[E]`, the class that was evaluated.
         step: int16, `[E]`, index into `timesteps`.
         error: float32, `[E]`.
-        timesteps: `[M]`, the timestep of each noise.
+        timesteps: `[M]`, the timesteps that `step` counts.
     """
 
     image: Tensor
@@ -43,8 +43,8 @@ class Errors:
 
         Args:
             dense: `[B, K, M]`, NaN where nothing was evaluated.
-            index: int64, `[B]`, which images these are.
-            timesteps: `[M]`; by default they are numbered.
+            index: int64, `[B]`, the indices of these images.
+            timesteps: `[M]`; default: 0 to M - 1.
         """
         dense, index = dense.detach().cpu(), index.cpu()
         row, label, step = (~dense.isnan()).nonzero(as_tuple=True)
@@ -62,7 +62,7 @@ class Errors:
         """Join the errors of several chunks, which have the same timesteps.
 
         Raises:
-            DataError: There are none, or their timesteps differ.
+            DataError: There are no parts, or their timesteps differ.
         """
         whole = list(parts)
         if not whole:
@@ -73,7 +73,7 @@ class Errors:
         return cls(**joined, timesteps=whole[0].timesteps)
 
     def renumbered(self, index: Tensor) -> "Errors":
-        """Number images by their place in `index`, rising int64 `[N]`, which holds every image that has errors."""
+        """Number images by their place in `index`: ascending int64 `[N]`, with every image that has errors."""
         return replace(self, image=torch.searchsorted(index, self.image.long()).to(_TYPES["image"]))
 
     def __len__(self) -> int:
@@ -89,8 +89,8 @@ class Errors:
         """Return the mean error of each image and class over its timesteps.
 
         Args:
-            images: Number of images; by default the largest index and one.
-            classes: Number of classes; by default the largest label and one.
+            images: Number of images; default: the largest index plus one.
+            classes: Number of classes; default: the largest label plus one.
 
         Returns:
             float32 `[images, classes]`, NaN where nothing was evaluated.
@@ -108,17 +108,17 @@ class Errors:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Errors":
-        """Read what `tensors` returned; other entries are left alone.
+        """Read what `tensors` returned; other entries are ignored.
 
         Raises:
-            DataError: One is missing, or has another type or length.
+            DataError: A tensor is missing, or has another type or length.
         """
         missing = [key for key in (*_TYPES, "timesteps") if key not in tensors]
         if missing:
             raise DataError(f"Errors are stored as {', '.join(_TYPES)} and timesteps; missing: {', '.join(missing)}.")
-        wrong = [key for key, kind in _TYPES.items() if tensors[key].dtype != kind or tensors[key].ndim != 1]
+        wrong = [key for key, dtype in _TYPES.items() if tensors[key].dtype != dtype or tensors[key].ndim != 1]
         if wrong or len({len(tensors[key]) for key in _TYPES}) != 1:
-            accepted = ", ".join(f"{key} ({kind})" for key, kind in _TYPES.items())
+            accepted = ", ".join(f"{key} ({dtype})" for key, dtype in _TYPES.items())
             given = ", ".join(f"{key} {list(tensors[key].shape)} ({tensors[key].dtype})" for key in _TYPES)
             raise DataError(f"Stored errors are one row each of {accepted}; got {given}.")
         return cls(**{key: tensors[key] for key in (*_TYPES, "timesteps")})
@@ -132,7 +132,7 @@ class Errors:
         """Read a file that `save` wrote.
 
         Raises:
-            DataError: It is missing, damaged or holds something else.
+            DataError: The file is missing, damaged or something else.
         """
         try:
             return cls.from_tensors(load_file(path))

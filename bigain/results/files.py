@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and that say what is wrong with them."""
+"""Files that appear whole or not at all, and readers that say what is wrong with a file."""
 
 import json
 import os
@@ -12,12 +12,12 @@ from bigain.errors import DataError
 __all__ = ["FORMAT", "read_json", "read_result", "write_json", "write_result", "write_whole"]
 
 FORMAT = 2
-"""Number of the format of results; it rises when a reader of the old one would misread the new."""
+"""Number of the format of results; it rises when an old reader would misread a new result."""
 
 
 @contextmanager
 def write_whole(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write to, and rename it to `path` at the end."""
+    """Yield a temporary path to write to, and rename it to `path` at the end."""
     # Several processes of one run may write the same content at once.
     temporary = path.with_name(f".{path.name}-{os.getpid()}.tmp")
     try:
@@ -61,7 +61,7 @@ def read_result(path: Path) -> dict[str, Any]:
         path: The file, or the folder of a result with `result.json` in it.
 
     Raises:
-        DataError: It cannot be read, or has another format than this version reads.
+        DataError: It cannot be read, or has a format that this version does not read.
     """
     path = path / "result.json" if path.is_dir() else path
     content = read_json(path)

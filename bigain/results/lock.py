@@ -19,19 +19,19 @@ def _leave_to_parent() -> None:
         file.close()
 
 
-# A worker process that outlives a killed run by seconds would keep the lock.
+# A worker process can outlive a killed run by seconds; it must not keep the lock.
 os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 class FolderLock:
-    """The kernel's lock (`flock`) on a file; it goes with the process, however that ends.
+    """The kernel's lock (`flock`) on a file; it ends with the process, however that ends.
 
     Args:
         path: The file; it is created.
         of: What is locked, for the error.
 
     Raises:
-        SettingError: Another process has it.
+        SettingError: Another process has the lock.
         OSError: The file cannot be created.
     """
 
@@ -40,7 +40,7 @@ class FolderLock:
         _OPEN.add(self._file)
 
     def release(self) -> None:
-        """Give the lock back; the file stays."""
+        """Release the lock; the file stays."""
         self._file.close()
 
     @staticmethod
@@ -62,7 +62,7 @@ class FolderLock:
                     stacklevel=4,
                 )
                 return file
-            # Whoever had it may have removed the file between the opening and the locking.
+            # The previous owner may have removed the file after it was opened here.
             if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
                 return file
             file.close()

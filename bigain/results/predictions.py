@@ -17,7 +17,7 @@ __all__ = ["Predictions"]
 _TABLE, _ERRORS = "predictions.csv", "errors.safetensors"
 
 _BETWEEN = " | "
-"""Stands between the labels of one image."""
+"""Separates the labels of one image."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Predictions:
         names: N names of images.
         labels: The labels of each image; a prediction is right if it is one of them.
         predicted: int64, `[N]`, the predicted class of each image.
-        errors: The errors they were made from; their images are numbered as here.
+        errors: The errors behind them; their images are numbered as here.
         classes: Class names in label order.
     """
 
@@ -42,7 +42,7 @@ class Predictions:
         return len(self.names)
 
     def save(self, folder: Path) -> None:
-        """Write `predictions.csv`, a row for each image, and `errors.safetensors` into a folder."""
+        """Write `predictions.csv`, with a row for each image, and `errors.safetensors` into a folder."""
         _write_table(folder / _TABLE, self)
         tensors = {**self.errors.tensors(), "predicted": self.predicted}
         save_file({key: value.contiguous() for key, value in tensors.items()}, folder / _ERRORS)
@@ -52,7 +52,7 @@ class Predictions:
         """Read what `save` wrote.
 
         Raises:
-            DataError: A file is missing, damaged, or they are not of one run.
+            DataError: A file is missing or damaged, or the files are not of one run.
         """
         names, labels, classes = _read_table(folder / _TABLE)
         path = folder / _ERRORS

@@ -21,7 +21,7 @@ _PACKAGES = ("bigain", "torch", "lightning", "diffusers", "torchmetrics", "numpy
 
 
 def provenance(device: torch.device | str) -> dict[str, Any]:
-    """Describe the software, the device and the moment of a measurement."""
+    """Describe the software, the device and the time of a measurement."""
     return {
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -33,28 +33,28 @@ def provenance(device: torch.device | str) -> dict[str, Any]:
 
 
 def code_of(given: object) -> dict[str, str]:
-    """Hash the files of classes that are not bigain's own: a changed formula under the same name is another method.
+    """Hash the files of classes that are not bigain's own: with a changed formula, a name means another method.
 
     Args:
-        given: A reducer or a scorer; those among its settings count as well.
+        given: A reducer or a scorer; those among its settings are hashed too.
 
     Returns:
         The first 16 hexadecimal digits of SHA-256 for each class, by its path.
     """
     found: dict[str, str] = {}
     for value in (given, *_within(vars(given) if hasattr(given, "__dict__") else {})):
-        kind = type(value)
-        path = getattr(sys.modules.get(kind.__module__), "__file__", None)
-        if kind.__module__.partition(".")[0] not in ("bigain", "builtins") and path and hasattr(value, "__dict__"):
+        own = type(value)
+        path = getattr(sys.modules.get(own.__module__), "__file__", None)
+        if own.__module__.partition(".")[0] not in ("bigain", "builtins") and path and hasattr(value, "__dict__"):
             code = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
-            found[f"{kind.__module__}.{kind.__qualname__}"] = code
+            found[f"{own.__module__}.{own.__qualname__}"] = code
         if value is not given and hasattr(value, "__dict__"):
             found |= code_of(value)
     return found
 
 
 def _within(value: object) -> Iterator[object]:
-    """List the values in mappings and sequences, however deep."""
+    """Yield the values in nested mappings and sequences."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list | tuple):
@@ -71,7 +71,7 @@ def _plugins() -> list[str]:
 
 
 def device_name(device: torch.device) -> str:
-    """Name a device as people know it."""
+    """Return a device's name as people know it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
@@ -94,9 +94,9 @@ def _version(name: str) -> str:
 
 
 def _revision() -> str:
-    """Return the git revision of bigain's own checkout, with a mark if it was changed since."""
+    """Return the git revision of bigain's own checkout, marked if there are uncommitted changes."""
     root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():  # installed: an enclosing checkout would be somebody else's
+    if not (root / ".git").exists():  # installed; an enclosing checkout is another project's
         return "unknown (installed package)"
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:

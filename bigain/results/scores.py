@@ -14,17 +14,17 @@ Unit = Literal["share", "points", "number", "GFLOPs", "ms", "ratio", "count"]
 
 @dataclass(frozen=True)
 class Score:
-    """One figure of a result: what a table, the page and the store are given.
+    """One figure of a result, as tables, the page and the store take it.
 
     Args:
         name: Its key in results, such as `top1`.
-        value: The figure; NaN where there is none.
+        value: The figure; NaN if there is none.
         low: Lower end of its 95 % interval, if it has one.
         high: Upper end.
-        label: What a reader sees, such as `top-1`.
+        label: Its name for readers, such as `top-1`.
         unit: `share` lies between 0 and 1 and is shown in per cent; `points` is the
             difference of two shares, between -1 and 1, shown in percentage points.
-        better: Which direction is better; empty where neither is.
+        better: Which direction is better; empty if neither is.
         note: One sentence on how to read it.
     """
 
@@ -38,7 +38,7 @@ class Score:
     note: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Return a mapping that JSON can hold: no NaN, nothing that is empty."""
+        """Return a mapping for JSON, without NaN and empty fields."""
         content = {key: value for key, value in asdict(self).items() if value not in (None, "")}
         return {key: None if _is_nan(value) else value for key, value in content.items()}
 

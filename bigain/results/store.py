@@ -1,4 +1,4 @@
-"""Results that appear whole or not at all, and work that an interruption does not lose."""
+"""Results that appear whole or not at all, and finished work that survives an interruption."""
 
 import json
 import os
@@ -31,10 +31,10 @@ _RUN, _LOCK, _CHUNKS, _RESULT = "run.json", "lock", "chunks", "result"
 
 
 def partial_path(output: Path) -> Path:
-    """Return where the work towards `output` lies until it is whole.
+    """Return the folder of unfinished work on `output`.
 
     Raises:
-        SettingError: `output` is the folder one is in, or another that cannot be renamed to.
+        SettingError: `output` is the working directory or contains it, or is a mount point.
     """
     place = output.resolve()
     if place == Path.cwd() or place in Path.cwd().parents or os.path.ismount(place):
@@ -48,23 +48,23 @@ def partial_path(output: Path) -> Path:
 class ResultFolder:
     """A folder that gathers finished chunks and is published at the end.
 
-    Until then everything lies in `OUTPUT.partial`; `OUTPUT` itself appears by one
-    rename. A chunk is written to a temporary file and renamed, so that a kill at
-    any moment leaves whole chunks only. What the result will hold lies in a folder of
-    its own, `folder`, so that no name in it can clash with the store's own files.
+    Until then everything is in `OUTPUT.partial`; `OUTPUT` itself appears by one rename.
+    A chunk is written to a temporary file and renamed, so that a kill at any moment
+    leaves whole chunks only. The files of the result are in a folder of their own,
+    `folder`, so that their names cannot clash with the store's own files.
 
-    One process at a time works on a result: the first has a lock, which goes with it.
-    The processes of one distributed run share it, and the first of them has the lock.
+    One process at a time works on a result, under a lock that ends with the process. In a
+    distributed run, the first process has the lock for all of them.
 
     Args:
         output: The folder of the finished result.
-        identity: What must be equal for work to be continued: settings that
-            change figures, and none that only change speed.
-        resume: Continue what `OUTPUT.partial` holds.
+        identity: What must be equal for a run to be resumed: settings that change figures,
+            and none that only change speed.
+        resume: Continue the work in `OUTPUT.partial`.
 
     Attributes:
-        partial: Where unfinished work lies.
-        folder: What becomes `output`; files that belong to the result may be written there at any time.
+        partial: The folder of unfinished work.
+        folder: The folder that becomes `output`; files of the result may be written to it at any time.
         done: Numbers of the finished chunks.
 
     Raises:
@@ -105,7 +105,7 @@ class ResultFolder:
         with self._in_words():
             self.partial.mkdir(parents=True, exist_ok=True)
             self._lock = FolderLock(self.partial / _LOCK, self.output)
-        # A process that published the result may have ended since the first look.
+        # Another process may have published the result since the first look.
         try:
             self._refuse_existing()
         except SettingError:
@@ -137,7 +137,7 @@ class ResultFolder:
         return any(path.is_file() and path not in own and path.suffix != ".tmp" for path in self.partial.rglob("*"))
 
     def _numbers(self) -> list[int]:
-        """Return the numbers of the chunks that are whole."""
+        """Return the numbers of the finished chunks."""
         numbers = []
         for path in sorted((self.partial / _CHUNKS).iterdir()):
             if re.fullmatch(r"\d+\.safetensors", path.name):
@@ -146,7 +146,7 @@ class ResultFolder:
         return numbers
 
     def discard_if_empty(self) -> None:
-        """Give the lock back, and remove the folder of unfinished work if nothing in it is finished."""
+        """Release the lock, and remove the folder of unfinished work if nothing in it is finished."""
         if self._lock is None:
             return
         if not self._has_work():
@@ -159,10 +159,10 @@ class ResultFolder:
 
         Args:
             chunk: Its number.
-            tensors: Whatever belongs to it.
+            tensors: Its tensors, by name.
 
         Raises:
-            DataError: It cannot be written; what was finished before stays.
+            DataError: It cannot be written; chunks finished before stay.
         """
         content = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
         with self._in_words(), write_whole(self._path(chunk)) as temporary:
@@ -173,7 +173,7 @@ class ResultFolder:
         """Read the finished chunks one by one, in order.
 
         Raises:
-            DataError: One is damaged; it is named.
+            DataError: A chunk is damaged; the message names it.
         """
         for number in self._numbers():
             with _named_if_damaged(self._path(number)):
@@ -181,10 +181,10 @@ class ResultFolder:
             yield number, tensors
 
     def publish(self, write: Callable[[Path], None]) -> None:
-        """Write the final files and let the folder appear.
+        """Write the final files and rename the folder to `output`.
 
         Args:
-            write: Writes the result's files into the folder it is given.
+            write: Writes the result's files into a folder.
 
         Raises:
             DataError: They cannot be written; all finished work stays.
@@ -195,7 +195,7 @@ class ResultFolder:
                 path.unlink()
             self._refuse_existing()
             self.folder.replace(self.output)
-        # Tidied up after the rename: stopped in between, the result is whole all the same.
+        # After the rename: if the process stops in between, the result is still whole.
         shutil.rmtree(self.partial, ignore_errors=True)
         if self._lock is not None:
             self._lock.release()
@@ -206,7 +206,7 @@ class ResultFolder:
 
     @contextmanager
     def _in_words(self) -> Iterator[None]:
-        """Say in one sentence that something cannot be written."""
+        """Turn an error of writing into one sentence."""
         try:
             yield
         except (OSError, SafetensorError) as error:
@@ -222,7 +222,7 @@ class ResultFolder:
 
 
 def _reason(error: Exception) -> str:
-    """Return what the system says; safetensors gives its number within a sentence of its own."""
+    """Return the system's message, by the error number that safetensors puts into its own sentence."""
     number = re.search(r"(?:os error |code: )(\d+)", str(error))
     return os.strerror(int(number[1])) if number else getattr(error, "strerror", None) or str(error)
 

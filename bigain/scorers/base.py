@@ -14,9 +14,9 @@ __all__ = ["TokenScorer"]
 class TokenScorer(ABC):
     """Says how much detail each token carries.
 
-    A scorer is a value: settings only, each as an attribute of its own name, no
-    state between calls. A subclass implements `raw` and says with `detail_is` which way
-    its formula points; calling the scorer returns values for which large means detail.
+    A scorer has settings only, each an attribute of the same name, and no state between
+    calls. A subclass implements `raw` and says with `detail_is` which way its formula
+    points; calling the scorer returns values for which large means detail.
     """
 
     detail_is: Literal["high", "low"] = "high"

@@ -30,9 +30,9 @@ class DFTSpectralCentroid(TokenScorer):
     x_i over its channels. Detail is high; in [0, C/2].
 
     The spectrum of a real token is symmetric. The formula therefore equals C/2 times the
-    share of the amplitude outside the constant term: it tells how far a token's channels
-    are from having one common value, and nothing of how high the frequencies are. Every
-    token whose channels have mean 0 scores C/2.
+    share of the amplitude outside the constant term: it measures how far a token's channels
+    are from one common value, not how high the frequencies are. Every token whose channels
+    have mean 0 scores C/2.
 
     References:
         BiGain, Table 13.

@@ -40,7 +40,7 @@ class ClassificationTask(EvaluationTask):
         backbone: The model.
         reducer: The reducer that is attached to it.
         method: In place of a reducer, anything else that changes the model.
-        metrics: What is scored. Default: top-1, and network evaluations an image.
+        metrics: What is scored. Default: top-1, and network evaluations per image.
         stages: Staged pruning.
         loss: `l2`, `l1` or `huber`.
         rows: Rows of one forward pass; changes speed, and figures by rounding at most.
@@ -50,7 +50,7 @@ class ClassificationTask(EvaluationTask):
         placement: Which blocks to attach to, and which parts of them. Default: those of
             the published methods.
         seed: Seeds whatever the method draws.
-        noise_seed: Seeds the noises that all classes and images share. Default: as `seed`.
+        noise_seed: Seeds the noises that all classes and images share. Default: `seed`.
         compile: Compile the network.
         output: Folder of the result.
         resume: Finish an interrupted run.
@@ -167,7 +167,7 @@ class ClassificationTask(EvaluationTask):
     def summarize(self, folder: Path) -> tuple[list[Score], dict[str, Any]]:
         chunks = [tensors for _, tensors in self.store.chunks()]
         index = torch.cat([tensors["index"] for tensors in chunks])
-        # All of them, but where the trainer was asked for some batches only.
+        # Not all images if the trainer was asked for some batches only.
         done = index.tolist()
         predictions = Predictions(
             tuple(self.images.names[item] for item in done),
@@ -181,5 +181,5 @@ class ClassificationTask(EvaluationTask):
 
 
 def default_metrics() -> list[ClassificationMetric]:
-    """Return what is scored where nothing else is asked for."""
+    """Return the default metrics: top-1 and network evaluations per image."""
     return [Top1(), Evaluations()]

@@ -26,7 +26,7 @@ __all__ = ["GRAPHS", "EvaluationTask", "compiled", "embed_classes"]
 RESULT_FILE = "result.json"
 
 GRAPHS = 64
-"""Graphs that one network may compile to: a schedule compiles once a phase, and torch gives up after 8."""
+"""Graphs that one network may compile to: a schedule compiles once for each phase, and torch stops at 8."""
 
 
 class EvaluationTask(LightningModule, ABC):
@@ -40,15 +40,15 @@ class EvaluationTask(LightningModule, ABC):
             the published methods.
         seed: Seeds noise and whatever the method draws.
         compile: Compile the network (`torch.compile`, whole graph).
-        output: Folder of the result; it appears when the result is whole.
-        resume: Finish what an interrupted run left beside `output`.
+        output: Folder of the result; it appears when the result is complete.
+        resume: Finish the interrupted run whose partial result is beside `output`.
 
     Attributes:
-        kind: Kind of the result.
+        kind: Kind of the result, such as `classification`.
         mixes_timesteps: Whether rows of one pass may be at different timesteps.
         recipe: The whole configuration, stored beside the result; the command line sets it.
-        weights: Fingerprint of the network's weights, from `setup` on. A comparison sets what it
-            computed once, before its first task converted them to half precision.
+        weights: Fingerprint of the network's weights, from `setup` on. A comparison computes it
+            once and sets it, since its first task may convert the weights to half precision.
         data: The data module, once it is known.
         scores: The figures, once the run has ended; on the first process alone.
 
@@ -105,7 +105,7 @@ class EvaluationTask(LightningModule, ABC):
         self.weights = self.weights or fingerprint(self.backbone.network.state_dict())
         self.try_out(self.trainer.datamodule)  # type: ignore[attr-defined]
         self._store = ResultFolder(self.output, self._identity(), self.resume)
-        # No process may begin to write before the others have looked for an earlier run.
+        # No process may write before the others have looked for an earlier run.
         self.trainer.strategy.barrier()
 
     def try_out(self, data: Any) -> None:
@@ -122,7 +122,7 @@ class EvaluationTask(LightningModule, ABC):
             self.check_applied(applied)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # The result has recorded by now which weights it is about.
+        # Too late for other weights: the result's identity already has a fingerprint of these.
         raise SettingError(
             "Evaluation takes its weights from the backbone: export the checkpoint (bigain export) and give "
             "--model.backbone.init_args.weights=FOLDER instead of --ckpt_path."
@@ -161,11 +161,11 @@ class EvaluationTask(LightningModule, ABC):
 
     @abstractmethod
     def settings(self) -> Mapping[str, Any]:
-        """Return what, beside model and method, decides the figures."""
+        """Return what the figures depend on, beside model and method."""
 
     @abstractmethod
     def summarize(self, folder: Path) -> tuple[list[Score], dict[str, Any]]:
-        """Write the files beside `result.json`; return the figures, and what else `result.json` says."""
+        """Write the files beside `result.json`; return the scores, and further fields of `result.json`."""
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -218,7 +218,7 @@ def embed_classes(backbone: Backbone, classes: Sequence[str], prompts: Sequence[
 
 
 def compiled(backbone: Backbone) -> AbstractContextManager[object]:
-    """Compile a backbone's network within a `with` block, to as many graphs as a schedule has phases."""
+    """Compile a backbone's network within a `with` block, to at most `GRAPHS` graphs."""
     stack, network = ExitStack(), backbone.network
     torch._dynamo.reset()  # noqa: SLF001 as torch's documentation advises between models
     stack.enter_context(torch._dynamo.config.patch(recompile_limit=GRAPHS))  # noqa: SLF001
@@ -236,7 +236,7 @@ def _one_of(reducer: TokenReducer, method: Method | None) -> Method:
 
 
 class _Cleanup(Callback):
-    """Detaches whatever happened, and says where unfinished work lies."""
+    """Detaches the method, also after an exception, and says where unfinished work is."""
 
     def teardown(self, trainer: Any, pl_module: LightningModule, stage: str) -> None:
         assert isinstance(pl_module, EvaluationTask)
@@ -248,7 +248,7 @@ class _Cleanup(Callback):
         store = pl_module._store  # noqa: SLF001
         if store is None or not trainer.is_global_zero:
             return
-        # Of an interruption, the command line says it.
+        # After an interruption, the command line says so.
         if store.done and not isinstance(exception, KeyboardInterrupt):
             print(
                 f"\n{len(store.done)} finished chunks are in {store.partial}; the same command with --resume goes on."

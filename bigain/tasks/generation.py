@@ -29,13 +29,14 @@ from bigain.tasks.method import Applied, Method
 __all__ = ["GenerationTask"]
 
 _SHOWN = 100
+"""Images in `grid.png`."""
 
 
 class GenerationTask(EvaluationTask):
     """Distance of generated images to real ones.
 
-    Writes `result.json`, `samples/` (every image, uint8, with label and seed, a
-    safetensors file a chunk) and `grid.png` (the first 100).
+    Writes `result.json`, `samples/` (every image, uint8, with label and seed, one
+    safetensors file for each chunk) and `grid.png` (the first 100).
 
     Args:
         backbone: The model.
@@ -85,7 +86,7 @@ class GenerationTask(EvaluationTask):
         super().__init__(backbone, reducer, method, placement, seed, compile, output, resume)
         if metrics is not None and (features is not None or reference is not None):
             raise SettingError("features and reference belong to the default metric: give them to the metrics instead.")
-        # Metrics are no modules of this one: half precision would round their networks.
+        # In a list, metrics are not submodules: half precision would round their networks.
         self.metrics = [FrechetDistance(features, reference)] if metrics is None else list(metrics)
         self.steps, self.guidance, self.rows = steps, guidance, rows
         self.scheduler: SchedulerSpec = scheduler
@@ -172,7 +173,10 @@ def tile_images(images: Tensor, columns: int = 10) -> Image.Image:
 
     Args:
         images: uint8, `[N, 3, H, W]`.
-        columns: Images a row.
+        columns: Images in a row.
+
+    Returns:
+        One RGB image; places that are left over are white.
     """
     count, _, height, width = images.shape
     rows = math.ceil(count / columns)

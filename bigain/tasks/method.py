@@ -22,7 +22,7 @@ class Applied:
 
     Args:
         backbone: What is evaluated: the same backbone, or one that wraps it.
-        report: What `attach` returned, of a method that attaches a reducer.
+        report: What `attach` returned, for a method that attaches a reducer.
     """
 
     backbone: Backbone
@@ -36,11 +36,11 @@ class Applied:
 
 
 class Method(ABC):
-    """Changes a model for the time of an evaluation: its tokens, its network or its input.
+    """Changes a model during an evaluation: its tokens, its network or its input.
 
-    A method holds settings only. Several may be at work at once, each in a copy of the network
-    that shares its weights: a method puts new tensors and modules in the place of old ones, and
-    never writes into a tensor of the model.
+    A method has settings only. Several may be at work at once, each in a copy of the network
+    that shares the weights: so a method replaces tensors and modules, and never writes into a
+    tensor of the model.
     """
 
     @abstractmethod
@@ -53,7 +53,7 @@ class Method(ABC):
             seed: Seeds whatever the method draws.
 
         Raises:
-            BigainError: The method cannot do on this model what it is asked to.
+            BigainError: The method does not work on this model with these settings.
         """
 
     def __repr__(self) -> str:
@@ -84,7 +84,7 @@ def method_of(given: TokenReducer | Method) -> Method:
     """Return a method as it is, and a reducer as the method that attaches it.
 
     Raises:
-        SettingError: It is neither.
+        SettingError: Neither a method nor a reducer.
     """
     if isinstance(given, Method):
         return given

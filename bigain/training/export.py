@@ -23,7 +23,7 @@ def export_checkpoint(checkpoint: Path, output: Path, prefix: str) -> str:
         One line saying what was written.
 
     Raises:
-        DataError: No readable checkpoint, or nothing under the prefix.
+        DataError: Not a readable checkpoint, or nothing under the prefix.
     """
     if not checkpoint.is_file():
         raise DataError(f"No checkpoint at {checkpoint}.")

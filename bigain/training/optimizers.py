@@ -1,4 +1,4 @@
-"""Two optimizers behind one face, as Lightning's automatic optimization wants it."""
+"""Two optimizers that Lightning's automatic optimization sees as one."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -43,7 +43,7 @@ class MuonWithAdamW(Optimizer):
         self._muon = Muon(matrices, lr=lr, weight_decay=weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw")
         self._adamw = AdamW(others, lr=lr, weight_decay=0.0, betas=(0.9, 0.95), fused=torch.cuda.is_available())
         super().__init__([{"params": matrices}, {"params": others}], {"lr": lr})
-        # Share the groups themselves: a scheduler that sets lr here sets it there.
+        # The same group objects, so that a scheduler that sets lr here sets it in both optimizers.
         self.param_groups = [*self._muon.param_groups, *self._adamw.param_groups]
 
     @torch.no_grad()

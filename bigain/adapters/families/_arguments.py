@@ -8,14 +8,14 @@ from torch import nn
 __all__ = ["Orders", "named_arguments"]
 
 Orders = Mapping[str, tuple[str, ...]]
-"""By class, the order of its forward's arguments, as far as they matter."""
+"""For each class, the order of its forward's arguments, as far as they matter."""
 
 
 def named_arguments(model: nn.Module, orders: Orders, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Put the arguments of a call of a model, of one of the classes of `orders` or derived from one, under names."""
+    """Return the arguments of a call by name; the model is of a class of `orders`, or derived from one."""
     if not args:
         return kwargs
-    for kind in type(model).__mro__:
-        if kind.__name__ in orders:
-            return dict(zip(orders[kind.__name__], args, strict=False)) | kwargs
+    for base in type(model).__mro__:
+        if base.__name__ in orders:
+            return dict(zip(orders[base.__name__], args, strict=False)) | kwargs
     return kwargs

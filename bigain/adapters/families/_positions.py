@@ -4,43 +4,43 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-__all__ = ["lie_of", "read_positions"]
+__all__ = ["layout_of", "read_positions"]
 
-Lie = tuple[tuple[int, int], int]
+ImageLayout = tuple[tuple[int, int], int]
 """Rows and columns of the first image, and how many tokens of further images come behind it."""
 
 _READ: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-"""What was read from tensors that are still alive, each with the version that was read."""
+"""Layouts read from tensors that are still alive, each with the tensor's version at the time."""
 
 
-def read_positions(ids: Tensor) -> Lie | None:
-    """Read how tokens lie from their positions; the second time, the same tensor is not read again.
+def read_positions(ids: Tensor) -> ImageLayout | None:
+    """Read how tokens lie from their positions, once for each tensor.
 
     Args:
         ids: Image, row and column of each token, `[N, 3]` or `[1, N, 3]`.
 
     Returns:
-        What `lie_of` returns, and `None` where values cannot be read: in a pass that is
+        What `layout_of` returns, or `None` where values cannot be read: in a pass that is
         being compiled, captured in a CUDA graph, or run on the meta device.
     """
     if torch.compiler.is_compiling() or ids.is_meta:
         return None
     version = None if ids.is_inference() else ids._version  # noqa: SLF001 the only way to notice a write in place
     if ids in _READ and _READ[ids][0] == version:
-        found: Lie | None = _READ[ids][1]
+        found: ImageLayout | None = _READ[ids][1]
         return found
     if ids.is_cuda and torch.cuda.is_current_stream_capturing():
         return None
-    found = lie_of(ids.detach().reshape(-1, *ids.shape[-2:])[0].double().cpu())
+    found = layout_of(ids.detach().reshape(-1, *ids.shape[-2:])[0].double().cpu())
     _READ[ids] = (version, found)
     return found
 
 
-def lie_of(ids: Tensor) -> Lie | None:
-    """Say how the tokens of the first image lie.
+def layout_of(ids: Tensor) -> ImageLayout | None:
+    """Return how the tokens of the first image lie.
 
     Args:
-        ids: Image, row and column of each token, `[N, 3]`, where they can be read.
+        ids: Image, row and column of each token, `[N, 3]`, on the host.
 
     Returns:
         Its rows and columns, and the number of tokens behind it; `None` if its tokens do not

@@ -26,21 +26,21 @@ class ModulesAdapter(Adapter):
     for whole layers (`torch.backends.mha`), which no reducer could reach into.
 
     With `attention`, these are the modules named. Each maps tokens, `[B, N, C]`, to as
-    many, or to a tuple that begins with them. It is run on fewer, and what it gives is
-    restored; what else it is given stays as it is. So positions (rotary or other) that
-    it adds by itself do not follow the tokens: there it counts merged tokens from 0.
+    many, or to a tuple that begins with them. It runs on fewer tokens, and its output is
+    restored; its other arguments stay as they are. So positions (rotary or other) that
+    the module adds by itself do not follow the tokens: it counts merged tokens from 0.
     Keys and values alone are shortened at the input of the projections named as `keys`,
-    and the module must take their number from what these give.
+    and the module must take their number from the output of these.
 
     Such a model does not say how its tokens lie, so `shape` has to be given, here or
     to `bigain.attach`. A grid of one axis follows the number of tokens in each call; any
     other has to fit.
 
-    Plans are made from the input of a block's first part that is reduced. Blocks are
-    counted in the order in which the model declares them, which should be that in which
-    they run. By default all that are named are taken; of torch's own, for which nothing
-    is published, the first 12 of 28 as in DiT. The operations of a model are counted if it is an encoder or an encoder
-    layer; for another, derive a class that knows the model's `inputs`.
+    Plans are made from the input of a block's first reduced part. Blocks are counted in
+    the order in which the model declares them, which should be the order in which they
+    run. By default all named modules are taken; of torch's own, for which nothing is
+    published, the first 12 of 28 as in DiT. Operations are counted for an encoder or an
+    encoder layer; for another model, derive a class that overrides `inputs`.
 
     Args:
         attention: Path of an attention module in the model, or pattern of paths, or
@@ -55,7 +55,7 @@ class ModulesAdapter(Adapter):
             values: `["to_k", "to_v"]`.
 
     Raises:
-        SettingError: A setting that is not accepted, or that says nothing without `attention`.
+        SettingError: A setting that is not accepted, or that means nothing without `attention`.
     """
 
     library: ClassVar[str] = "torch"
@@ -124,7 +124,7 @@ class ModulesAdapter(Adapter):
         return Site(name, block, number, parts, tokens=parameter_name(block), batch_first=rows_first)
 
     def default_layers(self, sites: list[Site]) -> list[int]:
-        # Whoever names modules means all of them. For torch's own nothing is published: the share of DiT's, 12 of 28.
+        # A user who names modules means all of them. For torch's own nothing is published: DiT's share, 12 of 28.
         return [site.layer for site in sites] if self.attention else first_blocks(sites)
 
     def grid(self, model: nn.Module, shape: tuple[int, ...], site: Site) -> Grid:
@@ -133,7 +133,7 @@ class ModulesAdapter(Adapter):
     def fit(self, grid: Grid, tokens: Tensor) -> Grid:
         fixed = self.prefix + self.suffix
         if grid.axes > 1 or tokens.ndim != 3 or tokens.shape[1] <= fixed:
-            return grid  # which refuses what does not lie on it
+            return grid  # which refuses tokens that do not lie on it
         return Grid((tokens.shape[1] - fixed,), self.prefix, self.suffix)
 
     def configured_shape(self, model: nn.Module) -> tuple[int, ...]:
@@ -169,7 +169,7 @@ def _torch_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _is_multihead(module: nn.Module) -> bool:
-    """Say whether a module is called as `nn.MultiheadAttention` is: it may be derived from it."""
+    """Say whether a module runs the forward of `nn.MultiheadAttention`, perhaps by inheritance."""
     return type(module).forward is nn.MultiheadAttention.forward
 
 

@@ -17,10 +17,10 @@ _FREQUENCIES = 16
 """Latents along the frequency axis: a quarter of the 64 mel bands that all released models have."""
 
 _GENERATED_TOKENS = 8
-"""What the language model generates from the prompt."""
+"""Tokens that the language model generates from the prompt."""
 
 _TEXT_TOKENS = 32
-"""T5's; it pads to the longest prompt of a batch."""
+"""T5's tokens; it pads to the longest prompt of a batch."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class PairSeam(AttentionSeam):
 class AudioLDM2Adapter(UNetAdapter):
     """AudioLDM 2: a U-Net over the latents of a spectrogram, time by frequency.
 
-    At each place a U-Net for images has one transformer, this one has several: one of
-    self-attention alone, twice a block, and one for each text. The two self-attentions of
-    a block are reduced together.
+    Where a U-Net for images has one transformer, this one has several: one with
+    self-attention alone, two in each block, and one for each text. The two self-attentions
+    of a block are reduced together.
 
     Nothing is published on which of its blocks to reduce: by default those at full
     resolution, and plans from the block's input, as in Stable Diffusion.
@@ -91,7 +91,10 @@ class AudioLDM2Adapter(UNetAdapter):
 
 
 def _text_widths(model: Any) -> tuple[int | None, int | None]:
-    """Read the channels of the two texts: the first two transformers of a place see one, the others the other."""
+    """Return the channels of the two texts.
+
+    Of the transformers at one place, the first two see the first text, the others the second.
+    """
     stages = [*model.down_blocks, model.mid_block, *model.up_blocks]
     places = [stage.cross_attention_dim for stage in stages if hasattr(stage, "cross_attention_dim")]
     first = [width for place in places for width in place[:2] if width]

@@ -17,9 +17,9 @@ __all__ = ["CogVideoXAdapter"]
 class CogVideoXAdapter(StackAdapter):
     """CogVideoX: every block attends over text and all frames as one sequence, text first.
 
-    Text is never reduced. Plans are made from the video tokens that attention is
-    given, after the modulated layer norm, as on DiT. For video no placement is
-    published: by default the first 12/28 of the blocks, DiT's share.
+    Text is never reduced. Plans are made from the attention's video tokens, after the
+    modulated layer norm, as on DiT. For video no placement is published: by default the
+    first 12/28 of the blocks, DiT's share.
     """
 
     library: ClassVar[str] = "diffusers"
@@ -34,7 +34,7 @@ class CogVideoXAdapter(StackAdapter):
     def configured_shape(self, model: nn.Module) -> tuple[int, ...]:
         config = cast("Any", model).config
         frames = (config.sample_frames - 1) // config.temporal_compression_ratio + 1
-        # The pipelines of 1.5 fill the last patch up with frames.
+        # The pipelines of 1.5 pad the last patch with frames.
         frames = -(-frames // (config.patch_size_t or 1))
         return (frames, config.sample_height // config.patch_size, config.sample_width // config.patch_size)
 
@@ -58,7 +58,7 @@ class CogVideoXAdapter(StackAdapter):
             "timestep": spread_timesteps(rows, device),
         }
         if config.use_rotary_positional_embeddings:
-            # Its pipelines make the table; for counting and timing any angles do.
+            # The pipelines make the table; for counting and timing, any angles do.
             size = (shape[0] * shape[1] * shape[2], config.attention_head_dim // 2)
             angles = torch.randn(*size, device=device, dtype=dtype).repeat_interleave(2, dim=1)
             made["image_rotary_emb"] = (angles.cos(), angles.sin())

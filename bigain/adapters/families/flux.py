@@ -22,7 +22,7 @@ from bigain.grid import Grid, checked_shape
 __all__ = ["FluxAdapter"]
 
 _SIDE = 64
-"""Tokens along an axis at the pipelines' default, 1024 x 1024 pixels."""
+"""Tokens along an axis at the pipelines' default of 1024 x 1024 pixels."""
 
 _TEXT_TOKENS = 512
 
@@ -54,24 +54,24 @@ _ORDERS: Orders = {
 class FluxAdapter(Adapter):
     """FLUX.1: double blocks, with weights of their own for image and text, then single blocks over both at once.
 
-    Image tokens alone are reduced. Positions are rotary: a merged token has that of its
-    destination. In a single block, attention and MLP run side by side from one norm to
+    Image tokens alone are reduced. Positions are rotary: a merged token has its
+    destination's. In a single block, attention and MLP run side by side from one norm to
     one projection, so that its part `self` is both of them; only double blocks have a
-    part `mlp`. Plans are made from the image tokens that attention is given, after the
-    modulated layer norm, as on DiT.
+    part `mlp`. Plans are made from the attention's image tokens, after the modulated layer
+    norm, as on DiT.
 
     How tokens lie is read from `img_ids`, once for each tensor. In a pass that is compiled
-    or captured as a whole it cannot be read: there, tokens lie in the shape attached for
-    (64 x 64 by default), and another number is an error.
-    With `compile_repeated_blocks` it is read. Of several images in one sequence
-    (Kontext), the first is reduced, and the others stay as they are.
+    or captured as a whole it cannot be read: tokens then lie in the shape attached for
+    (64 x 64 by default), and another number is an error. With `compile_repeated_blocks` it
+    can be read. Of several images in one sequence (Kontext), the first is reduced, and the
+    others stay as they are.
 
     By default all single blocks but the first 5 of 38, the placement published for FLUX;
     in a model without single blocks, the first 12/28, DiT's share.
 
     Args:
-        shape: Rows and columns of tokens to go by where `attach` is given no shape, since
-            configurations have no size.
+        shape: Rows and columns of tokens where `attach` is given no shape; configurations
+            have no size.
 
     Raises:
         SettingError: The shape is not two whole numbers of at least 1.
@@ -146,7 +146,7 @@ class FluxAdapter(Adapter):
 
 
 def _condition(config: Any, shape: tuple[int, ...], noise: Any) -> dict[str, Any]:
-    """Make what a ControlNet is given besides: tokens, or an image that it encodes itself, and a mode."""
+    """Make a ControlNet's further arguments: tokens, or an image that it encodes itself, and a mode."""
     image = [3, *(length * _VAE_SCALE * config.patch_size for length in shape)]
     encoded = config.conditioning_embedding_channels is not None
     condition: Tensor = noise(*image) if encoded else noise(math.prod(shape), config.in_channels)

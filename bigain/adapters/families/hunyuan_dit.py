@@ -19,8 +19,8 @@ class HunyuanDiTAdapter(DiTAdapter):
     """Hunyuan-DiT: self-attention, cross-attention to the text and MLP, with long skips between blocks.
 
     Self-attention rotates queries and keys by their position in the image, and
-    cross-attention its queries. A block of the second half takes in its skip before all
-    else; the input that plans are made from with `plan_from="block"` is the one before that.
+    cross-attention its queries. A block of the second half first adds its skip; with
+    `plan_from="block"`, plans are made from the input before that.
 
     Nothing is published on which of its blocks to reduce: by default the first 12 of 28
     (of 40 blocks, 17), as in DiT.
@@ -45,7 +45,7 @@ class HunyuanDiTAdapter(DiTAdapter):
 
         config = cast("Any", model).config
         size = [length * config.patch_size for length in shape]
-        # In diffusers 0.38, tensors have to be asked for.
+        # diffusers 0.38 returns tensors only if asked to.
         rotary = get_2d_rotary_pos_embed(
             config.attention_head_dim, ((0, 0), shape), shape, device=device, output_type="pt"
         )

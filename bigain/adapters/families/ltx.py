@@ -34,9 +34,9 @@ class LTXAdapter(StackAdapter):
     blocks, DiT's share.
 
     Args:
-        shape: Tokens along frames, height and width: what counts as configured, and
-            what holds in calls that do not say. `LTXConditionPipeline` makes such; where
-            it puts no tokens in front of the video's own, it can be served:
+        shape: Tokens along frames, height and width, as if configured; also used in calls
+            that do not say them. `LTXConditionPipeline` makes such calls; it is served as
+            long as it puts no tokens in front of the video's own:
             `attach(pipe, "tome", ratio=0.5, adapter={"name": "ltx", "shape": [21, 16, 22]})`.
 
     Raises:
@@ -98,9 +98,9 @@ class LTXAdapter(StackAdapter):
         }
 
     def _latent_shape(self, given: dict[str, Any]) -> tuple[int, ...] | None:
-        """Read from a call, or else from the settings, how the latents lie."""
+        """Return how the latents lie by the call, or else by the settings."""
         named: list[Any] = [given.get(name) for name in ("num_frames", "height", "width")]
-        # With coordinates, the model does not look at the three.
+        # Given coordinates, the model ignores the three.
         return self.shape if given.get("video_coords") is not None or None in named else tuple(named)
 
 

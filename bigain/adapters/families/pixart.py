@@ -21,8 +21,8 @@ class PixArtAdapter(DiTAdapter):
     """PixArt: DiT's blocks, with cross-attention to the text between self-attention and MLP.
 
     Nothing is published on which of its blocks to reduce: by default the first 12 of 28,
-    as in DiT, whose shape it has. The queries of cross-attention are the block's running
-    sum, which PixArt does not normalise there.
+    as in DiT, whose shape it has. Cross-attention takes its queries from the residual
+    stream, which PixArt does not normalise there.
     """
 
     family: ClassVar[str] = "PixArt-alpha and -Sigma (diffusers PixArtTransformer2DModel)"

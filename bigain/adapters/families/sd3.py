@@ -14,7 +14,7 @@ from bigain.adapters.hooks.tokens import TokenSeam
 __all__ = ["SD3Adapter"]
 
 _TEXT_TOKENS = 77 + 256
-"""What the pipelines give by default: CLIP's tokens, then T5's."""
+"""The pipelines' default: CLIP's tokens, then T5's."""
 
 _ORDERS: Orders = {
     "SD3Transformer2DModel": ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep"),
@@ -34,8 +34,8 @@ class SD3Adapter(StackAdapter):
 
     Image tokens alone are reduced; text takes part in the attention as it is. Some blocks
     of SD3.5 have a second attention, over the image alone: it belongs to the part `self`
-    as the first does, and follows the same plan. Plans are made from the image tokens
-    that the first attention is given, after the modulated layer norm, as on DiT.
+    too, and follows the same plan. Plans are made from the first attention's image
+    tokens, after the modulated layer norm, as on DiT.
 
     No placement of these methods is published for it: by default the first 12/28 of the
     blocks, DiT's share.
@@ -49,7 +49,7 @@ class SD3Adapter(StackAdapter):
     def parts(self, block: nn.Module) -> Mapping[Part, Seam]:
         attention: Seam = AttentionSeam("attn", joint=True)
         if getattr(block, "attn2", None) is not None:
-            # Over the image alone, but keys that came to its processor by themselves would be taken for text.
+            # joint, though it sees the image alone: its processor would take separate keys for text.
             attention = UnitedSeam((attention, AttentionSeam("attn2", joint=True)))
         return {"self": attention, "mlp": TokenSeam("ff")}
 
@@ -61,7 +61,7 @@ class SD3Adapter(StackAdapter):
     def moment(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Moment:
         patch = cast("Any", model).config.patch_size
         given = named_arguments(model, _ORDERS, args, kwargs)
-        # A ControlNet may be given tokens instead of latents; its condition is an image always.
+        # A ControlNet may be given tokens instead of latents; its condition is always an image.
         sample: Tensor = given.get("controlnet_cond", given["hidden_states"])
         return Moment((sample.shape[-2] // patch, sample.shape[-1] // patch), given.get("timestep"))
 

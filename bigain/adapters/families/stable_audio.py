@@ -22,8 +22,8 @@ class StableAudioAdapter(StackAdapter):
     """Stable Audio: latents of a waveform along one axis, behind one token of time and length.
 
     That token, which the model puts first, is never reduced; the table of positions
-    covers it. Self-attention rotates the first channels of queries and keys, half a head.
-    In cross-attention, several heads of queries share one of keys.
+    covers it. Self-attention rotates the first half of a head's channels. In
+    cross-attention, several heads of queries share one of keys.
 
     Nothing is published on which of its blocks to reduce: by default the first 12 of 28
     (of 24 blocks, 10), as in DiT.
@@ -75,6 +75,6 @@ class StableAudioAdapter(StackAdapter):
             "encoder_hidden_states": normal(_TEXT_TOKENS, config.cross_attention_input_dim),
             "global_hidden_states": normal(1, config.global_states_input_dim),
             "rotary_embedding": tuple(part.to(dtype) for part in rotary),
-            # As its pipeline does: the output's class warns when it is made, which no compiled graph can hold.
+            # As in its pipeline: making the output class warns, which a compiled graph cannot contain.
             "return_dict": False,
         }

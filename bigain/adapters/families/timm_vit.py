@@ -28,9 +28,9 @@ class TimmViTAdapter(ProgressiveAdapter):
 
     Class, distillation and register tokens stand before the grid and are never reduced.
     Plans are made from the attention's own input, behind the norm; in progressive
-    placements from its keys, before they are rotated. What is published for vision
-    transformers merges in every block (Bolya et al., 2023), and so does the default.
-    BiGain itself has no figures on them.
+    placements from its keys, before they are rotated. By default every block merges, as
+    published for vision transformers (Bolya et al., 2023). BiGain itself has no figures
+    on them.
     """
 
     library: ClassVar[str] = "timm"
@@ -84,7 +84,7 @@ class TimmViTAdapter(ProgressiveAdapter):
         network = cast("Any", model)
         pool = network.attn_pool
         if pool is None:
-            return [TimmPool()]  # whatever it pools now: that can be changed later
+            return [TimmPool()]  # whatever global_pool is now: it can be changed later
         if author(pool, self.library) != "AttentionPoolLatent":
             raise SiteError(
                 f"This model pools with attn_pool, a {type(pool).__name__}, in which merged tokens cannot be weighted "
@@ -97,9 +97,9 @@ class TimmViTAdapter(ProgressiveAdapter):
 class TimmAttentionSeam(ViTAttentionSeam):
     """timm's attention modules.
 
-    The project's own attention slices the fused projection of queries, keys and values,
-    so that keys and values of all tokens are not computed, where it is a plain linear
-    layer; where it is anything else (LoRA, quantised, with hooks), it runs on both.
+    Where the fused projection of queries, keys and values is a plain linear layer, it is
+    sliced, so that keys and values are computed for reduced tokens alone; any other
+    (LoRA, quantised, with hooks) runs twice, on all tokens and on the reduced ones.
     """
 
     library: ClassVar[str] = "timm"
@@ -131,10 +131,10 @@ class TimmAttentionSeam(ViTAttentionSeam):
 
 
 class TimmPool(Pool):
-    """timm's `pool` method: a mean counts each token as often as it stands for one.
+    """timm's `pool` method, with means weighted by size.
 
-    It is called without a hook's notice, and often by itself (`forward_head`), so that it
-    is replaced on the one model.
+    No hook sees its calls, which often come alone (`forward_head`); so the method is
+    replaced, on this one model.
     """
 
     def install(self, attachment: Attachment, progress: Progress) -> Undo:
@@ -148,18 +148,19 @@ class WeightedPool:
     """Stands in for a timm model's `pool`.
 
     Args:
-        attachment: What the model belongs to.
+        attachment: The reducer's attachment to the model.
         progress: How many tokens each token stands for.
     """
 
     def __init__(self, attachment: Attachment, progress: Progress) -> None:
-        self._held, self._progress = attachment, progress
+        self._attachment, self._progress = attachment, progress
         self._inner = cast("Any", attachment.model).pool
 
     def __call__(self, x: Tensor, pool_type: str | None = None) -> Tensor:
         """Pool tokens, `[B, N, C]`, to `[B, C]`."""
-        model: Any = self._held.model
-        sizes, pool_type = self._progress.pooled(x, self._held), model.global_pool if pool_type is None else pool_type
+        model: Any = self._attachment.model
+        pool_type = model.global_pool if pool_type is None else pool_type
+        sizes = self._progress.pooled(x, self._attachment)
         if sizes is None or "avg" not in pool_type:
             pooled: Tensor = self._inner(x, pool_type)
             return pooled
@@ -176,7 +177,7 @@ def _project(attention: Any, call: Call) -> tuple[Tensor, Tensor, Tensor]:
     fused, bias = attention.qkv, _own_bias(attention)
     apart = getattr(attention, "qkv_bias_separate", False)
     width = fused.out_features // 3
-    # With biases of its own, timm itself takes no more than the layer's weight.
+    # Where biases are beside the projection, timm too uses the layer's weight alone.
     if _is_plain(fused) or (bias is not None and not apart):
         bias = fused.bias if bias is None else bias
         first, rest = (None, None) if bias is None else (bias[:width], bias[width:])
@@ -190,18 +191,18 @@ def _project(attention: Any, call: Call) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _own_bias(attention: Any) -> Tensor | None:
-    """Return the biases that EVA keeps beside its projection, `[3 * H * D]`."""
+    """Return the biases that EVA has beside its projection, `[3 * H * D]`."""
     if getattr(attention, "q_bias", None) is None:
         return None
     return torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
 
 
 def _is_plain(layer: Any) -> bool:
-    """Say whether a layer is no more than its weight and bias, and the weight can be sliced."""
+    """Say whether a layer is a bare `nn.Linear` whose weight can be sliced."""
     hooks = layer._forward_hooks or layer._forward_pre_hooks  # noqa: SLF001 torch lists hooks nowhere else
-    # Weights that are quantised or sharded are of other types.
-    own = hooks or "forward" in vars(layer) or type(layer.weight) is not nn.Parameter
-    return type(layer) is nn.Linear and not own
+    # Quantised or sharded weights are of other types.
+    changed = hooks or "forward" in vars(layer) or type(layer.weight) is not nn.Parameter
+    return type(layer) is nn.Linear and not changed
 
 
 def _rotate(heads: Tensor, table: Tensor, prefix: int, halves: bool) -> Tensor:
@@ -213,7 +214,7 @@ def _rotate(heads: Tensor, table: Tensor, prefix: int, halves: bool) -> Tensor:
 
 
 def _mix(attention: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Attend with fused attention, or step by step where timm is set to (`TIMM_FUSED_ATTN=0`)."""
+    """Attend with fused attention, or step by step where timm does (`TIMM_FUSED_ATTN=0`)."""
     if attention.fused_attn:
         dropout = attention.attn_drop.p if attention.training else 0.0
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)

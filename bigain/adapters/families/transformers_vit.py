@@ -23,14 +23,14 @@ __all__ = ["TransformersViTAdapter"]
 
 @dataclass(frozen=True)
 class Family:
-    """What the models of one family are like.
+    """The modules of one family's blocks.
 
     Args:
         layers: Path of the blocks in the body.
         attention: Name of the attention in a block.
-        norm: Name of the module that is given the block's input.
-        branch: Where its tokens merge.
-        prefix: Class tokens.
+        norm: Name of the module that takes the block's input.
+        branch: Where the block's tokens merge.
+        prefix: Number of class tokens.
     """
 
     layers: str
@@ -44,7 +44,7 @@ _CLIP = Family("encoder.layers", "self_attn", "layer_norm1", Branch("layer_norm2
 _DINO = Family("encoder.layer", "attention", "norm1", Branch("norm2", "drop_path"))
 
 FAMILIES: Mapping[str, Family] = {
-    # The dropout behind the MLP is the one behind the attention.
+    # One dropout module serves attention and MLP.
     "ViTLayer": Family("layers", "attention", "layernorm_before", Branch("layernorm_after", "dropout")),
     "CLIPEncoderLayer": _CLIP,
     "SiglipEncoderLayer": Family(_CLIP.layers, _CLIP.attention, _CLIP.norm, _CLIP.branch, prefix=0),
@@ -55,8 +55,8 @@ FAMILIES: Mapping[str, Family] = {
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What a class of models is like.
+class Tower:
+    """Where a class of models has its image encoder.
 
     Args:
         block: Class of its blocks.
@@ -69,18 +69,18 @@ class Kind:
     mean: bool = False
 
 
-MODELS: Mapping[str, Kind] = {
-    "ViTModel": Kind("ViTLayer"),
-    "ViTForImageClassification": Kind("ViTLayer", "vit"),
-    "CLIPVisionModel": Kind("CLIPEncoderLayer"),
-    "CLIPVisionModelWithProjection": Kind("CLIPEncoderLayer", "vision_model"),
-    "CLIPForImageClassification": Kind("CLIPEncoderLayer", "vision_model", mean=True),
-    "SiglipVisionModel": Kind("SiglipEncoderLayer"),
-    "SiglipForImageClassification": Kind("SiglipEncoderLayer", "vision_model", mean=True),
-    "Dinov2Model": Kind("Dinov2Layer"),
-    "Dinov2ForImageClassification": Kind("Dinov2Layer", "dinov2", mean=True),
-    "Dinov2WithRegistersModel": Kind("Dinov2WithRegistersLayer"),
-    "Dinov2WithRegistersForImageClassification": Kind("Dinov2WithRegistersLayer", "dinov2_with_registers", mean=True),
+MODELS: Mapping[str, Tower] = {
+    "ViTModel": Tower("ViTLayer"),
+    "ViTForImageClassification": Tower("ViTLayer", "vit"),
+    "CLIPVisionModel": Tower("CLIPEncoderLayer"),
+    "CLIPVisionModelWithProjection": Tower("CLIPEncoderLayer", "vision_model"),
+    "CLIPForImageClassification": Tower("CLIPEncoderLayer", "vision_model", mean=True),
+    "SiglipVisionModel": Tower("SiglipEncoderLayer"),
+    "SiglipForImageClassification": Tower("SiglipEncoderLayer", "vision_model", mean=True),
+    "Dinov2Model": Tower("Dinov2Layer"),
+    "Dinov2ForImageClassification": Tower("Dinov2Layer", "dinov2", mean=True),
+    "Dinov2WithRegistersModel": Tower("Dinov2WithRegistersLayer"),
+    "Dinov2WithRegistersForImageClassification": Tower("Dinov2WithRegistersLayer", "dinov2_with_registers", mean=True),
 }
 """Classes of models that the adapter serves."""
 
@@ -90,11 +90,11 @@ class TransformersViTAdapter(ProgressiveAdapter):
 
     Class and register tokens stand before the grid and are never reduced. Plans are made
     from the attention's own input, behind the norm; in progressive placements from its
-    keys. What is published for vision transformers merges in every block (Bolya et al.,
-    2023), and so does the default. BiGain itself has no figures on them.
+    keys. By default every block merges, as published for vision transformers (Bolya et
+    al., 2023). BiGain itself has no figures on them.
 
-    In progressive placements `last_hidden_state`, and hidden states if they are asked for,
-    hold fewer tokens from block to block.
+    In progressive placements `last_hidden_state`, and the hidden states if they are asked
+    for, have fewer tokens from block to block.
     """
 
     library: ClassVar[str] = "transformers"
@@ -103,9 +103,9 @@ class TransformersViTAdapter(ProgressiveAdapter):
     tested: ClassVar[str] = "5.23.0"
 
     def sites(self, model: nn.Module) -> list[Site]:
-        kind = self._kind(model)
-        family = FAMILIES[kind.block]
-        path = f"{kind.body}.{family.layers}" if kind.body else family.layers
+        tower = _tower(model)
+        family = FAMILIES[tower.block]
+        path = f"{tower.body}.{family.layers}" if tower.body else family.layers
         blocks = cast("nn.ModuleList", model.get_submodule(path))
         attention = TransformersAttentionSeam(family.attention, family.norm)
         parts: dict[Part, Seam] = {"self": attention, "mlp": TokenSeam("mlp")}
@@ -115,7 +115,7 @@ class TransformersViTAdapter(ProgressiveAdapter):
         return [site.layer for site in sites]
 
     def grid(self, model: nn.Module, shape: tuple[int, ...], site: Site) -> Grid:
-        return Grid(shape, prefix=self._prefix(model))
+        return Grid(shape, prefix=_prefix(model))
 
     def configured_shape(self, model: nn.Module) -> tuple[int, ...]:
         config = _config(model)
@@ -134,7 +134,7 @@ class TransformersViTAdapter(ProgressiveAdapter):
         config = _config(model)
         size = [length * patch for length, patch in zip(shape, _pair(config.patch_size), strict=True)]
         images = torch.randn(rows, config.num_channels, *size, device=device, dtype=dtype)
-        if tuple(shape) == self.configured_shape(model) or self._kind(model).block.startswith("Dinov2"):
+        if tuple(shape) == self.configured_shape(model) or _tower(model).block.startswith("Dinov2"):
             return {"pixel_values": images}  # DINOv2 interpolates its positions unasked
         return {"pixel_values": images, "interpolate_pos_encoding": True}
 
@@ -148,28 +148,18 @@ class TransformersViTAdapter(ProgressiveAdapter):
         return family.branch
 
     def pools(self, model: nn.Module) -> list[Pool]:
-        kind = self._kind(model)
-        body: Any = model.get_submodule(kind.body)
-        pools: list[Pool] = [MeanPool(kind.body, "classifier", self._prefix(model))] if kind.mean else []
+        tower = _tower(model)
+        body: Any = model.get_submodule(tower.body)
+        pools: list[Pool] = [MeanPool(tower.body, "classifier", _prefix(model))] if tower.mean else []
         if getattr(body, "use_head", False):
-            path = f"{kind.body}.head.attention" if kind.body else "head.attention"
+            path = f"{tower.body}.head.attention" if tower.body else "head.attention"
             pools.append(AttentionPool(path, "key_padding_mask", spread=False, tokens=1))
         return pools
-
-    def _kind(self, model: nn.Module) -> Kind:
-        return next(MODELS[kind.__name__] for kind in type(model).__mro__ if kind.__name__ in MODELS)
-
-    def _prefix(self, model: nn.Module) -> int:
-        return FAMILIES[self._kind(model).block].prefix + getattr(_config(model), "num_register_tokens", 0)
 
 
 @dataclass(frozen=True)
 class TransformersAttentionSeam(ViTAttentionSeam):
-    """transformers' attention modules.
-
-    The project's own attention calls the function that the configuration names, so that
-    a backend that is set stays set.
-    """
+    """transformers' attention modules; attention runs in the backend that the configuration names."""
 
     library: ClassVar[str] = "transformers"
     known: ClassVar[tuple[str, ...]] = (
@@ -198,7 +188,7 @@ class TransformersAttentionSeam(ViTAttentionSeam):
         query, key, value = (
             torch.unflatten(project(tokens), 2, (-1, attention.head_dim)).transpose(1, 2) for project, tokens in given
         )
-        clip = hasattr(attention, "out_proj")  # CLIP and SigLIP, whose attributes have names of their own
+        clip = hasattr(attention, "out_proj")  # CLIP and SigLIP have other names for the same attributes
         dropout = attention.dropout if clip else attention.attention_dropout
         mixed, weights = _backend(attention)(
             attention,
@@ -218,9 +208,18 @@ def _backend(attention: Any) -> Any:
     """Return the attention function that the configuration names."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    # What a subclass has as its own module has none.
+    # The module of a subclass may lack an eager attention; the one that defines forward has it.
     eager = sys.modules[inspect.unwrap(type(attention).forward).__module__].eager_attention_forward
     return ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager)  # noqa: SLF001
+
+
+def _tower(model: nn.Module) -> Tower:
+    return next(MODELS[base.__name__] for base in type(model).__mro__ if base.__name__ in MODELS)
+
+
+def _prefix(model: nn.Module) -> int:
+    """Count the class and register tokens before the grid."""
+    return FAMILIES[_tower(model).block].prefix + getattr(_config(model), "num_register_tokens", 0)
 
 
 def _config(model: nn.Module) -> Any:

@@ -18,10 +18,10 @@ _PARAMETERS = ("sample", "timestep", "encoder_hidden_states")
 """Order of the arguments of `UNet2DConditionModel.forward`, as far as they matter."""
 
 _TEXT_TOKENS = 77
-"""What CLIP's text encoder gives."""
+"""Tokens of CLIP's text encoder."""
 
 _PATCHES = 257
-"""What CLIP's image encoder gives in the size that IP-Adapters use: ViT-H/14 at 224 x 224, and its class token."""
+"""Tokens of the CLIP image encoder that IP-Adapters use, ViT-H/14 at 224 x 224, with its class token."""
 
 _OF_PATCHES = ("IPAdapterPlusImageProjection", "IPAdapterFullImageProjection")
 """Projections of IP-Adapters that see every patch of an image, rather than one vector for it."""
@@ -50,7 +50,7 @@ class UNetAdapter(Adapter):
         return found
 
     def parts(self, block: Any) -> dict[Part, Seam]:
-        """Say which parts a block has, and how each takes its tokens."""
+        """Return the parts of a block, and how each takes its tokens."""
         found: dict[Part, Seam] = {}
         if not block.only_cross_attention:
             found["self"] = AttentionSeam("attn1")
@@ -86,48 +86,48 @@ class UNetAdapter(Adapter):
         self, model: nn.Module, rows: int, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
     ) -> dict[str, Any]:
         config: Any = model.config
-        places: dict[str, Any] = {"device": device, "dtype": dtype}
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
         return {
-            "sample": torch.randn(rows, config.in_channels, *shape, **places),
+            "sample": torch.randn(rows, config.in_channels, *shape, **options),
             "timestep": spread_timesteps(rows, device),
-            "encoder_hidden_states": torch.randn(rows, _TEXT_TOKENS, _text_width(config), **places),
-            **_class_labels(model, rows, places),
-            **_added_conditions(model, rows, places),
+            "encoder_hidden_states": torch.randn(rows, _TEXT_TOKENS, _text_width(config), **options),
+            **_class_labels(model, rows, options),
+            **_added_conditions(model, rows, options),
         }
 
 
 def _text_width(config: Any) -> int:
-    """Return C of the text that the U-Net is given, which a projection of its own may make another."""
+    """Return C of the text at the U-Net's input, before any projection of its own."""
     width = config.cross_attention_dim if config.encoder_hid_dim is None else config.encoder_hid_dim
     return int(max(width) if isinstance(width, list | tuple) else width)
 
 
-def _class_labels(model: Any, rows: int, places: dict[str, Any]) -> dict[str, Any]:
-    """Make what a U-Net with classes asks for: the x4 upscaler's noise levels, unCLIP's image embeddings."""
+def _class_labels(model: Any, rows: int, options: dict[str, Any]) -> dict[str, Any]:
+    """Make class labels for a U-Net that takes them: the x4 upscaler's noise levels, unCLIP's image embeddings."""
     if model.class_embedding is None:
         return {}
     if isinstance(model.class_embedding, nn.Embedding):
-        return {"class_labels": torch.zeros(rows, device=places["device"], dtype=torch.long)}
+        return {"class_labels": torch.zeros(rows, device=options["device"], dtype=torch.long)}
     if model.config.class_embed_type == "timestep":
-        return {"class_labels": torch.zeros(rows, **places)}
-    return {"class_labels": torch.randn(rows, model.config.projection_class_embeddings_input_dim, **places)}
+        return {"class_labels": torch.zeros(rows, **options)}
+    return {"class_labels": torch.randn(rows, model.config.projection_class_embeddings_input_dim, **options)}
 
 
-def _added_conditions(model: Any, rows: int, places: dict[str, Any]) -> dict[str, Any]:
+def _added_conditions(model: Any, rows: int, options: dict[str, Any]) -> dict[str, Any]:
     """Make SDXL's pooled text and sizes, and the image embeddings of IP-Adapters."""
     config: Any = model.config
     made: dict[str, Any] = {}
     if config.addition_embed_type == "text_time":  # SDXL
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        made = {"text_embeds": torch.randn(rows, pooled, **places), "time_ids": torch.zeros(rows, 6, **places)}
+        made = {"text_embeds": torch.randn(rows, pooled, **options), "time_ids": torch.zeros(rows, 6, **options)}
     if config.encoder_hid_dim_type == "ip_image_proj":
         layers = model.encoder_hid_proj.image_projection_layers
-        made["image_embeds"] = [torch.randn(rows, 1, *_image_shape(layer), **places) for layer in layers]
+        made["image_embeds"] = [torch.randn(rows, 1, *_image_shape(layer), **options) for layer in layers]
     return {"added_cond_kwargs": made} if made else {}
 
 
 def _image_shape(projection: nn.Module) -> tuple[int, ...]:
-    """Return the shape of an image's embedding, which an IP-Adapter projects: one vector, or one a patch."""
+    """Return the shape of an image's embedding for an IP-Adapter: one vector, or one for each patch."""
     width = next(layer.in_features for layer in projection.modules() if isinstance(layer, nn.Linear))
     return (_PATCHES, width) if type(projection).__name__ in _OF_PATCHES else (width,)
 

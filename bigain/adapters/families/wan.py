@@ -22,7 +22,7 @@ _LATENTS = (21, 60, 104)
 
 _TEXT_TOKENS = 512
 _IMAGE_TOKENS = 257
-"""What Wan's encoders give for a prompt and for an image; the attention counts on the former."""
+"""Tokens of Wan's encoders for a prompt and for an image; the attention relies on the number for a prompt."""
 
 
 class WanAdapter(StackAdapter):
@@ -93,10 +93,10 @@ class WanAdapter(StackAdapter):
 
 @dataclass(frozen=True)
 class _WanSelfAttention(AttentionSeam):
-    """Wan's self-attention: its mask goes to the attention as it is, and its projections can be fused."""
+    """Wan's self-attention: its processor does not reshape masks, and its projections can be fused."""
 
     def around(self, work: ReducedAttention, attention: nn.Module, block: nn.Module) -> Undo:
-        # Fused after attaching, it would project keys from all tokens whatever they are reduced to.
+        # Fused after attaching, it would project keys from all tokens, not from the reduced ones.
         planner = work.planner
         planner.attachment.watch(planner.site.path(work.part), attention, "fused_projections")
         undo = super().around(work, attention, block)
@@ -104,7 +104,7 @@ class _WanSelfAttention(AttentionSeam):
 
 
 def _mask_all_heads(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Bring a mask `[B, 1, M]` to `[B, 1, 1, M]`, in a pre-hook behind that which reduces."""
+    """Bring a mask `[B, 1, M]` to `[B, 1, 1, M]`, in a pre-hook that runs after the reducing one."""
     mask: Tensor | None = kwargs.get("attention_mask")
     return None if mask is None else (args, kwargs | {"attention_mask": mask[:, None]})
 

@@ -15,10 +15,10 @@ __all__ = ["common_block", "find_named", "names_of", "parameter_name", "watch_pa
 
 
 def names_of(setting: str, given: Sequence[str] | str | None) -> tuple[str, ...]:
-    """Make a tuple of names from one, several or none.
+    """Return one name, several or none as a tuple.
 
     Raises:
-        SettingError: Something else is given, or an empty name.
+        SettingError: Something else, or an empty name.
     """
     names = (given,) if isinstance(given, str) else tuple(given or ())
     if not all(isinstance(name, str) and name for name in names):
@@ -33,7 +33,7 @@ def find_named(model: nn.Module, setting: str, patterns: Sequence[str]) -> list[
 
     Args:
         model: The model.
-        setting: Whose patterns they are, for errors.
+        setting: The setting that has them, for errors.
         patterns: Paths, or patterns of paths.
 
     Raises:
@@ -62,8 +62,8 @@ def common_block(model: nn.Module, attention: str, mlp: str | None) -> str:
         mlp: Path of the MLP, if there is one.
 
     Returns:
-        Path of the innermost module that holds both; without an MLP, of the attention module's parent. A list
-        of modules never runs itself: there it is the next module around, or the attention module.
+        Path of the innermost module that contains both; without an MLP, of the attention module's parent. A list
+        of modules never runs itself: the next module around it is taken, or the attention module.
     """
     if mlp is None:
         parent = attention.rpartition(".")[0]
@@ -88,15 +88,14 @@ def parameter_name(module: nn.Module) -> str:
 
 
 def watch_path(planner: Planner, path: str, module: nn.Module) -> None:
-    """Refuse a pass once a module is no longer at its path in the model."""
+    """Refuse later passes if a module is no longer at its path in the model."""
     attachment, (parent, _, name) = planner.attachment, path.rpartition(".")
     if module is not attachment.model:
         attachment.watch(parent or type(attachment.model).__name__, attachment.model.get_submodule(parent), name)
 
 
 def _hint(paths: Sequence[str], pattern: str) -> str:
-    # Blocks differ by their number alone: of them all, one is enough.
-    kinds = list(dict.fromkeys(re.sub(r"(?<![^.])\d+(?![^.])", "*", path) for path in paths))
-    near = difflib.get_close_matches(pattern, kinds, n=3, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(near)}?" if near else f"It has {', '.join(kinds[:8])} and others."
-    return f" {hint}"
+    # Blocks differ by their number alone: one pattern for all of them is enough.
+    known = list(dict.fromkeys(re.sub(r"(?<![^.])\d+(?![^.])", "*", path) for path in paths))
+    near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(near)}?" if near else f" It has {', '.join(known[:8])} and others."

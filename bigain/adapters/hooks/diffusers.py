@@ -20,10 +20,10 @@ __all__ = ["AttentionSeam", "RegionSeam", "UnitedSeam"]
 class AttentionSeam(Seam):
     """An attention module of diffusers: `forward(hidden_states, encoder_hidden_states, ...)`, a processor inside.
 
-    Tokens are reduced before the call and restored behind it, whatever processor and
-    backend are at work inside. Where only keys and values shrink, they come as
-    `encoder_hidden_states`; where text joins the attention and may take that place,
-    the projections of keys and values are given fewer tokens.
+    Tokens are reduced before the call and restored behind it, whatever the processor and
+    backend inside. Where only keys and values shrink, they are passed as
+    `encoder_hidden_states`; where text joins the attention and may have that argument,
+    the inputs of the projections of keys and values are shortened.
 
     Args:
         module: Its path in the block.
@@ -84,11 +84,11 @@ class AttentionSeam(Seam):
 class RegionSeam(AttentionSeam):
     """Attention and an MLP beside it, between one norm and one projection: a single block of FLUX.
 
-    What the norm gives, text first, is reduced; what the projection gives is restored.
-    The MLP in between shrinks with the attention.
+    The norm's output, text first, is reduced; the projection's output is restored. The
+    MLP in between shrinks with the attention.
 
     Args:
-        norm: Name of the norm; its output, or the first of them, holds the tokens.
+        norm: Name of the norm; its output, or the first of its outputs, are the tokens.
         projection: Name of the projection.
         beside: Names of the MLP's own modules.
     """
@@ -114,10 +114,10 @@ class RegionSeam(AttentionSeam):
 
 @dataclass(frozen=True)
 class UnitedSeam(Seam):
-    """Several modules that are one part of a block, and follow one plan: the two attentions of a block of SD3.5.
+    """Several modules that are one part of a block and follow one plan: the two attentions of a block of SD3.5.
 
     Args:
-        seams: Their seams, in order of execution. The part goes by the name of the first.
+        seams: Their seams, in order of execution. The part has the path of the first.
     """
 
     seams: tuple[Seam, ...]
@@ -142,12 +142,12 @@ def _fused(attention: Any) -> bool:
     """Say whether queries, keys and values are projected at once."""
     if hasattr(attention, "unfuse_projections"):
         return bool(attention.fused_projections)
-    # diffusers' older Attention keeps its mark when it is unfused: what counts is the processor.
+    # diffusers' older Attention still says fused after unfusing: only the processor tells.
     return type(getattr(attention, "processor", None)).__name__.startswith("Fused")
 
 
 def _rotating(rotary: Rotary, attention: Any, work: ReducedAttention) -> Undo:
-    """Put hooks where queries and keys are rotated; the keys of cross-attention are not."""
+    """Put hooks where queries and keys are rotated; the keys of cross-attention are not rotated."""
     watch, path = work.planner.attachment.watch, work.path
     undo: Undo = []
     for of, number in (("queries", 0), ("keys", 1)):

@@ -11,12 +11,12 @@ __all__ = ["ImagePrompt", "attend_image_prompts"]
 
 
 class ImagePrompt:
-    """Lets image prompts be attended to with queries that are not rotated.
+    """Attends to image prompts with queries that are not rotated.
 
-    diffusers' `FluxIPAdapterAttnProcessor` rotates queries between text and image, and
-    attends to the prompts with what the queries were before. Where hooks behind the norm
-    rotate, that is lost. So the prompts are taken out of the call, and what attending to
-    them adds is computed here, from the queries as the norm gave them.
+    diffusers' `FluxIPAdapterAttnProcessor` rotates the queries for its joint attention, and
+    attends to the prompts with the unrotated ones. Where hooks behind the norm rotate,
+    those are lost. So the prompts are taken out of the call, and their contribution is
+    computed here, from the norm's output.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class ImagePrompt:
         self._queries: Tensor | None = None
 
     def around(self, attention: Any) -> Undo:
-        """Hang the hooks in, before those that reduce and rotate."""
+        """Register the hooks, before those that reduce and rotate."""
         return [
             attention.register_forward_pre_hook(self.take, with_kwargs=True).remove,
             attention.norm_q.register_forward_hook(self.note).remove,
@@ -32,7 +32,7 @@ class ImagePrompt:
         ]
 
     def take(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Take the prompts out of a call, if its processor knows any."""
+        """Take the prompts out of a call, if the processor is an IP-Adapter's."""
         prompts = kwargs.get("ip_hidden_states") if hasattr(_processor(module), "to_k_ip") else None
         self._prompts = None if prompts is None else list(prompts)
         return None if prompts is None else (args, kwargs | {"ip_hidden_states": []})
@@ -43,17 +43,17 @@ class ImagePrompt:
             self._queries = output
 
     def add(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """Put what the prompts add in its place, the third of the outputs."""
+        """Add the prompts' contribution to the third of the outputs, which is diffusers' place for it."""
         prompts, queries = self._prompts, self._queries
         self._prompts, self._queries = None, None
         if prompts is None or queries is None:
             return None
-        image, text, nothing = output
-        return image, text, nothing + attend_image_prompts(_processor(module), queries, prompts)
+        image, text, zeros = output
+        return image, text, zeros + attend_image_prompts(_processor(module), queries, prompts)
 
 
 def attend_image_prompts(processor: Any, queries: Tensor, prompts: list[Tensor]) -> Tensor:
-    """Attend to image prompts, each by the projections and the weight that the processor has for it.
+    """Attend to image prompts, each with the processor's projections and weight for it.
 
     Args:
         processor: diffusers' `FluxIPAdapterAttnProcessor`.

@@ -1,4 +1,4 @@
-"""The seam of modules that the user names: nothing is known of them but their tokens."""
+"""The seam of modules that the user names, of which only the tokens are known."""
 
 import inspect
 import sys
@@ -70,10 +70,10 @@ class NamedSeam(Seam):
 
 
 class ReducedModule(ReducedCall):
-    """Lets a module of which nothing is known run on reduced tokens.
+    """Lets a module of which only the tokens are known run on reduced tokens.
 
     Args:
-        seam: What was said of it.
+        seam: What the user says of it.
         module: The module.
         planner: Plans for its block.
         part: Which part of the block it is.
@@ -108,7 +108,7 @@ class ReducedModule(ReducedCall):
         return args, {**kwargs, self._name: short}
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """Restore the output, and forget the plan; after an exception, add what it may come from."""
+        """Restore the output and forget the plan; add a hint to an exception."""
         if output is not None:
             self._check_keys()
         elif self.plan is not None:
@@ -116,7 +116,7 @@ class ReducedModule(ReducedCall):
         return super().after(module, args, output)
 
     def shorten(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
-        """Give the projection of keys or values fewer tokens."""
+        """Shorten the input of a projection of keys or values."""
         if self.plan is None or self.plan.kind != "kv":
             return None
         if not args or args[0].ndim != 3 or args[0].shape[1] != self._count:
@@ -156,7 +156,7 @@ class ReducedModule(ReducedCall):
             )
 
     def _explain(self, plan: Reduction) -> None:
-        """Add a note to the exception that left the module: it may have counted on N tokens."""
+        """Add a note to the exception that left the module, which may have expected N tokens."""
         error = sys.exception()
         if error is None or isinstance(error, BigainError):
             return

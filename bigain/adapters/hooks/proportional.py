@@ -11,11 +11,11 @@ from bigain.functional.attention import proportional_attention
 __all__ = ["ProportionalProcessor", "attend_proportionally", "check_proportional"]
 
 _REPLACEABLE = ("AttnProcessor", "AttnProcessor2_0")
-"""Processors that do no more than projections and attention, so that one of ours can stand in."""
+"""Processors that only project and attend, so that ours can replace them."""
 
 
 def check_proportional(name: str, attention: nn.Module, processor: Any) -> None:
-    """Refuse an attention module whose work `attend_proportionally` would not do in full.
+    """Refuse an attention module that does more than `attend_proportionally`.
 
     Raises:
         SiteError: The processor is a special one, or the module has norms and residuals of its own.
@@ -39,7 +39,7 @@ def attend_proportionally(attention: nn.Module, queries: Tensor, keys: Tensor, s
         attention: diffusers' `Attention`.
         queries: `[B, N, C]`.
         keys: What keys and values are projected from, `[B, M, C]`.
-        sizes: `[B, M]`.
+        sizes: How many tokens each key stands for, `[B, M]`.
 
     Returns:
         `[B, N, C]`.
@@ -59,11 +59,11 @@ def attend_proportionally(attention: nn.Module, queries: Tensor, keys: Tensor, s
 
 
 class ProportionalProcessor:
-    """Stands in for a plain processor, and weights each key by how many tokens it stands for.
+    """Replaces a plain processor, and weights each key by how many tokens it stands for.
 
     Args:
-        inner: The processor it stands in for.
-        work: The hooks around the attention, which hold the plan.
+        inner: The processor it replaces.
+        work: The hooks around the attention, which have the plan.
     """
 
     def __init__(self, inner: Any, work: ReducedAttention) -> None:
@@ -82,5 +82,5 @@ class ProportionalProcessor:
             plain: Tensor = self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
             return plain
         keys = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        # Sizes say, too, which places stand for no token: the mask is not needed.
+        # No mask is needed: places that stand for no token have size 0.
         return attend_proportionally(attn, hidden_states, keys, plan.sizes)

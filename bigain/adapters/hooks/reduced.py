@@ -1,4 +1,4 @@
-"""What hooks that reduce and restore the tokens of a module have in common."""
+"""What hooks that reduce and restore the tokens of a module share."""
 
 from typing import Any
 
@@ -11,16 +11,15 @@ __all__ = ["ReducedCall"]
 
 
 class ReducedCall:
-    """The plan that a module's call follows, from the hook that shortens its tokens to the one that restores them.
+    """The plan of a module's call, from the hook that shortens its tokens to the one that restores them.
 
-    A subclass shortens them in a forward pre-hook of its own, which sets `plan`. Where there is nothing
-    to reduce, it leaves the call as it is.
+    A subclass shortens them in a forward pre-hook of its own, which sets `plan`.
 
     Args:
         planner: Plans for the block.
 
     Attributes:
-        plan: What the call in progress follows; `None` where its tokens stay as they are.
+        plan: The plan of the call in progress; `None` where its tokens stay as they are.
     """
 
     def __init__(self, planner: Planner) -> None:
@@ -38,11 +37,11 @@ class ReducedCall:
         return self.restored(plan, output)
 
     def restored(self, plan: Reduction, tokens: Tensor) -> Tensor:
-        """Restore what the module made of reduced tokens."""
+        """Restore the module's output on reduced tokens."""
         return self.turned(plan.restore(self.turned(tokens)))
 
     def turned(self, tokens: Tensor) -> Tensor:
-        """Bring tokens to `[B, N, C]`, or back: torch's own modules may have rows second."""
+        """Bring tokens to `[B, N, C]`, or back: torch's own modules may take `[N, B, C]`."""
         return tokens if self.planner.site.batch_first else tokens.transpose(0, 1)
 
     def forget(self) -> None:

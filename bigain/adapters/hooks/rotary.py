@@ -1,4 +1,4 @@
-"""Rotary positions that follow tokens: what a merged token is rotated by."""
+"""Rotary positions that follow tokens through a reduction."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,20 +11,20 @@ from bigain.reducers.base import Reduction
 __all__ = ["Rotary", "Tables", "rotate", "shorten_table"]
 
 Layout = Literal["heads_first", "tokens_first", "joined", "whole"]
-"""How what is rotated lies: `[B, H, N, D]`, `[B, N, H, D]`, `[B, N, H * D]`, or the last with a table as wide."""
+"""Layout of queries and keys: `[B, H, N, D]`, `[B, N, H, D]`, `[B, N, H * D]`, or the last with a table as wide."""
 
 
 @dataclass(frozen=True)
 class Rotary:
     """How a family of attention modules takes and applies rotary positions.
 
-    A library's own rotation knows one table for all rows; after merging, each row has
-    its own. So the table is taken from the call, and applied by hooks where the
-    library would have done it next: behind the norms of queries and keys, or behind
-    the projections where there are no norms.
+    A library's own rotation has one table for all rows; after merging, each row has its
+    own. So the table is taken out of the call, and hooks rotate where the library would
+    do it next: behind the norms of queries and keys, or behind the projections where
+    there are no norms.
 
     Args:
-        argument: Keyword of the attention module under which the table comes: a pair
+        argument: Keyword of the attention module that takes the table: a pair
             (cosines, sines), each `[N, D]`, `[B, N, D]` or `[1, N, 1, D]`, where N
             counts text before the grid if the attention runs over both.
         layout: How the norms' outputs lie.
@@ -40,7 +40,7 @@ class Rotary:
     text: tuple[str, str] | None = None
 
     def behind(self, attention: nn.Module, number: int) -> tuple[str, Layout]:
-        """Say behind which module queries (0) or keys (1) are rotated, and how they lie there."""
+        """Return the module behind which queries (0) or keys (1) are rotated, and their layout there."""
         if getattr(attention, self.norms[number], None) is not None:
             return self.norms[number], self.layout
         return ("to_q", "to_k")[number], "whole" if self.layout == "whole" else "joined"
@@ -52,7 +52,7 @@ class Tables:
 
     Args:
         queries: For the grid's queries, and for text before them if it is one sequence.
-        keys: For the keys likewise.
+        keys: The same for the keys.
         text: For text that has norms of its own.
     """
 
@@ -67,10 +67,10 @@ class Tables:
         Args:
             given: The library's pair.
             plan: The reduction of the grid's tokens.
-            tokens: How many those are.
+            tokens: Number of the grid's tokens.
             apart: Whether text has norms of its own.
         """
-        # Some pipelines make the table on the CPU, and the library moves it where it rotates.
+        # Some pipelines make the table on the CPU; the library moves it when it rotates.
         whole = tuple(_flat(table).to(plan.sizes.device) for table in given)
         grid = tuple(table[:, table.shape[1] - tokens :] for table in whole)
         text = tuple(table[:, : table.shape[1] - tokens] for table in whole)
@@ -84,14 +84,14 @@ class Tables:
 def shorten_table(table: tuple[Tensor, ...], plan: Reduction) -> tuple[Tensor, ...]:
     """Give each reduced token its position: its destination's, or the mean of its tokens'.
 
-    The mean of two angles is that of the sum of their unit vectors.
+    The mean of angles is the angle of the sum of their unit vectors.
 
     Args:
         table: Cosines and sines, each `[B, N, D]` or `[1, N, D]`.
         plan: The reduction of those N tokens.
 
     Returns:
-        The same, `[B, M, D]`, in float32.
+        Cosines and sines, each `[B, M, D]`, float32.
     """
     rows = plan.sizes.shape[0]
     cosines, sines = (plan.place_positions(part.float().expand(rows, -1, -1)) for part in table)
@@ -100,12 +100,12 @@ def shorten_table(table: tuple[Tensor, ...], plan: Reduction) -> tuple[Tensor, .
 
 
 def rotate(given: Tensor, table: tuple[Tensor, Tensor], layout: Layout, width: int, halves: bool) -> Tensor:
-    """Rotate queries or keys; leading tokens and channels that the table does not reach stay as they are.
+    """Rotate queries or keys; leading tokens and channels that the table does not cover stay as they are.
 
     Args:
-        given: As `layout` says, of N or more tokens.
+        given: N or more tokens, in `layout`.
         table: Cosines and sines, each `[B, N, D]` or `[1, N, D]`.
-        layout: How `given` lies.
+        layout: Layout of `given`.
         width: Channels of a head.
         halves: Channel i is paired with i + D/2; otherwise with its neighbour.
     """

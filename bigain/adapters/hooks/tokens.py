@@ -58,7 +58,7 @@ def reduce_behind(plan: Reduction, tokens: Tensor, count: int) -> Tensor:
 
 
 def restore_behind(plan: Reduction, tokens: Tensor) -> Tensor:
-    """Restore the last tokens of `[B, T + M, C]`, as many as the plan has places."""
+    """Restore the last M tokens of `[B, T + M, C]`, one for each place of the plan."""
     lead = tokens.shape[1] - plan.sizes.shape[1]
     return torch.cat([tokens[:, :lead], plan.restore(tokens[:, lead:])], dim=1) if lead else plan.restore(tokens)
 

@@ -24,8 +24,8 @@ _MASKS = ("key_padding_mask", "attn_mask")
 class MultiheadSeam(Seam):
     """`nn.MultiheadAttention` called as self-attention: `attn(x, x, x, need_weights=False)`.
 
-    Tokens are reduced before the call and restored behind it; torch's fused kernel for
-    inference stays in use inside where queries, keys and values are merged alike.
+    Tokens are reduced before the call and restored behind it; where queries, keys and
+    values are merged alike, torch's fused kernel for inference stays in use.
 
     Args:
         module: Its path in the block.
@@ -94,10 +94,10 @@ class ReducedMultihead(ReducedCall):
             return None
         short = self.turned(plan.reduce(self.turned(tokens)))
         given["query"] = short if plan.kind == "merge" else tokens
-        # The same object: by that torch knows self-attention, and may take its fused kernel.
+        # One object for both: torch recognises self-attention by it, and may take its fused kernel.
         given["key"] = given["value"] = short
         if self._proportional:
-            # A float mask is added to the logits; the log of 0 leaves out places that stand for no token.
+            # A float mask is added to the logits; log(0) leaves out places that stand for no token.
             given["key_padding_mask"] = plan.sizes.log().to(tokens.dtype)
         elif plan.padded:
             given["key_padding_mask"] = plan.sizes == 0
@@ -142,7 +142,7 @@ class Guard:
         source = given.get("src")
         nested = isinstance(source, Tensor) and source.is_nested
         if nested or given.get("src_key_padding_mask") is not None:
-            # The encoder hands on a nested tensor where it was given a mask.
+            # The encoder turns a mask into a nested tensor.
             raise SiteError(
                 f"{self._name} was given padded rows (src_key_padding_mask, or a nested tensor), and merging would mix "
                 "padding into tokens. Cut batches to equal length, and leave the mask out."

@@ -1,12 +1,12 @@
 """The seam of attention in vision transformers: modules that project, attend and project back by themselves.
 
-Merging takes module hooks alone: tokens are shortened before the call and restored
-behind it. Keys and values alone cannot be made fewer that way. Neither timm nor
-transformers has a public seam between projections and attention, and both shape keys by
-the number of queries. So where keys and values shrink, an attention of the project's own
-runs in the module's place: it is set as `forward` on that one module, uses the
-module's projections, norms and backend, and is taken away on detaching. It knows the
-libraries' own attention classes; any other is refused.
+Merging needs only module hooks: tokens are shortened before the call and restored
+behind it. Hooks cannot shorten keys and values alone. Neither timm nor transformers has
+a public seam between projections and attention, and both shape keys by the number of
+queries. So where keys and values shrink, an attention of the project's own replaces the
+module's `forward`, on that one module and until detaching; it uses the module's
+projections, norms and backend. It knows the libraries' own attention classes; any other
+is refused.
 """
 
 import inspect
@@ -30,7 +30,7 @@ __all__ = ["Call", "ViTAttentionSeam", "additive_mask", "author", "shorten_rope"
 
 @dataclass(frozen=True)
 class Call:
-    """What an attention with fewer keys than queries is given.
+    """The arguments of an attention with fewer keys than queries.
 
     Args:
         queries: What queries are projected from, `[B, N, C]`.
@@ -49,21 +49,21 @@ class Call:
 
 @dataclass(frozen=True)
 class ViTAttentionSeam(Seam):
-    """An attention module: `forward(tokens, ...)` gives the tokens, or a tuple that begins with them.
+    """An attention module: `forward(tokens, ...)` returns the tokens, or a tuple that begins with them.
 
-    Attention weights, where they are given too, are those between reduced tokens.
+    Attention weights, where it returns them too, are those between reduced tokens.
 
     Args:
         module: Its path in the block.
-        norm: Name of the module that is given the block's input, where the library checkpoints
-            the inside of a block: its hooks then run again during backward, and the block's do not.
+        norm: Name of the module that takes the block's input, where the library checkpoints
+            the inside of a block: its hooks run again during backward, the block's do not.
 
     Attributes:
         library: The library.
-        known: Its classes whose inside `attend` knows.
+        known: Its attention classes that `attend` can replace.
         mask: Name of the argument that is added to the logits.
-        rope: Name of the argument that holds rotary positions, sines and cosines side by side.
-        key: Name of the module whose output are the keys.
+        rope: Name of the argument for rotary positions, sines and cosines side by side.
+        key: Name of the module that outputs the keys.
     """
 
     module: str
@@ -81,13 +81,13 @@ class ViTAttentionSeam(Seam):
 
     @abstractmethod
     def mean_key(self, attention: Any, output: Tensor) -> Tensor:
-        """Average keys over the heads, `[B, N, D]`, given the output of the module `key`."""
+        """Average keys over the heads, `[B, N, D]`, from the output of the module `key`."""
 
     def check_mask(self, path: str, attention: Any) -> None:
         """Refuse a backend that cannot add to the logits.
 
         Raises:
-            SiteError: It cannot.
+            SiteError: The backend cannot weight keys.
         """
 
     def check(self, site: Site, part: Part, reducer: TokenReducer, proportional: bool) -> None:
@@ -124,7 +124,7 @@ class ReducedViTAttention(ReducedCall):
     """Lets an attention module run on reduced tokens, or on reduced keys and values.
 
     Args:
-        seam: What the module is like.
+        seam: The module's seam.
         attention: The module.
         planner: Plans for its block.
         part: Which part of the block it is.
@@ -163,10 +163,10 @@ class ReducedViTAttention(ReducedCall):
 
 
 class OwnForward:
-    """Stands in for an attention's `forward` where keys and values are fewer than queries.
+    """Replaces an attention's `forward` where keys and values are fewer than queries.
 
     Args:
-        work: The attention's hooks, which hold the plan.
+        work: The attention's hooks, which have the plan.
         attention: The module.
     """
 
@@ -186,7 +186,7 @@ class OwnForward:
 
 
 class Repeating:
-    """Finds a block's plan when its inside, without the block itself, runs again during backward.
+    """Finds a block's plan when backward recomputes the inside of the block without calling the block.
 
     Args:
         planner: Plans for the block.
@@ -196,7 +196,7 @@ class Repeating:
         self._planner = planner
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Enter the block, whose input this is."""
+        """Enter the block, since `args` are its input."""
         if in_backward():
             self._planner.enter(module, args, {})
 
@@ -207,7 +207,7 @@ def bound(names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any])
 
 
 def refuse_masks(path: str, seam: ViTAttentionSeam, given: dict[str, Any]) -> None:
-    """Refuse masks, which speak of tokens as they were before merging.
+    """Refuse masks, which describe the tokens before merging.
 
     Raises:
         SiteError: The attention was called with one.
@@ -221,7 +221,7 @@ def refuse_masks(path: str, seam: ViTAttentionSeam, given: dict[str, Any]) -> No
 
 
 def additive_mask(plan: Reduction, dtype: torch.dtype, weighted: bool) -> Tensor:
-    """Return what is added to the logits of reduced keys, `[B, 1, 1, M]`.
+    """Return the bias for the logits of reduced keys, `[B, 1, 1, M]`.
 
     Args:
         plan: The reduction.
@@ -238,7 +238,7 @@ def shorten_rope(table: Tensor, plan: Reduction, prefix: int) -> Tensor:
     """Give each reduced token its position in a table of sines and cosines side by side.
 
     Args:
-        table: Without the prefix, `[N, 2D]`, one a head `[H, N, 2D]`, or `[B, H or 1, N, 2D]`.
+        table: Without the prefix, `[N, 2D]`, one for each head `[H, N, 2D]`, or `[B, H or 1, N, 2D]`.
         plan: The reduction of prefix and N tokens.
         prefix: Tokens before the grid, which have no position.
 
@@ -248,23 +248,23 @@ def shorten_rope(table: Tensor, plan: Reduction, prefix: int) -> Tensor:
     wide = table if table.ndim == 4 else table.reshape(1, -1, *table.shape[-2:])
     heads = wide.shape[1]
     sines, cosines = wide.transpose(1, 2).chunk(2, dim=-1)
-    still = (0, 0, prefix, 0)
-    pair = nn.functional.pad(cosines.flatten(2), still, value=1.0), nn.functional.pad(sines.flatten(2), still)
+    before = (0, 0, prefix, 0)  # angle 0 for the prefix
+    pair = nn.functional.pad(cosines.flatten(2), before, value=1.0), nn.functional.pad(sines.flatten(2), before)
     cosines, sines = (torch.unflatten(part[:, prefix:], 2, (heads, -1)) for part in shorten_table(pair, plan))
     return torch.cat([sines, cosines], dim=-1).transpose(1, 2)
 
 
 def _take_off(attention: nn.Module, ours: OwnForward) -> None:
-    """Give a module its class's `forward` back, also from under a wrapper that was put around ours."""
+    """Give a module its class's `forward` back, even if a wrapper was put around ours."""
     own: dict[str, Any] = vars(attention)
     if own.get("forward") is ours:
         del attention.forward
-    elif own.get("_old_forward") is ours:  # accelerate's; it puts this back when it goes
+    elif own.get("_old_forward") is ours:  # accelerate restores this one when it detaches
         own["_old_forward"] = type(attention).forward.__get__(attention)
 
 
 def author(module: nn.Module, library: str) -> str | None:
-    """Name the class of the library that wrote the module's `forward`; `None` if it was somebody else's."""
+    """Return the name of the library's class that defines the module's `forward`; `None` if no class of it does."""
     if "forward" in vars(module):
         return None
     written = inspect.unwrap(type(module).forward)

@@ -26,7 +26,7 @@ class Branch:
     """The second residual branch of a block, x + last(...(first(x))).
 
     Args:
-        first: Name of the module that is given x.
+        first: Name of the module that takes x.
         last: Name of the module whose output is added to it. It may be called before, too.
     """
 
@@ -41,11 +41,11 @@ class Step:
     Args:
         site: The block.
         branch: Where its tokens merge.
-        reducer: What plans; `None` in a block that merges nothing, and only is given merged tokens.
-        removed: How many tokens that removes; `None` for the reducer's own ratio.
+        reducer: The reducer; `None` in a block that merges nothing itself but sees merged tokens.
+        removed: How many tokens it removes; `None` for the reducer's own ratio.
         prefix: Tokens before the grid.
-        before: Tokens on the grid before, at the size attached for.
-        after: Tokens on the grid behind.
+        before: Grid tokens before the block, at the size attached for.
+        after: Grid tokens behind the block.
     """
 
     site: Site
@@ -62,10 +62,10 @@ class Passing(Visit):
     """One run of a block on tokens that stay merged.
 
     Args:
-        sizes: How many tokens each of its tokens stands for, `[B, N]`.
-        plans: The reductions before it.
-        source: The block's input, if plans are made from that, or the mean of its keys.
-        merged: What its tokens stand for behind it, `[B, M]`.
+        sizes: How many tokens each input token stands for, `[B, N]`.
+        plans: The reductions before the block.
+        source: What the plan is made from, if that is the block's input or the mean of its keys.
+        merged: How many tokens each output token stands for, `[B, M]`.
     """
 
     sizes: Tensor | None = None
@@ -77,17 +77,17 @@ class Passing(Visit):
 class MergingBlock(BlockPlanner):
     """Lets a block run on merged tokens, and merge them further before its MLP.
 
-    x becomes x' = merge(x + attention(x)) where the MLP's branch begins, and the block gives
-    x' + MLP(x'). The library adds the branch to the unmerged x; so the branch's last
-    module gives it a zero, and the sum is taken behind the block.
+    x becomes x' = merge(x + attention(x)) where the MLP's branch begins, and the block returns
+    x' + MLP(x'). The library would add the branch to the unmerged x; so the branch's last
+    module returns a zero to it, and the sum is taken behind the block.
 
     Args:
-        attachment: What the block belongs to.
-        step: What it does.
-        progress: What blocks hand on.
+        attachment: The reducer's attachment to the model.
+        step: What the block does to the sequence.
+        progress: What blocks pass on to the next.
         source: What plans are made from: `keys`, the block's input (`block`), or what is merged (`part`).
-        weighted: Whether keys count as often as they stand for a token.
-        starts: Whether it is the first of them.
+        weighted: Whether keys are weighted by size.
+        starts: Whether it is the first block that merges.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class MergingBlock(BlockPlanner):
         self._branch: Tensor | None = None
 
     def install(self) -> Undo:
-        """Put the hooks into the block; return what undoes it."""
+        """Register the hooks; return what undoes it."""
         step, block, attention = self._step, self.site.block, self.site.module("self")
         first, last, mlp = (block.get_submodule(name) for name in (*self._ends, self.site.parts["mlp"].module))
         key, norm = attention.get_submodule(self._seam.key), block.get_submodule(self._seam.norm or "")
@@ -113,7 +113,7 @@ class MergingBlock(BlockPlanner):
             self.attachment.watch(self.site.name, block, name)
         undo: Undo = [
             block.register_forward_pre_hook(self.enter, with_kwargs=True).remove,
-            # Before whatever else looks at what the block gives.
+            # Before any other hook that looks at the block's output.
             block.register_forward_hook(self.leave, always_call=True, prepend=True).remove,
             attention.register_forward_pre_hook(self.attend, with_kwargs=True).remove,
         ]
@@ -130,17 +130,17 @@ class MergingBlock(BlockPlanner):
 
     @property
     def grid(self) -> Grid:
-        """The sequence: after the first merge, tokens lie on no other grid."""
+        """The tokens in a row: after the first merge they lie on no other grid."""
         return Grid((self._count,), self._step.prefix)
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Begin a run with what the blocks before pass on."""
         self._short = self._branch = None
-        apart = self.attachment.moment is None and not in_backward()
-        if apart and self._starts:
-            self._progress.clear()  # the model's own call would have
+        outside = self.attachment.moment is None and not in_backward()
+        if outside and self._starts:
+            self._progress.clear()  # as a call of the model would
         super().enter(module, args, kwargs)
-        if apart:
+        if outside:
             self._visit = self._visiting(args[0] if args else kwargs[self.site.tokens])
 
     def _visiting(self, tokens: Tensor) -> Passing:
@@ -192,7 +192,7 @@ class MergingBlock(BlockPlanner):
         return self._short, *args[1:]
 
     def check_short(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Make sure that the MLP is given what was merged."""
+        """Refuse an MLP that does not get the merged tokens."""
         if self._short is not None and args[0].shape[1] != self._short.shape[1]:
             raise SiteError(f"{self.site.path('mlp')} was not given what {self._step.branch.first} had been.")
 
@@ -204,7 +204,7 @@ class MergingBlock(BlockPlanner):
         return output.new_zeros(())
 
     def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """Give the merged tokens with the branch added; forget the run, also after an exception."""
+        """Return the merged tokens with the branch added; forget the run, also after an exception."""
         visit, short, branch = self._passing, self._short, self._branch
         self._visit = self._short = self._branch = None
         if output is None or visit is None or visit.plan is None or short is None:
@@ -258,7 +258,7 @@ def set_removed(reducer: TokenReducer, removed: int, count: int) -> None:
 
 
 def _share_by_size(tokens: Tensor, sizes: Tensor, plan: Reduction) -> tuple[Tensor, Tensor]:
-    """Merge by shares, each token counted as often as it stands for one: R^T (s x) / R^T s, and R^T s."""
+    """Merge by shares, each token weighted by its size: R^T (s x) / R^T s, and R^T s."""
     mean = plan.reduce(sizes[..., None])
     short = plan.reduce(tokens.float() * sizes[..., None]) / mean
     return short.to(tokens.dtype), mean[..., 0] * plan.sizes

@@ -1,4 +1,4 @@
-"""Pooling of tokens that stand for several: each counts as often as it stands for one."""
+"""Pooling of tokens that stand for several, weighted by size."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ __all__ = ["AttentionPool", "MeanPool", "Pool", "Progress"]
 
 @dataclass
 class Progress:
-    """What the blocks of one pass hand on in progressive placements.
+    """What the blocks of one pass pass on to the next in progressive placements.
 
     Args:
-        sizes: How many tokens each token stands for, `[B, N]`; `None` as long as nothing was merged.
-        plans: The reductions so far, in their order.
+        sizes: How many tokens each token stands for, `[B, N]`; `None` until something merges.
+        plans: The reductions so far, in order.
         merges: Whether some block merges.
     """
 
@@ -31,26 +31,26 @@ class Progress:
     merges: bool = True
 
     def clear(self) -> None:
-        """Begin a pass, or end it."""
+        """Clear per-pass state."""
         self.sizes, self.plans = None, ()
 
     def begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Begin, before a forward pass."""
+        """Clear per-pass state, before the pass."""
         self.clear()
 
     def end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Forget everything, after the pass or an exception in it."""
+        """Clear per-pass state, after the pass or an exception in it."""
         self.clear()
 
     def sizes_of(self, tokens: Tensor, prefix: int = 0) -> Tensor | None:
         """Return how many tokens each of `tokens` (`[B, N, C]`) stands for, `[B, N]`; `None` for one each.
 
         Args:
-            tokens: What the last block gave.
-            prefix: So many of its first tokens may be missing.
+            tokens: The last block's output.
+            prefix: How many of its first tokens may be missing.
 
         Raises:
-            SiteError: It is something else.
+            SiteError: Not as many rows or tokens as the last block returned.
         """
         if self.sizes is None:
             return None
@@ -65,10 +65,10 @@ class Progress:
         return self.sizes[:, missing:]
 
     def pooled(self, tokens: Tensor, attachment: Attachment, prefix: int = 0) -> Tensor | None:
-        """Return the same for tokens that are pooled, perhaps by themselves.
+        """Return what `sizes_of` does, for tokens that are pooled, perhaps outside a pass.
 
         Raises:
-            SiteError: Nothing is known of them any more.
+            SiteError: Also if their sizes are no longer known.
         """
         if self.sizes is None and attachment.moment is None and self.merges:
             raise SiteError(
@@ -93,9 +93,9 @@ class AttentionPool(Pool):
     Args:
         module: Path of the attention in the model.
         argument: Name of its argument that is added to the logits.
-        spread: Whether that is `[B, 1, 1, N]`, rather than `[B, N]`.
-        tokens: Position of the argument that holds the tokens.
-        prefix: So many of the first tokens may be left out.
+        spread: Whether that argument is `[B, 1, 1, N]`, rather than `[B, N]`.
+        tokens: Position of the argument for the tokens.
+        prefix: How many of the first tokens may be left out.
     """
 
     module: str
@@ -114,8 +114,8 @@ class WeightedAttentionPool:
     """Adds log(size) to the logits of a pooling attention.
 
     Args:
-        pool: What it is like.
-        attachment: What the model belongs to.
+        pool: Where and how the model pools.
+        attachment: The reducer's attachment to the model.
         progress: How many tokens each token stands for.
     """
 
@@ -138,8 +138,8 @@ class MeanPool(Pool):
     """The mean of the tokens behind the prefix, taken between two modules of the model.
 
     Args:
-        source: Path of the module whose output, or the first of it, are the tokens.
-        target: Path of the module that is given the mean, perhaps behind something else.
+        source: Path of the module whose output, or its first item, are the tokens.
+        target: Path of the module that takes the mean, perhaps with other channels before it.
         prefix: Tokens that the mean leaves out.
     """
 
@@ -156,7 +156,7 @@ class MeanPool(Pool):
 
 
 class WeightedMean:
-    """Puts the weighted mean where a model puts a plain one.
+    """Replaces a model's plain mean by the weighted one.
 
     Args:
         prefix: Tokens that the mean leaves out.
@@ -172,7 +172,7 @@ class WeightedMean:
         self._tokens = output if isinstance(output, Tensor) else output[0]
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
-        """Replace the last channels of what was pooled, as many as a token has."""
+        """Replace the mean, the last C channels of the input."""
         tokens, self._tokens = self._tokens, None
         sizes = None if tokens is None else self._progress.sizes_of(tokens)
         if tokens is None or sizes is None:

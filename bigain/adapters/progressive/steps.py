@@ -1,7 +1,7 @@
 """Progressive placements: tokens that merge in one block stay merged in all that follow.
 
-As published for vision transformers (ToMe): each block merges between attention and MLP,
-sizes are handed on, attention and pooling count a token as often as it stands for one.
+As published for vision transformers (ToMe): each block merges between attention and MLP
+and passes the sizes on; attention and pooling weight a token by its size.
 """
 
 import copy
@@ -39,23 +39,23 @@ class ProgressiveAdapter(Adapter):
 
     @abstractmethod
     def branch(self, site: Site) -> Branch:
-        """Say where a block's tokens merge.
+        """Return where a block's tokens merge.
 
         Raises:
-            SiteError: It is of a class of which that is not known.
+            SiteError: The block's class is not known.
         """
 
     @abstractmethod
     def pools(self, model: nn.Module) -> list[Pool]:
-        """List where the model makes one vector of its tokens; a class token's needs nothing.
+        """List where the model pools its tokens; reading a class token needs nothing.
 
         Raises:
-            SiteError: It does so in a way in which tokens cannot be weighted.
+            SiteError: The model pools in a way that cannot weight tokens.
         """
 
 
 class Refusal:
-    """Stands in for a method that needs every token.
+    """Replaces a method that needs every token.
 
     Args:
         name: Its name.
@@ -74,12 +74,12 @@ class Refusal:
 
 
 def tome_schedule(blocks: int, removed: int, inflect: float = 0.0) -> list[int]:
-    """Say how many tokens ToMe removes in each block, for `Placement(progressive=...)`.
+    """Return how many tokens ToMe removes in each block, for `Placement(progressive=...)`.
 
     Args:
         blocks: How many blocks there are.
         removed: r, the mean over the blocks.
-        inflect: From -1, most in the first blocks, over 0, constant, to 1, most in the last.
+        inflect: From -1 (most in the first blocks) over 0 (constant) to 1 (most in the last).
 
     Raises:
         SettingError: A number of blocks below 1, r below 0, or an inflection outside [-1, 1].
@@ -135,22 +135,22 @@ def plan_steps(
     placement: Placement,
     sites: Sequence[Site],
 ) -> tuple[Step, ...]:
-    """Say what every block from the first that merges does to the sequence.
+    """List what each block does to the sequence, from the first that merges on.
 
     Args:
         adapter: The adapter.
         model: The model.
         shape: Tokens along each axis of its input grid.
-        reducer: What plans.
+        reducer: The reducer.
         placement: How many tokens each block removes.
         sites: The blocks that merge.
 
     Raises:
-        SiteError: A block or the pooling is of a kind that is not known, or taken.
+        SiteError: A block or the pooling is not known, or a block has a reducer already.
         SettingError: More tokens than a block can remove.
     """
     assert isinstance(adapter, ProgressiveAdapter)
-    adapter.pools(model)
+    adapter.pools(model)  # raises if the model pools in a way that cannot weight tokens
     removal, steps = placement.removal, []
     assert removal is not None
     wanted = {site.layer: number for site, number in zip(sites, removal.of_blocks(len(sites)), strict=True)}
@@ -171,7 +171,7 @@ def plan_steps(
 
 
 def step_reports(steps: Sequence[Step], min_tokens: int) -> list[SiteReport]:
-    """Say what the blocks that merge do: tokens before and after, fewer from block to block."""
+    """Report each block that merges, with its tokens before and after."""
     rows = []
     for step in steps:
         grid, why = Grid((step.before,), step.prefix), too_few(min_tokens) if step.before < min_tokens else ""
@@ -181,10 +181,10 @@ def step_reports(steps: Sequence[Step], min_tokens: int) -> list[SiteReport]:
 
 
 def install_steps(attachment: Attachment, steps: Sequence[Step], placement: Placement, undo: Undo) -> None:
-    """Put the hooks into the model; add to `undo`, as soon as anything is in, what takes it out."""
+    """Put the hooks into the model; each change adds its undoing to `undo` at once."""
     adapter, model = attachment.setup.adapter, attachment.model
     assert isinstance(adapter, ProgressiveAdapter)
-    few = placement.min_tokens  # may be too few at the size attached for, and enough in a pass
+    few = placement.min_tokens  # a pass may bring more tokens than the size attached for
     progress = Progress(merges=any(step.after < step.before or step.before < few for step in steps))
     undo.append(model.register_forward_pre_hook(progress.begin).remove)
     undo.append(model.register_forward_hook(progress.end, always_call=True).remove)
@@ -200,7 +200,7 @@ def install_steps(attachment: Attachment, steps: Sequence[Step], placement: Plac
 
 
 def _merging(step: Step, reducer: TokenReducer, removed: int | None, min_tokens: int) -> Step:
-    """Let a block merge; with too few tokens it does so only in passes that give it more."""
+    """Make a block merge; with too few tokens at the size attached for, only in larger passes."""
     grid, site = Grid((step.before,), step.prefix), step.site
     if grid.size < min_tokens:
         return replace(step, reducer=reducer if removed is None else copy.copy(reducer), removed=removed)
@@ -223,7 +223,7 @@ def _most(reducer: TokenReducer, grid: Grid, context: Context, wanted: int) -> i
     """Return the most tokens that a reducer can remove, at most `wanted`.
 
     Raises:
-        SettingError: It can do nothing on such a grid, whatever its ratio.
+        SettingError: The reducer does not work on such a grid, whatever its ratio.
     """
     own = copy.copy(reducer)
     for removed in range(min(wanted, grid.size - 1), -1, -1):

@@ -8,8 +8,8 @@ __all__ = ["ImageSource"]
 class ImageSource(ABC):
     """Encoded images with names and labels, read one at a time.
 
-    A source finds its names and labels when it is opened, and refuses what is wrong
-    with them; the images themselves are read later, in threads and in worker processes.
+    A source finds and checks its names and labels when it is opened; the images themselves
+    are read later, in threads and in worker processes.
 
     Attributes:
         source: Where the images come from, for results and errors.
@@ -28,5 +28,5 @@ class ImageSource(ABC):
         """Read the encoded bytes of one image.
 
         Raises:
-            OSError: They cannot be read.
+            OSError: The bytes cannot be read.
         """

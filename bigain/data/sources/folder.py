@@ -20,7 +20,7 @@ class FolderSource(ImageSource):
             without it, the sorted names of the sub-folders are the classes.
 
     Raises:
-        DataError: No class folders, one that is no class, or no images in them.
+        DataError: No class folders, a folder that is not a class, or no images.
     """
 
     def __init__(self, path: Path, classes: Sequence[str] | None = None) -> None:
@@ -55,6 +55,6 @@ class FolderSource(ImageSource):
 
 
 def _listed(classes: Sequence[str], most: int = 20) -> str:
-    """Name classes, the first few of very many."""
+    """Join the names of classes, the first `most` of them."""
     more = f" and {len(classes) - most} more" if len(classes) > most else ""
     return ", ".join(classes[:most]) + more

@@ -21,8 +21,8 @@ __all__ = ["ParquetSource"]
 class ParquetSource(ImageSource):
     """A parquet file with the columns `image`, `label` and optionally `file`.
 
-    `image` holds encoded bytes, or a struct with `bytes` as Hugging Face data sets
-    have it; where its `bytes` are empty, its `path` is read, relative to the file.
+    `image` has encoded bytes, or a struct with `bytes` as in Hugging Face data sets;
+    where `bytes` is empty, the file at `path` is read, relative to the parquet file.
     Row groups are read one at a time, and the last one stays in memory.
 
     Args:
@@ -30,7 +30,7 @@ class ParquetSource(ImageSource):
         classes: Class names in label order; without it, `class 0`, `class 1`, ..
 
     Raises:
-        DataError: No parquet file, other columns, a label out of range, a row without an image.
+        DataError: Not a parquet file, other columns, a label out of range, or a row without an image.
     """
 
     _file: pq.ParquetFile | None
@@ -84,7 +84,7 @@ class ParquetSource(ImageSource):
             return pq.ParquetFile(self.path)
 
     def _check_images(self, file: pq.ParquetFile) -> None:
-        """Refuse rows without an image; only row groups that count nulls are read."""
+        """Refuse rows without an image; row groups whose statistics rule out nulls are not read."""
         empty: list[int] = []
         for group in range(file.num_row_groups):
             if _is_full(file.metadata.row_group(group), self._image_columns[0]):
@@ -98,20 +98,20 @@ class ParquetSource(ImageSource):
 
 
 def _image_columns(path: Path, schema: pa.Schema) -> list[str]:
-    """Name what to read of the image column: its bytes, and its path where there is one."""
+    """Return which columns to read for an image: bytes, path, or both."""
     missing = {"image", "label"} - set(schema.names)
     if missing:
         raise DataError(
             f"{path} has the columns {', '.join(schema.names)}; "
             f"missing: {', '.join(sorted(missing))}. image holds encoded bytes, label an integer."
         )
-    kind = schema.field("image").type
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+    column = schema.field("image").type
+    if pa.types.is_binary(column) or pa.types.is_large_binary(column):
         return ["image"]
-    fields = [field.name for field in kind] if pa.types.is_struct(kind) else []
+    fields = [field.name for field in column] if pa.types.is_struct(column) else []
     if not {"bytes", "path"} & set(fields):
         raise DataError(
-            f"{path}: the column image is {kind}; accepted are encoded bytes, "
+            f"{path}: the column image is {column}; accepted are encoded bytes, "
             "or a struct with the encoded bytes as bytes or the file's path as path."
         )
     return [f"image.{field}" for field in ("bytes", "path") if field in fields]
@@ -122,7 +122,7 @@ def _cells(table: pa.Table) -> Any:
 
 
 def _is_full(group: Any, name: str) -> bool:
-    """Whether a row group's statistics say that a column has no nulls."""
+    """Say whether a row group's statistics rule out nulls in a column."""
     columns = [group.column(number) for number in range(group.num_columns)]
     found = next(column for column in columns if column.path_in_schema == name).statistics
     return found is not None and found.has_null_count and found.null_count == 0
@@ -142,7 +142,7 @@ def _unique_names(files: Sequence[object]) -> tuple[str, ...]:
 
 
 def _numbered(labels: Sequence[object], path: Path) -> tuple[str, ...]:
-    """Name the classes of a file that is given none."""
+    """Number the classes of a file without class names."""
     if not labels:
         raise DataError(f"{path}: no images found.")
     return tuple(f"class {k}" for k in range(1 + max(label if isinstance(label, int) else -1 for label in labels)))

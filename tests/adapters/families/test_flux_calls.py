@@ -78,8 +78,8 @@ def test_timesteps_run_to_1000(flux, recording):
 
 
 def test_positions_are_read_once_a_tensor_and_again_once_written_to(flux, recording, monkeypatch):
-    read, lie_of = [], positions.lie_of
-    monkeypatch.setattr(positions, "lie_of", lambda ids: read.append(len(ids)) or lie_of(ids))
+    read, layout_of = [], positions.layout_of
+    monkeypatch.setattr(positions, "layout_of", lambda ids: read.append(len(ids)) or layout_of(ids))
     batch = inputs(flux, places(4, 6))
     with bigain.attach(flux, recording, layers=1):
         run(flux, batch)
@@ -291,7 +291,7 @@ def test_blocks_compiled_one_by_one_follow_the_positions():
 def by_shape(model, batch, laid):
     """Run eagerly, with the grid that other positions would tell, and the positions as they are."""
     ids = batch["img_ids"].clone()
-    told = positions.lie_of(laid.double())
+    told = positions.layout_of(laid.double())
     positions._READ[ids] = (ids._version, told)
     return run(model, batch | {"img_ids": ids})
 

@@ -31,15 +31,15 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def completion_script(shell: str) -> str:
-    """Make a script that completes commands, options, and the names of what is registered.
+    """Make a script that completes commands, options and registered names.
 
-    It knows what is installed when it is made: after installing a plugin, make it anew.
+    It has the names that are installed at the time; after installing a plugin, make it anew.
 
     Args:
         shell: One of `SHELLS`.
 
     Raises:
-        SettingError: Another shell, or the package shtab, which writes such scripts, is missing.
+        SettingError: An unknown shell, or the package shtab, which writes such scripts, is missing.
     """
     if shell not in SHELLS:
         raise SettingError(f"Completion is made for {' and '.join(SHELLS)}; got {shell!r}.")
@@ -47,7 +47,7 @@ def completion_script(shell: str) -> str:
         raise SettingError("Completion scripts are written by the package shtab: pip install shtab.")
     script = _all_commands().get_completion_script(f"shtab-{shell}")
     for path, name in _names().items():
-        # The command line takes names, and they are shorter; recipes take class paths.
+        # The command line takes the shorter names; only recipes need class paths.
         script = re.sub(rf"(?<![\w.]){re.escape(path)}(?![\w.])", name, script)
     return script
 
@@ -59,14 +59,14 @@ def _all_commands() -> Parser:
     for name, summary in COMMANDS.items():
         command = load(name).make_parser()
         for action, choices in _choices(name).items():
-            # As choices of the parser itself, they would keep it from suggesting the nearest.
+            # Set here and not in the parser, which would then refuse a name without suggesting the nearest.
             next(one for one in command._actions if one.dest == action).choices = choices  # noqa: SLF001
         commands.add_subcommand(name, command, help=summary)
     return whole
 
 
 def _choices(command: str) -> dict[str, list[str]]:
-    """Say what the arguments of a command may be."""
+    """Return the values that arguments of a command may have."""
     known = {
         "completion": {"shell": [*SHELLS]},
         "list": {"kinds": [*KINDS]},

@@ -8,7 +8,7 @@ __all__ = ["BigainError", "DataError", "NumericalError", "SettingError", "SiteEr
 
 
 class BigainError(Exception):
-    """Anything the user can put right."""
+    """An error that the user can fix."""
 
 
 class SettingError(BigainError, ValueError):
@@ -16,7 +16,7 @@ class SettingError(BigainError, ValueError):
 
 
 class DataError(BigainError, ValueError):
-    """A file that is missing, unreadable or holds something else than it should."""
+    """A file that is missing, unreadable or not what it should be."""
 
 
 class SiteError(BigainError, RuntimeError):

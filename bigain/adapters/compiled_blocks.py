@@ -22,7 +22,7 @@ def tell_apart(network: nn.Module, hooked: Iterable[nn.Module], undo: list[Calla
         hooked: Its modules that a reducer is attached to.
         undo: What takes all of it back is added here.
     """
-    marked = [module for module in hooked if module is not network and next(module.children(), None) is not None]
+    marked = [module for module in hooked if module is not network and _is_block(module)]
     classes, taken = {type(module) for module in marked}, {id(module) for module in marked}
     for module in network.modules():
         if id(module) in taken:
@@ -30,6 +30,11 @@ def tell_apart(network: nn.Module, hooked: Iterable[nn.Module], undo: list[Calla
             undo.append(partial(delattr, module, _MARK))
         elif type(module) in classes:
             undo.append(module.register_forward_pre_hook(_look).remove)
+
+
+def _is_block(module: nn.Module) -> bool:
+    """Say whether somebody might compile it by itself; torch's own layers run as one kernel only without hooks."""
+    return next(module.children(), None) is not None and not type(module).__module__.startswith("torch.nn.")
 
 
 def _look(module: nn.Module, args: object) -> None:

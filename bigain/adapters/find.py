@@ -49,10 +49,14 @@ def match(model: Any, adapter: AdapterSpec | None = None) -> tuple[nn.Module, st
                 )
             if found:
                 return network, found[0], known[found[0]]
+    raise _unknown(model, broken)
+
+
+def _unknown(model: Any, broken: Mapping[str, str]) -> SiteError:
     families = "; ".join(f"{name} ({broken.get(name) or _family(name)})" for name in available("adapters"))
     inner = getattr(model, "module", None)
     hint = f" It holds a {type(inner).__name__} as .module: attach to that." if isinstance(inner, nn.Module) else ""
-    raise SiteError(
+    return SiteError(
         f"Nothing to attach to in {type(model).__name__}.{hint} Any model goes by naming its attention modules, as in "
         "adapter={'name': 'modules', 'attention': 'layers.*.attn', 'shape': [16, 16]}; known families are: "
         + families

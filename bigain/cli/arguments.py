@@ -1,4 +1,4 @@
-"""Registered names on the command line: `--reducer lgtm` stands for the class path that jsonargparse wants."""
+"""Registered names on the command line: `--reducer lgtm` becomes the class path that jsonargparse takes."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ def with_class_paths(arguments: Sequence[str]) -> list[str]:
 
 
 def _kind_of(option: str) -> str | None:
-    """Say what kind of class an option takes: `--model.reducer` takes reducers, and so does its `.help`."""
+    """Return the kind of class that an option takes: `--model.reducer` and its `.help` take reducers."""
     return _KINDS.get(option.removeprefix("--").removesuffix(".help").rpartition(".")[2])
 
 
@@ -40,7 +40,7 @@ def _with_class_path(argument: str) -> str:
 
 
 def _placement(option: str, value: str) -> str:
-    """Let `--placement=sd` name a preset, and `--placement.parts=mlp` one part."""
+    """Accept `--placement=sd` for a preset, and `--placement.parts=mlp` for one part."""
     from typing import get_args
 
     from bigain.adapters.base import Part

@@ -1,4 +1,4 @@
-"""What classes say of themselves, by docstring and signature, and where they come from."""
+"""Read the docstrings, signatures and origins of classes."""
 
 import inspect
 import re
@@ -41,8 +41,8 @@ class Parameter:
     Args:
         name: Its name.
         annotation: Its type; `Any` where none is stated or it cannot be resolved.
-        default: Its default; `inspect.Parameter.empty` if it has to be given.
-        meaning: What the docstring says.
+        default: Its default; `inspect.Parameter.empty` if it is required.
+        meaning: Its line of the docstring.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Parameter:
             return "required"
         try:
             plain = self.default == type(self.default)() and not isinstance(self.default, int | float | str)
-        except Exception:  # of classes that cannot be made from nothing
+        except Exception:  # classes that need arguments
             plain = False
         named = plain and type(self.default).__module__ != "builtins"
         return f"{type(self.default).__name__}()" if named else _SHORT.repr(self.default)
@@ -74,8 +74,8 @@ class Words:
     Args:
         summary: Its first sentence.
         text: Everything before the sections.
-        raises: What is raised, and when.
-        references: Where the method comes from.
+        raises: Each exception, and when it is raised.
+        references: Where the method is published.
     """
 
     summary: str
@@ -84,10 +84,10 @@ class Words:
     references: str = ""
 
 
-def words_of(kind: Any) -> Words:
-    """Take apart the docstring of a class; a class without one has none, whatever its base says."""
-    parsed = _PARSER.parse(_docstring(kind))
-    # Only a paragraph is a thought: the first line may break off in the middle of a sentence.
+def words_of(given: Any) -> Words:
+    """Take apart the docstring of a class; that of a base does not count."""
+    parsed = _PARSER.parse(_docstring(given))
+    # By paragraphs: the first line may break off in the middle of a sentence.
     first = "\n" + (parsed.long_description or "") if not parsed.blank_after_short_description else ""
     rest = parsed.long_description if parsed.blank_after_short_description else ""
     paragraphs = ((parsed.short_description or "") + first + "\n\n" + (rest or "")).split("\n\n")
@@ -98,18 +98,18 @@ def words_of(kind: Any) -> Words:
     return Words(_SENTENCE.split(paragraph, 1)[0], text, raises, _flat(" ".join(sources)))
 
 
-def summary_of(kind: Any) -> str:
+def summary_of(given: Any) -> str:
     """Return the first sentence of a class's docstring, or of the docstring itself."""
-    return words_of(kind).summary
+    return words_of(given).summary
 
 
-def parameters_of(kind: type[Any] | Callable[..., Any]) -> list[Parameter]:
-    """List what a class or function is given, with what its docstring or that of a base says of it."""
+def parameters_of(given: type[Any] | Callable[..., Any]) -> list[Parameter]:
+    """List the parameters of a class or function, each with its line of the docstring, its own or a base's."""
     try:
-        signature = inspect.signature(kind)
-    except (TypeError, ValueError):  # of classes written in C
+        signature = inspect.signature(given)
+    except (TypeError, ValueError):  # classes written in C
         return []
-    hints, meanings = _hints(kind), _meanings(kind)
+    hints, meanings = _hints(given), _meanings(given)
     return [
         Parameter(name, hints.get(name, Any), item.default, meanings.get(name, ""))
         for name, item in signature.parameters.items()
@@ -139,7 +139,7 @@ def type_text(annotation: Any) -> str:
 
 @cache
 def installed_version(module: str) -> str:
-    """Return the version of the distribution that brings a module; empty if there is none. Nothing is imported.
+    """Return the version of the distribution of a module; empty if there is none. Nothing is imported.
 
     Args:
         module: Name of a top-level module.
@@ -148,46 +148,46 @@ def installed_version(module: str) -> str:
         return version(module)
     except PackageNotFoundError:
         pass
-    brought = packages_distributions().get(module, [])
-    if brought:
-        return version(brought[0])
+    distributions = packages_distributions().get(module, [])
+    if distributions:
+        return version(distributions[0])
     return "of unknown version" if find_spec(module) else ""
 
 
-def class_paths(kind: type[Any]) -> list[str]:
-    """Return the paths by which a class can be imported: from its module, and from packages around that show it."""
-    parts = kind.__module__.split(".")
+def class_paths(given: type[Any]) -> list[str]:
+    """Return the paths by which a class can be imported: from its module, and from packages that re-export it."""
+    parts = given.__module__.split(".")
     around = [".".join(parts[:length]) for length in range(len(parts) - 1, 0, -1)]
-    shown = [name for name in around if getattr(sys.modules.get(name), kind.__qualname__, None) is kind]
-    return [f"{name}.{kind.__qualname__}" for name in (kind.__module__, *shown)]
+    shown = [name for name in around if getattr(sys.modules.get(name), given.__qualname__, None) is given]
+    return [f"{name}.{given.__qualname__}" for name in (given.__module__, *shown)]
 
 
-def _docstring(kind: Any) -> str:
-    if isinstance(kind, str):
-        return kind
-    return (vars(kind).get("__doc__") if isinstance(kind, type) else kind.__doc__) or ""
+def _docstring(given: Any) -> str:
+    if isinstance(given, str):
+        return given
+    return (vars(given).get("__doc__") if isinstance(given, type) else given.__doc__) or ""
 
 
-def _meanings(kind: Any) -> dict[str, str]:
-    """Collect what docstrings say of parameters, the class's own before its bases'."""
+def _meanings(given: Any) -> dict[str, str]:
+    """Collect the lines of docstrings about parameters; a class's own override its bases'."""
     found: dict[str, str] = {}
-    for one in reversed(kind.__mro__ if isinstance(kind, type) else [kind]):
+    for one in reversed(given.__mro__ if isinstance(given, type) else [given]):
         if one is not object:
             found |= {item.arg_name: _flat(item.description) for item in _PARSER.parse(_docstring(one)).params}
     return found
 
 
-def _hints(kind: Any) -> dict[str, Any]:
-    """Resolve annotations; where one cannot be, none is."""
+def _hints(given: Any) -> dict[str, Any]:
+    """Resolve all annotations, or none if one cannot be resolved."""
     try:
-        return typing.get_type_hints(vars(_maker(kind))["__init__"] if isinstance(kind, type) else kind)
-    except Exception:  # a plugin may name types that it imports for its checker only
+        return typing.get_type_hints(vars(_maker(given))["__init__"] if isinstance(given, type) else given)
+    except Exception:  # a plugin may name types that it imports for the type checker only
         return {}
 
 
-def _maker(kind: type[Any]) -> type[Any]:
-    """Find the class whose `__init__` it is."""
-    return next(one for one in kind.__mro__ if "__init__" in vars(one))
+def _maker(given: type[Any]) -> type[Any]:
+    """Find the class that defines `__init__`."""
+    return next(one for one in given.__mro__ if "__init__" in vars(one))
 
 
 def _reflowed(paragraph: str) -> str:

@@ -1,4 +1,4 @@
-"""The commands: each is the file of its name, and stands in this list."""
+"""The list of commands; each is in the file of its name."""
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -24,11 +24,11 @@ COMMANDS: Mapping[str, str] = {
     "recipes": "List the recipes that ship with bigain; --output FOLDER copies them, to be edited.",
     "schema": "Print a JSON schema of recipes, for editors.",
 }
-"""Name and line of help. `new-plugin` is `new_plugin.py`; `list` is `list_.py`, since Python has a list of its own."""
+"""Name and line of help. `new-plugin` is in `new_plugin.py`; `list` is in `list_.py`, beside Python's `list`."""
 
 
 class Command(Protocol):
-    """What the file of a command has."""
+    """What the file of a command defines."""
 
     make_parser: Callable[[], "ArgumentParser"]
     run: Callable[[Sequence[str]], None]

@@ -46,7 +46,7 @@ def completion_script(shell: str) -> str:
     if find_spec("shtab") is None:
         raise SettingError("Completion scripts are written by the package shtab: pip install shtab.")
     script = _all_commands().get_completion_script(f"shtab-{shell}")
-    # The command line takes names, and they are shorter; recipes take class paths. In one pass: the script is long.
+    # The command line takes the shorter names; only recipes need class paths. In one pass: the script is long.
     names = _names()
     return re.sub(r"[\w.]+", lambda found: names.get(found[0], found[0]), script)
 

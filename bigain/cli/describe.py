@@ -1,4 +1,4 @@
-"""`bigain describe`: what something registered is, takes and comes from, and where it works."""
+"""`bigain describe`: what a registered name is, its settings, its source, and where it works."""
 
 import importlib
 from collections.abc import Iterator, Sequence
@@ -23,12 +23,12 @@ __all__ = ["Description", "describe", "make_parser", "run"]
 
 @dataclass(frozen=True)
 class Description:
-    """What there is to know of a class.
+    """A class, described.
 
     Args:
         name: `reducers/lgtm`, or a class path.
         target: Its class path.
-        package: Distribution that brings it, and its version.
+        package: Its distribution and version.
         words: Its docstring.
         parameters: Its settings.
         facts: Where it works, in words, each under a heading.
@@ -65,7 +65,7 @@ def describe(name: str) -> Description:
 
     Raises:
         SettingError: There is no such name (the nearest are shown), several kinds have it, or
-            what it stands for is broken.
+            its class is broken.
     """
     if "." in name:
         kind, found = _by_path(name)
@@ -111,7 +111,7 @@ def _terminal_text(description: Description) -> Iterator["RenderableType"]:
 
 
 def _rows_named(name: str) -> list[Row]:
-    """Find what has a name; nothing that is registered is imported."""
+    """Find the rows of a name; no registered class is imported."""
     kind, slash, bare = name.rpartition("/")
     if slash and kind not in KINDS:
         raise SettingError(f"{name!r}: before the slash stands one of {', '.join(KINDS)}; got {kind!r}.")
@@ -131,7 +131,7 @@ def _rows(kind: str) -> list[Row]:
 
 
 def _by_path(path: str) -> tuple[str, type[Any]]:
-    """Import a class; its kind is that of the base that it derives from."""
+    """Import a class, and return it behind its kind, which its base decides."""
     module, _, name = path.replace(":", ".").rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
@@ -158,8 +158,8 @@ def _described(name: str, kind: str, found: type[Any], package: str) -> Descript
     )
 
 
-def _of_scorer(name: str, kind: type[TokenScorer]) -> Iterator[tuple[str, str]]:
-    yield "detail is", f"where the formula is {kind.detail_is}; calling the scorer gives large values for detail"
+def _of_scorer(name: str, scorer: type[TokenScorer]) -> Iterator[tuple[str, str]]:
+    yield "detail is", f"where the formula is {scorer.detail_is}; calling the scorer gives large values for detail"
     taking = [
         entry.name
         for entry in registry.entries("reducers")
@@ -173,34 +173,34 @@ def _takes_scorer(item: Parameter) -> bool:
     return TokenScorer in (item.annotation, *get_args(item.annotation))
 
 
-def _of_reducer(name: str, kind: type[TokenReducer]) -> Iterator[tuple[str, str]]:
-    composite = kind.kinds is not TokenReducer.kinds
+def _of_reducer(name: str, reducer: type[TokenReducer]) -> Iterator[tuple[str, str]]:
+    composite = reducer.kinds is not TokenReducer.kinds
     if composite:
         yield "shrinks", "what the reducers it is made of shrink"
-    elif kind.kind == "kv":
+    elif reducer.kind == "kv":
         yield "shrinks", "keys and values (kv); queries and outputs stay whole"
     else:
         yield "shrinks", "queries, keys and values (merge); the output is restored"
     parts = ", ".join(get_args(Part))
-    where = "self" if kind.kind == "kv" and not composite else f"self by default; any of {parts}"
+    where = "self" if reducer.kind == "kv" and not composite else f"self by default; any of {parts}"
     yield "parts", where + (", as far as the reducers it is made of go" if composite else "")
-    if kind.kind == "merge" and not composite:
+    if reducer.kind == "merge" and not composite:
         yield "progressive", "in vision transformers (adapters timm_vit, transformers_vit), cell as one number"
     yield "models", f"all that have an adapter: {', '.join(registry.available('adapters'))}"
-    needed = "".join(f", {item.name}=..." for item in parameters_of(kind) if item.required)
+    needed = "".join(f", {item.name}=..." for item in parameters_of(reducer) if item.required)
     yield "use", f"bigain.attach(model, {name!r}{needed}), or --model.reducer {name}"
 
 
-def _of_adapter(name: str, kind: type[Adapter]) -> Iterator[tuple[str, str]]:
-    yield "family", kind.family
-    yield "classes", ", ".join(kind.classes) or "recognised otherwise"
-    version = installed_version(kind.library)
+def _of_adapter(name: str, adapter: type[Adapter]) -> Iterator[tuple[str, str]]:
+    yield "family", adapter.family
+    yield "classes", ", ".join(adapter.classes) or "recognised otherwise"
+    version = installed_version(adapter.library)
     here = f"{version} is installed" if version else "not installed"
-    yield "library", f"{kind.library}, tested with {kind.tested or 'no version stated'}; {here}"
+    yield "library", f"{adapter.library}, tested with {adapter.tested or 'no version stated'}; {here}"
     planned = {
         "block": "the block's input, before the norm",
         "part": "the input of the first part that is reduced",
         "keys": "the mean of the heads' keys",
     }
-    yield "plans from", f"{planned[kind.plan_from]} (plan_from={kind.plan_from!r})"
+    yield "plans from", f"{planned[adapter.plan_from]} (plan_from={adapter.plan_from!r})"
     yield "use", f"found by itself; or bigain.attach(model, ..., adapter={name!r})"

@@ -34,7 +34,7 @@ __all__ = ["Finding", "examine", "make_parser", "run"]
 State = Literal["ok", "absent", "note", "broken"]
 
 _OPTIONAL = ("timm", "transformers", "accelerate", "peft", "torchvision", "triton", "xformers", "flash_attn")
-"""What is used where it is there."""
+"""Packages that are used if they are installed."""
 
 _BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -58,18 +58,18 @@ found, expected = torch.compile(total, fullgraph=True)(given), total(given)
 if not torch.allclose(found, expected, atol=1e-3):
     raise ValueError(f"gives {{found.item()}} where {{expected.item()}} is right")
 """
-"""Compiles something small."""
+"""A program that compiles something small and checks the result."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of looking at one thing.
 
     Args:
-        group: What it belongs to.
-        name: What was looked at.
-        state: `ok`; `absent`: not there, and not needed; `note`: works, perhaps not as tested;
-            `broken`: does not work, and should.
+        group: The group it is shown in.
+        name: Its name.
+        state: `ok`; `absent`: missing, but not needed; `note`: works, perhaps not as tested;
+            `broken`: should work, and does not.
         text: What was found, in words.
     """
 
@@ -103,7 +103,7 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def examine(compiling: bool = True) -> Iterator[Finding]:
-    """Look at everything, one after another.
+    """Yield every finding, one after another.
 
     Args:
         compiling: Whether to compile something small, which takes some seconds.
@@ -120,7 +120,7 @@ def examine(compiling: bool = True) -> Iterator[Finding]:
 
 
 def _terminal_line(finding: Finding) -> "RenderableType":
-    """Write a finding as a line, or as several where it is long."""
+    """Write a finding as a line, or as several if it is long."""
     from rich.table import Table
     from rich.text import Text
 
@@ -155,7 +155,7 @@ def _versions() -> Iterator[Finding]:
 
 
 def _devices() -> dict[torch.device, str]:
-    """Find devices; nothing of CUDA is touched where there is none."""
+    """List the devices; CUDA is not initialised where there is none."""
     found = {torch.device("cpu"): f"{os.cpu_count()} cores, {torch.get_num_threads()} threads in use"}
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
@@ -168,7 +168,7 @@ def _devices() -> dict[torch.device, str]:
 
 
 def _attention(device: torch.device, name: str, backend: SDPBackend) -> Finding:
-    """Run attention with one backend alone; where it does not run, PyTorch's warnings say why."""
+    """Run attention with one backend alone; if it does not run, PyTorch's warnings say why."""
     group = f"attention on {device}"
     dtype = torch.float32 if device.type == "cpu" else torch.float16
     with warnings.catch_warnings(record=True) as caught:
@@ -180,13 +180,13 @@ def _attention(device: torch.device, name: str, backend: SDPBackend) -> Finding:
         except RuntimeError as error:
             reasons = [re.sub(r"\s*\(Triggered internally.*", "", str(item.message)) for item in caught]
             text = " ".join(dict.fromkeys(reasons)) or f"none in PyTorch for {device.type}: {str(error).split('. ')[0]}"
-            # Any machine can do it step by step.
+            # Every machine should run the math backend.
             return Finding(group, name, "broken" if name == "math" else "absent", text)
     return Finding(group, name, "ok", f"runs in {str(dtype).removeprefix('torch.')}")
 
 
 def _compilers(devices: Iterable[torch.device], compiling: bool) -> Iterator[Finding]:
-    # Those that torch.compile looks for.
+    # The compilers that torch.compile looks for.
     usual = {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
     compiler = shutil.which(os.environ.get("CXX") or usual)
     text = compiler or "none on the path, so that torch.compile cannot make kernels for the CPU"
@@ -196,9 +196,9 @@ def _compilers(devices: Iterable[torch.device], compiling: bool) -> Iterator[Fin
 
 
 def _compiled(device: torch.device, compiler: bool, limit: float = 120) -> Finding:
-    """Compile in a process of its own: compilers fail in many ways, and a first time can take minutes."""
+    """Compile in a process of its own: compilers fail in many ways, and a first run can take minutes."""
     name, start = f"torch.compile, {device}", time.perf_counter()
-    # -P: a file here may have the name of a module that compiling needs.
+    # -P: a file in the working directory may shadow a module that compiling needs.
     command = [sys.executable, "-P", "-c", _PROGRAM.format(device=device)]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace", process_group=0
@@ -217,36 +217,36 @@ def _compiled(device: torch.device, compiler: bool, limit: float = 120) -> Findi
 
 
 def _adapters() -> Iterator[Finding]:
-    """Say which adapters could serve models here: the library is there, and has the classes."""
+    """Say which adapters can serve models here: their library is installed and has the classes."""
     for entry in registry.entries("adapters"):
         if entry.problem:
             continue  # listed among the plugins
-        kind: type[Adapter] = registry.get("adapters", entry.name)
-        yield Finding("adapters", entry.name, *_adapter(kind))
+        adapter: type[Adapter] = registry.get("adapters", entry.name)
+        yield Finding("adapters", entry.name, *_adapter(adapter))
 
 
-def _adapter(kind: type[Adapter]) -> tuple[State, str]:
-    library = getattr(kind, "library", "")
+def _adapter(adapter: type[Adapter]) -> tuple[State, str]:
+    library = getattr(adapter, "library", "")
     version = installed_version(library)
     if not version:
         return "absent", f"{library or 'its library'} is not installed"
     try:
         module = importlib.import_module(library)
-    except Exception as error:  # whatever a library raises where something of it does not fit
+    except Exception as error:  # whatever a broken library raises
         return "broken", f"{library} {version} cannot be imported: {type(error).__name__}: {error}"
     known = {*dir(module), *dir(getattr(module, "models", None)), *dir(getattr(module, "nn", None))}
-    missing = [name for name in kind.classes if name not in known]
-    if len(missing) == len(kind.classes) > 0:
+    missing = [name for name in adapter.classes if name not in known]
+    if len(missing) == len(adapter.classes) > 0:
         return "note", f"{library} {version} has no {', '.join(missing)}"
     lacks = f"; without {', '.join(missing)}" if missing else ""
     plain = version.partition("+")[0]
-    if kind.tested and plain not in re.findall(r"\d+(?:\.\w+)+", kind.tested):
-        return "note", f"{library} {version}; tested with {kind.tested}{lacks}"
-    return ("note" if missing else "ok"), f"{library} {version}{', as tested' if kind.tested else ''}{lacks}"
+    if adapter.tested and plain not in re.findall(r"\d+(?:\.\w+)+", adapter.tested):
+        return "note", f"{library} {version}; tested with {adapter.tested}{lacks}"
+    return ("note" if missing else "ok"), f"{library} {version}{', as tested' if adapter.tested else ''}{lacks}"
 
 
 def _plugins() -> Iterator[Finding]:
-    """List what other packages bring, and whatever is broken or misspelt."""
+    """List the entries of other packages, and entries and groups that are broken or misspelt."""
     known = {f"bigain.{kind}" for kind in registry.KINDS}
     for group in sorted(group for group in entry_points().groups if group.startswith("bigain.") and group not in known):
         names = ", ".join(sorted(entry_points(group=group).names))

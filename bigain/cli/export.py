@@ -20,6 +20,6 @@ def make_parser() -> Parser:
 def run(arguments: Sequence[str]) -> None:
     """Write the weights and say what was written."""
     given = make_parser().parse_args([*arguments])
-    from bigain.training.export import export_checkpoint  # torch, which --help needs not
+    from bigain.training.export import export_checkpoint  # imports torch, which --help does not need
 
     print(export_checkpoint(given.checkpoint, given.output, given.prefix))

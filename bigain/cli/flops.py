@@ -18,7 +18,7 @@ def make_parser() -> Parser:
     description = "Count the operations of one network evaluation under reducers: no weights, no GPU."
     parser = recipe_parser("flops", description, "recipes/flops/sd2_tables_11_18.yaml")
     parser.add_class_arguments(FlopsSettings)
-    parser.add_argument("--csv", type=Path, default=None, help="File for the table, too.")
+    parser.add_argument("--csv", type=Path, default=None, help="Also write the table to this file.")
     return parser
 
 

@@ -15,7 +15,7 @@ from bigain.cli.terminal import make_console
 __all__ = ["make_parser", "run"]
 
 _FLAG = "--self-attention"
-"""Short for `--self_attention=true`, which recipes say."""
+"""Short for `--self_attention=true`."""
 
 
 def make_parser() -> Parser:

@@ -13,10 +13,10 @@ from bigain.errors import DataError, SettingError
 __all__ = ["VerbParser", "run_verb", "verb_parser"]
 
 _VERBS = ("fit", "test")
-"""Lightning's verbs that bigain's tasks have."""
+"""Lightning's verbs that bigain's tasks support."""
 
 _CHECKPOINT_WORDS = ("best", "last", "hpc", "registry")
-"""What Lightning takes for `--ckpt_path` beside a path."""
+"""Words that Lightning takes for `--ckpt_path` beside a path."""
 
 
 class VerbParser(Parser, LightningArgumentParser):
@@ -24,7 +24,7 @@ class VerbParser(Parser, LightningArgumentParser):
 
 
 class BigainCLI(LightningCLI):
-    """Lightning's command line with the result folder's two options within reach."""
+    """Lightning's command line, with `--output` and `--resume` as options of their own."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -45,13 +45,13 @@ class BigainCLI(LightningCLI):
                 _set_in_task(config, name)
 
     def before_test(self) -> None:
-        # A result has the recipe that made it.
+        # The result stores the recipe that made it.
         config = self.config[self.subcommand]
         self.model.recipe = self._parser(self.subcommand).dump(config)
 
 
 class _MadeParsers(BaseException):
-    """Leaves Lightning's constructor before anything is parsed."""
+    """Raised to leave Lightning's constructor before anything is parsed."""
 
     def __init__(self, parsers: dict[str, Any]) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ def _verb_parsers() -> dict[str, VerbParser]:
 
 
 def _set_in_task(config: Any, name: str) -> None:
-    """Set `--output` or `--resume` where the task has it."""
+    """Set `--output` or `--resume` in the task's own settings."""
     settings = config.model.init_args
     if name not in settings:
         raise SettingError(f"--{name} belongs to evaluation tasks; {config.model.class_path} has no such setting.")

@@ -1,4 +1,4 @@
-"""`bigain list`: what recipes may name, with the package each comes from; what is broken, with its reason."""
+"""`bigain list`: the names that recipes may use, each with its package; broken ones with the reason."""
 
 import ast
 import json
@@ -31,9 +31,9 @@ class Row:
 
     Args:
         kind: `scorers`, `reducers`, `adapters`, `backbones` or `tasks`.
-        name: The name users write; a task's is that of its class.
+        name: The name users write; for a task, its class's name.
         target: `module:Class`.
-        package: Distribution that brings it, and its version.
+        package: Its distribution and version.
         summary: First sentence of the class's docstring.
         problem: Why it cannot be used; empty for one that can.
     """
@@ -67,8 +67,8 @@ def run(arguments: Sequence[str]) -> None:
 def rows_of(kinds: Sequence[str] = ()) -> list[Row]:
     """List kinds, all of them by default.
 
-    What is registered is imported, so that what is broken is listed with its reason. Tasks are
-    read from their source: they would import Lightning, which takes seconds.
+    Registered classes are imported, so that broken ones are listed with the reason. Tasks are
+    read from their source code, since importing them would import Lightning, which takes seconds.
 
     Args:
         kinds: Any of `KINDS`.
@@ -88,7 +88,7 @@ def _registered(kind: str) -> Iterator[Row]:
 
 
 def _tasks() -> list[Row]:
-    """Find the concrete classes that derive, by way of others or not, from Lightning's module."""
+    """Find the concrete classes that derive, directly or not, from Lightning's module."""
     found = {node.name: (module, node) for module, node in _task_classes()}
     package = f"bigain {registry.running_version()}"
     return [
@@ -121,13 +121,13 @@ def _is_abstract(node: ast.ClassDef) -> bool:
 
 
 def _as_json(rows: Sequence[Row]) -> str:
-    """Write rows as a JSON list, with the version apart from the package's name."""
+    """Write rows as a JSON list, with package name and version apart."""
     split = [asdict(row) | dict(zip(("package", "version"), row.package.split(" ", 1), strict=False)) for row in rows]
     return json.dumps([{"version": "", **row} for row in split], indent=2)
 
 
 def _table(rows: Sequence[Row]) -> "RenderableType":
-    """Make a table that folds what is long, and cuts nothing."""
+    """Make a table that folds long cells and cuts nothing."""
     from rich.table import Table
     from rich.text import Text
 

@@ -19,7 +19,7 @@ from bigain.registry import running_version
 __all__ = ["main"]
 
 _CLOSED_PIPE = 141
-"""Exit status where nobody reads on, as shells have it: 128 and the number of SIGPIPE."""
+"""Exit status if the reader of the output is gone, as in shells: 128 and the number of SIGPIPE."""
 
 _RESUMABLE = ("compare", "test")
 """Commands with --resume."""
@@ -74,7 +74,7 @@ def _help() -> str:
 
 
 def _output_is_closed() -> bool:
-    """Say whether whoever read the output, such as head, has closed it; what is left to write then goes nowhere."""
+    """Say whether the reader of the output, such as head, has closed it; further output is then discarded."""
     import select
 
     try:
@@ -90,18 +90,18 @@ def _output_is_closed() -> bool:
 
 
 def _silence_libraries() -> None:
-    """Drop what libraries print that is neither about this run nor in the user's hands."""
+    """Silence messages of libraries that are not about this run, or that the user can do nothing about."""
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's own calls
     for name in ("utilities.rank_zero", "trainer.connectors.signal_connector"):
         logging.getLogger(f"lightning.pytorch.{name}").addFilter(_is_about_this_run)
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended.*")
-    # Images lie decoded in memory: worker processes would slow their loading down.
+    # Images are decoded in memory: worker processes would slow loading down.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 
 
 def _is_about_this_run(record: logging.LogRecord) -> bool:
-    """Say whether Lightning's line is no advertisement, and nothing that is said of signals already."""
+    """Say whether a line of Lightning's is neither an advertisement nor about a signal, which is reported already."""
     message = record.getMessage()
     return not any(words in message for words in ("💡", "Detected KeyboardInterrupt", "Received SIGTERM"))
 

@@ -24,27 +24,27 @@ MOVED: Mapping[str, str] = {
     },
     "bigain.adapters.modules": "bigain.adapters.families.any_module",
 }
-"""Modules and classes of earlier versions, and where they are now."""
+"""Old paths of modules and classes that have moved, and their new ones."""
 
 _GONE: Mapping[str, str] = {
     "NoiseSchedule": "NoiseSchedule is gone: a backbone's process is read from its scheduler's configuration.",
 }
-"""What earlier versions had and nothing replaces, and what to do without it."""
+"""Names of earlier versions that are gone, and what to do instead."""
 
 _NOISE = ("Does not validate against", "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>")
 
 
 def sentence_of(error: BaseException) -> str | None:
-    """Say a user's error in a sentence, with the new place of what has moved; nothing for another error."""
+    """Say a user's error in a sentence, with the new path of what has moved; `None` for any other error."""
     users = users_error(error)
     return None if users is None else f"{users}{_moved(str(users))}"
 
 
 def users_error(error: BaseException | None) -> BigainError | None:
-    """Find the user's error among the causes of one.
+    """Find a user's error among an error and its causes.
 
-    jsonargparse takes what is raised while a recipe is built for a mismatch of types
-    and raises an error of its own, with everything it tried.
+    jsonargparse takes any error while a recipe is built for a mismatch of types, and raises
+    an error of its own that lists everything it tried.
     """
     while error is not None and not isinstance(error, BigainError):
         error = error.__cause__ or error.__context__
@@ -63,9 +63,9 @@ def _moved(message: str) -> str:
 
 
 def shortened(message: str) -> str:
-    """Bring what jsonargparse says of a setting deep in a recipe into one line.
+    """Shorten jsonargparse's message about a nested setting to one line.
 
-    It lists all that it tried at each level. Of these, what went deepest is what was meant.
+    The message lists every attempt at each level; the deepest one is most likely what the user meant.
     """
     lines = [line for line in message.splitlines() if line.strip() and not line.strip(" -").startswith(_NOISE)]
     if not lines:
@@ -78,7 +78,7 @@ def shortened(message: str) -> str:
         if _depth(line) < least:
             path, least = [_plain(line), *path], _depth(line)
     text = ": ".join([*path, "; or ".join(dict.fromkeys(_plain(lines[at]) for at in deepest))])
-    # What jsonargparse wraps a nested option in says nothing beyond its name.
+    # jsonargparse's own wrapper of a nested option says no more than its name.
     given = re.search(r"Given value: (?!NestedArg)(.{1,40})$", message, re.MULTILINE)
     if given and "Got value" not in text:
         text += f"; got {given[1]}"
@@ -90,7 +90,7 @@ def _depth(line: str) -> int:
 
 
 def _plain(line: str) -> str:
-    """Say where in words that a recipe has."""
+    """Write a place in the recipe's own terms."""
     text = re.sub(r"Parser key \"([^\"]*)\":?", r"\1", line.strip(" -"))
     text = re.sub(r"Problem with given class_path '([^']*)':?", r"\1", text)
     return text.replace("<class '", "").replace("'>", "").replace("typing.", "").removesuffix(":")

@@ -42,14 +42,14 @@ def new_plugin(name: str, folder: Path | None = None) -> Path:
     The folder appears whole or not at all.
 
     Args:
-        name: Name of the distribution, such as `bigain-texture`; with underscores it is the module's.
-        folder: Folder to make; by default one of the distribution's name, here.
+        name: Name of the distribution, such as `bigain-texture`; the module has underscores instead.
+        folder: Folder to make. Default: one of the distribution's name in the working directory.
 
     Returns:
         The folder.
 
     Raises:
-        SettingError: The name cannot be a distribution's and a module's, or is taken; the
+        SettingError: The name does not suit a distribution and a module, or is taken; the
             folder exists, or cannot be made.
     """
     content = plugin_files(name)
@@ -64,7 +64,7 @@ def new_plugin(name: str, folder: Path | None = None) -> Path:
 
 
 def next_steps(folder: Path) -> str:
-    """Return the three commands that come after `new_plugin`, one a line.
+    """Return the three commands to run after `new_plugin`, one in each line.
 
     Args:
         folder: What `new_plugin` returned.
@@ -82,7 +82,7 @@ def plugin_files(name: str) -> Mapping[PurePosixPath, str]:
         Text of each file, by its path in the plugin's folder.
 
     Raises:
-        SettingError: The name cannot be a distribution's and a module's.
+        SettingError: The name does not suit a distribution and a module.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -99,7 +99,7 @@ def plugin_files(name: str) -> Mapping[PurePosixPath, str]:
 
 
 def _templates(folder: Traversable, path: PurePosixPath) -> Iterator[tuple[PurePosixPath, str]]:
-    """List the files below a folder of the package, which may lie in an archive."""
+    """Yield path and text of the files below a folder of the package, which may be in an archive."""
     for entry in folder.iterdir():
         if entry.is_dir():
             yield from _templates(entry, path / entry.name)
@@ -108,7 +108,7 @@ def _templates(folder: Traversable, path: PurePosixPath) -> Iterator[tuple[PureP
 
 
 def _module_of(name: str) -> str:
-    """Return the module's name for a distribution's, refusing what cannot be both."""
+    """Return the module's name for a distribution's, refusing a name that does not suit both."""
     module = re.sub(r"[-.]+", "_", name).lower()
     # ASCII letters alone, as in package indexes; "tests" is the folder beside the module.
     possible = re.fullmatch(r"[A-Za-z]([A-Za-z0-9._-]*[A-Za-z0-9])?", name)

@@ -24,18 +24,18 @@ _REFUSED = re.compile(r"(?:unrecognized arguments: --|[Oo]ption ')([\w.-]+)")
 
 
 class Parser(ArgumentParser):
-    """A parser whose errors are the user's, without a page of usage before them; options are written out."""
+    """A parser that raises errors as one sentence, without a page of usage, and takes no abbreviated options."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
-        # Cut short, a mistyped option would be taken for another, and a run would begin.
+        # With abbreviations, a mistyped option could match another, and a run would begin.
         super().__init__(*args, **{"allow_abbrev": False, **settings})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise what is wrong.
+        """Raise an error.
 
         Raises:
             BigainError: On the command line.
-            ArgumentError: Where a caller asked for that.
+            ArgumentError: If `exit_on_error` is off.
         """
         if not self.exit_on_error:
             super().error(message, ex)
@@ -78,17 +78,17 @@ def _options(parser: Any) -> Iterator[str]:
     actions: list[Action] = parser._actions  # noqa: SLF001 there is no public list
     for action in actions:
         yield from action.option_strings
-        # Of a positional argument with choices, and of Lightning's verbs.
+        # The choices of a positional argument, or Lightning's verbs.
         for inner in action.choices.values() if isinstance(action.choices, dict) else ():
             yield from _options(inner)
 
 
 def _settings_of(path: str, group: str) -> list[str]:
-    """List the settings of a class, or those of a dataclass among them."""
+    """List the settings of a class, or those of its setting `group` if that is a dataclass."""
     module, _, name = path.rpartition(".")
     try:
         hints = get_type_hints(getattr(import_module(module), name).__init__)
-    except Exception:  # whatever a plugin's annotations raise, the error itself is said
+    except Exception:  # whatever a plugin's annotations raise; the first error is reported anyway
         return []
     inner = hints.get(group)
     return (

@@ -24,7 +24,7 @@ _TOP = "recipes"
 """Folder of the recipes: in a checkout, in the package, and in what users type."""
 
 _SUFFIXES = (".yaml", ".py", ".md")
-"""What is copied. The training images, 15 MB, are in the repository alone."""
+"""Suffixes of the files that are copied. The training images, 15 MB, are only in the repository."""
 
 _OPTIONS = ("-c", "--config", "--recipe")
 """Options that take a recipe."""
@@ -47,7 +47,7 @@ class Recipe:
 
 def make_parser() -> "Parser":
     """Make the command's parser."""
-    from bigain.cli.parser import Parser  # jsonargparse, which `with_shipped` needs not
+    from bigain.cli.parser import Parser  # imports jsonargparse, which `with_shipped` does not need
 
     parser = Parser(prog="bigain recipes", description="List the recipes that ship with bigain, or copy them.")
     parser.add_argument("--output", type=Path, default=None, help="Folder to make, with a copy of each.")
@@ -112,7 +112,7 @@ def _table(rows: Sequence[Recipe]) -> "RenderableType":
 
 
 def with_shipped(arguments: Sequence[str]) -> list[str]:
-    """Let `--config recipes/...` mean the recipe that ships where the current folder has none of that name.
+    """Make `--config recipes/...` name the shipped recipe if the working directory has no such file.
 
     Args:
         arguments: What follows `bigain` on the command line.
@@ -135,7 +135,7 @@ def with_shipped(arguments: Sequence[str]) -> list[str]:
 
 
 def _found(option: str, given: str) -> str:
-    # A config may also be text: jsonargparse reads it, or says what is wrong with it.
+    # A config may also be YAML text, which jsonargparse reads or refuses.
     if given in ("", "null") or given[0] in "{[" or ":" in given or "\n" in given:
         return given
     path = Path(given).expanduser()
@@ -143,7 +143,7 @@ def _found(option: str, given: str) -> str:
         if path.exists():
             return given
     except OSError:
-        return given  # whoever reads it says why it cannot be read
+        return given  # its reader reports why it cannot be read
     shipped = _root().parent / path
     if path.parts[0] == _TOP and ".." not in path.parts and shipped.is_file():
         print(f"bigain: there is no {given} here; reading the one of bigain {running_version()}.", file=sys.stderr)
@@ -152,7 +152,7 @@ def _found(option: str, given: str) -> str:
 
 
 def _hint(path: Path) -> str:
-    """Name the recipe, or the two, that may have been meant."""
+    """Suggest one or two recipes that may have been meant."""
     names = [recipe.name for recipe in recipes()]
     near = did_you_mean(path.as_posix(), names, cutoff=0.75)
     same = [name for name in names if Path(name).stem == path.stem][:2]

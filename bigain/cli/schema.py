@@ -1,7 +1,7 @@
-"""`bigain schema`: a JSON schema of recipes, so that an editor completes keys and marks those that do not exist.
+"""`bigain schema`: a JSON schema of recipes, so that an editor completes keys and marks unknown ones.
 
-It is made from signatures and docstrings: what registered classes take, third-party ones
-included, is known; of classes from other packages, any settings are accepted.
+It is made from signatures and docstrings. It has the settings of registered classes,
+third-party ones included; classes of other packages accept any settings.
 """
 
 import importlib
@@ -30,7 +30,7 @@ Schema = dict[str, Any]
 _PLAIN: Mapping[Any, str] = {bool: "boolean", int: "integer", float: "number", str: "string", Path: "string"}
 
 _OUR_MODULES = ("bigain.tasks", "bigain.training", "bigain.data", "bigain.metrics")
-"""Where classes are that recipes name and that need no registry."""
+"""Packages of classes that recipes name by class path, without a registry."""
 
 
 def make_parser() -> Parser:
@@ -73,7 +73,7 @@ def recipe_schema(command: str) -> Schema:
 
 
 class _Maker:
-    """Makes schemas of types, and keeps those of classes under names to refer to."""
+    """Makes schemas of types; those of classes become definitions to refer to."""
 
     def __init__(self) -> None:
         self.definitions: dict[str, Schema] = {}
@@ -84,7 +84,7 @@ class _Maker:
 
         from bigain.cli.lightning_cli import verb_parser
 
-        # Every key that the verb knows, however it came to be there; then what is known of some.
+        # Every key that the verb knows accepts anything; some get a schema below.
         keys = verb_parser(verb).get_defaults(skip_validation=True).as_dict()
         properties: Schema = {key: {} for key in keys if key != "config"}
         properties |= {"output": {"type": ["string", "null"]}, "resume": {"type": "boolean"}}
@@ -102,8 +102,8 @@ class _Maker:
         if command == "compare":
             inner = self.settings(parameters_of(Comparison))
             return {**_object({"output": output, "resume": flag, "comparison": inner}), "required": ["comparison"]}
-        plan, file = (FlopsSettings, "csv") if command == "flops" else (LatencySettings, "output")
-        made = self.settings(parameters_of(plan))
+        settings, file = (FlopsSettings, "csv") if command == "flops" else (LatencySettings, "output")
+        made = self.settings(parameters_of(settings))
         made["properties"][file] = output
         return made
 
@@ -122,7 +122,7 @@ class _Maker:
         return _object(properties) | ({"required": required} if required else {})
 
     def of(self, annotation: Any) -> Schema:
-        """Make the schema of a type; what is not known accepts anything."""
+        """Make the schema of a type; an unknown type accepts anything."""
         if annotation in _PLAIN:
             return {"type": _PLAIN[annotation]}
         if annotation is type(None):
@@ -158,7 +158,7 @@ class _Maker:
         return {"anyOf": made} if {} not in made else {}
 
     def _from_mapping(self, value: type[Any]) -> Schema:
-        """Make the schema of a dataclass that is made from a mapping, in which a name may stand for an object."""
+        """Make the schema of a dataclass given as a mapping, in which a registered name may replace an object."""
 
         def fields() -> Schema:
             bases = {registry.base_of(kind) for kind in registry.KINDS}
@@ -171,37 +171,37 @@ class _Maker:
         return self._refer(f"{_path(value)} from a mapping", fields)
 
     def _refer(self, name: str, make: Callable[[], Schema]) -> Schema:
-        """Define something once; a class that takes its like would never end."""
+        """Define a schema once; a class that takes its own kind would otherwise recurse forever."""
         if name not in self.definitions:
             self.definitions[name] = {}
             self.definitions[name] |= make()
         return {"$ref": f"#/$defs/{name}"}
 
     def _one_of_classes(self, base: type[Any]) -> Schema:
-        """Make the schema of what jsonargparse builds an object from: a class path, or one with settings."""
+        """Make the schema of what jsonargparse builds an object from: a class path, with or without settings."""
         known = _known(base)
         if not known:
             return _ANY_CLASS if base.__module__.startswith("lightning.") else {}
-        paths = {kind: class_paths(kind) for kind in known}
-        ours = {kind.__module__.partition(".")[0] for kind in known}
+        paths = {one: class_paths(one) for one in known}
+        ours = {one.__module__.partition(".")[0] for one in known}
         elsewhere = {"type": "string", "pattern": rf"^(?!({'|'.join(map(re.escape, sorted(ours)))})\.).+\."}
         return {
             "anyOf": [
-                {"enum": [path for kind in known for path in paths[kind]]},
+                {"enum": [path for one in known for path in paths[one]]},
                 elsewhere,
                 {**_object({"class_path": elsewhere, "init_args": {"type": "object"}}), "required": ["class_path"]},
-                *(self._with_settings("class_path", paths[kind], kind) for kind in known),
+                *(self._with_settings("class_path", paths[one], one) for one in known),
             ]
         }
 
-    def _with_settings(self, key: str, values: list[str], kind: type[Any]) -> Schema:
-        made = self._refer(f"settings of {_path(kind)}", lambda: self.settings(parameters_of(kind)))
-        needed = ["init_args"] if any(item.required for item in parameters_of(kind)) else []
-        summary = {"description": summary_of(kind)}
+    def _with_settings(self, key: str, values: list[str], one: type[Any]) -> Schema:
+        made = self._refer(f"settings of {_path(one)}", lambda: self.settings(parameters_of(one)))
+        needed = ["init_args"] if any(item.required for item in parameters_of(one)) else []
+        summary = {"description": summary_of(one)}
         return {**_object({key: {"enum": values}, "init_args": made}), "required": [key, *needed], **summary}
 
     def _by_name(self, kind: str) -> Schema:
-        """Make the schema of what `registry.build` takes besides: a name, or a mapping with a name and settings."""
+        """Make the schema of what `registry.build` takes too: a name, or a mapping with a name and settings."""
         found = {entry.name: registry.get(kind, entry.name) for entry in registry.entries(kind) if not entry.problem}
 
         def forms() -> Schema:
@@ -216,8 +216,8 @@ class _Maker:
         return self._refer(f"{kind} by name", forms)
 
 
-def _path(kind: type[Any]) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
+def _path(cls: type[Any]) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _object(properties: Mapping[str, Any]) -> Schema:
@@ -239,7 +239,7 @@ def _is_mapping(member: Any) -> bool:
 
 
 def _known(base: type[Any]) -> list[type[Any]]:
-    """List what can be built where a class is asked for: registered ones, and bigain's own that derive from it."""
+    """List the classes that can be built for a base: registered ones, or bigain's own that derive from it."""
     kinds = [kind for kind in registry.KINDS if registry.base_of(kind) is base]
     if kinds:
         found = [registry.get(kinds[0], entry.name) for entry in registry.entries(kinds[0]) if not entry.problem]

@@ -24,13 +24,13 @@ _NONE = b"\0"
 def ended_by_signals(sentence: str) -> Iterator[None]:
     """End the process at SIGINT or SIGTERM, with exit status 130 or 143.
 
-    The first signal raises KeyboardInterrupt in the block, so that what is open is closed; further
-    ones change nothing. The exception alone is not enough: libraries can lose it (where it is raised
-    in a destructor, or turns into an ImportError), and cleaning up can wait for a thread that never
-    ends. So a thread that the signal wakes ends the process if it is still there some seconds later.
+    The first signal raises KeyboardInterrupt in the block, so that files and locks are closed; further
+    signals change nothing. The exception alone is not enough: libraries can lose it (in a destructor,
+    or as an ImportError), and cleaning up can wait for a thread that never ends. So the signal also
+    wakes a thread, which ends the process if it is still running some seconds later.
 
-    SIGTERM does as SIGINT does: Lightning alone notes it and goes on to the end of a test.
-    What was ignored before, such as SIGINT in a job in the background, stays ignored.
+    SIGTERM does the same, since Lightning alone would note it and go on to the end of a test. A signal
+    that was ignored before, such as SIGINT in a background job, stays ignored.
 
     Args:
         sentence: Printed at the end.
@@ -54,7 +54,7 @@ def _handler(received: list[int]) -> "signal._HANDLER":
     process = os.getpid()
 
     def handle(number: int, _: object) -> None:
-        in_fork = os.getpid() != process  # such as a worker that loads data: as without this handler
+        in_fork = os.getpid() != process  # a data worker, say, which behaves as without this handler
         if in_fork and number == signal.SIGTERM:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -88,14 +88,14 @@ def _watch(read: int, numbers: Sequence[int], sentence: str) -> None:
 
 
 def _forget_in_fork() -> None:
-    """Signals of a fork are no matter of the process that it comes from."""
+    """Keep a fork from waking its parent's thread when the fork gets a signal."""
     signal.set_wakeup_fd(-1)
 
 
 def _end(number: int, sentence: str) -> NoReturn:
-    """Do what the interpreter does at its end, except to wait for threads.
+    """Do what the interpreter does at its end, except waiting for threads.
 
-    `sys.exit` would also let it send itself SIGINT, if KeyboardInterrupt was raised anywhere in an `exec`.
+    With `sys.exit`, the interpreter would also send itself SIGINT if KeyboardInterrupt was raised in an `exec`.
     """
     atexit._run_exitfuncs()  # noqa: SLF001 there is no public way
     for stream in (sys.stdout, sys.stderr):
@@ -105,7 +105,7 @@ def _end(number: int, sentence: str) -> NoReturn:
 
 
 def _leave(number: int, sentence: str) -> NoReturn:
-    # Past Python's buffers: a thread that was stopped may have their locks.
+    # Not through Python's buffers: a stopped thread may have their locks.
     with suppress(OSError):
         os.write(2, f"{sentence}\n".encode())
     os._exit(128 + number)

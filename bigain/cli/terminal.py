@@ -11,7 +11,7 @@ __all__ = ["did_you_mean", "make_console"]
 
 
 def did_you_mean(name: str, known: Iterable[str], count: int = 2, cutoff: float = 0.5) -> str:
-    """Ask whether one of the nearest names was meant; nothing where none is near."""
+    """Ask whether one of the nearest names was meant; empty if none is near."""
     near = difflib.get_close_matches(name, list(known), n=count, cutoff=cutoff)
     return f"Did you mean {' or '.join(near)}?" if near else ""
 

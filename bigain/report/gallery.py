@@ -34,7 +34,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Test images, and a sentence about which they are."""
+    """Test images, and a sentence on how they were chosen."""
 
     cards: tuple[Card, ...]
     about: str
@@ -54,10 +54,10 @@ def test_gallery(images: ImageDataset, predictions: Mapping[str, Predictions]) -
 
     Args:
         images: The test set.
-        predictions: What each method predicted of it.
+        predictions: The predictions of each method.
 
     Raises:
-        DataError: The predictions are of other images.
+        DataError: The predictions are for other images.
     """
     for found in predictions.values():
         if found.names != images.names:

@@ -1,4 +1,4 @@
-"""The one sentence that says what came out."""
+"""The one sentence that sums up a comparison."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,17 +9,17 @@ from bigain.results.wording import listed, number, points, quantity, score_value
 __all__ = ["accuracy_verdict", "headline", "speed_verdict"]
 
 _FEW = 100
-"""Below so many images a difference is stated with a warning, whatever its interval."""
+"""With fewer images a difference is stated with a warning, whatever its interval."""
 
 
 def headline(content: Mapping[str, Any]) -> str:
     """Say in one sentence what the figures support, and no more.
 
-    Accuracy differs where the 95 % interval of the paired difference excludes zero; speed
-    differs where that of the ratio of two times, taken in turn, excludes one.
+    Accuracy differs if the 95 % interval of the paired difference excludes zero; speed
+    differs if the interval of the ratio of times excludes one.
 
     Args:
-        content: What `comparison.json` holds.
+        content: The content of `comparison.json`.
     """
     baseline, *others = content["rows"]
     images = quantity(number(baseline, "images"), "image")
@@ -56,7 +56,7 @@ def speed_verdict(row: Mapping[str, Any]) -> str:
 
 
 def _difference(row: Mapping[str, Any]) -> Score | None:
-    """Return the first difference to the baseline that a row has."""
+    """Return a row's first difference to the baseline."""
     return next((score for score in scores_of(row).values() if score.unit == "points"), None)
 
 

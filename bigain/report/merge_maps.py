@@ -13,9 +13,10 @@ from bigain.results.wording import count
 __all__ = ["Drawing", "draw"]
 
 _LARGEST = 256
+"""Longest side of a picture, in pixels."""
 
 _NEAR = 4.0
-"""Merges over more tokens than this are drawn faintly: they would hide the others."""
+"""Merges over a larger distance, in tokens, are drawn faintly, so that they do not hide the others."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def _about(merges: _Merges) -> str:
 
 def _svg(found: Map, merges: _Merges, tokens: str) -> Markup:
     height, width = found.shape
-    # Two units a token, so that every corner and every centre is a whole number.
+    # A token is two units wide, so that every corner and every centre is a whole number.
     parts = [
         f'<svg class="map" viewBox="0 0 {2 * width} {2 * height}" role="img" '
         f'aria-label="Merges drawn over the noisy input: {tokens}. {_about(merges)}">',
@@ -92,22 +93,22 @@ def _svg(found: Map, merges: _Merges, tokens: str) -> Markup:
 
 
 def _groups(merges: _Merges, width: int) -> list[str]:
-    """Lines and dot of each destination: one group each, so that pointing at one picks it out."""
+    """Draw lines and dot of each destination as one group, so that pointing at it highlights it."""
     near: dict[int, list[str]] = {}
     far: dict[int, list[str]] = {}
     for source, target, distance in zip(
         merges.source.tolist(), merges.target.tolist(), merges.distance.tolist(), strict=True
     ):
         (across, down), (to_across, to_down) = _centre(source, width), _centre(target, width)
-        kind = near if distance <= _NEAR else far
-        kind.setdefault(target, []).append(f"M{across} {down}L{to_across} {to_down}")
+        lines = near if distance <= _NEAR else far
+        lines.setdefault(target, []).append(f"M{across} {down}L{to_across} {to_down}")
     drawn = []
     for target in sorted(near.keys() | far.keys()):
         across, down = _centre(target, width)
         paths = [
-            f'<path class="{name}" d="{"".join(kind[target])}"/>'
-            for name, kind in (("f", far), ("l", near))
-            if target in kind
+            f'<path class="{name}" d="{"".join(lines[target])}"/>'
+            for name, lines in (("f", far), ("l", near))
+            if target in lines
         ]
         drawn.append(f'<g>{"".join(paths)}<circle cx="{across}" cy="{down}" r=".62"/></g>')
     return drawn

@@ -27,6 +27,7 @@ __all__ = ["write_page"]
 
 _HERE = Path(__file__).parent
 _COLUMNS = 16
+"""Generated images shown of each method."""
 
 _QUALITIES = ("share", "number")
 """Units of the scores that are plotted against cost."""
@@ -42,7 +43,7 @@ class _Run:
 
 @dataclass(frozen=True)
 class _Mapped:
-    """The merges of one method: one drawing per input, `None` where there is none to draw."""
+    """The merges of one method: one drawing per input, `None` where nothing can be drawn."""
 
     name: str
     about: str
@@ -52,11 +53,11 @@ class _Mapped:
 def write_page(folder: Path, images: ImageDataset) -> Path:
     """Write `report.html` into the folder of a finished comparison.
 
-    The page needs nothing but itself: styles, drawings and pictures are inside. Beside a
+    The page is self-contained, with styles, drawings and pictures inside. Beside a
     comparison of the embedded model it shows the full run that ships with the package.
 
     Args:
-        folder: Holds `comparison.json` and a folder per method.
+        folder: Has `comparison.json` and a folder per method.
         images: The test set that was classified.
 
     Returns:
@@ -168,5 +169,5 @@ def _setting(value: object) -> str:
         return f"{value:g}"
     if isinstance(value, list | tuple):
         return ", ".join(_setting(item) for item in value)
-    # Whole numbers here are seeds and settings to copy, so they get no thousands separator.
+    # Whole numbers here are seeds and settings to copy: no thousands separator.
     return str(value)

@@ -25,7 +25,7 @@ _SHAPES = (
 
 @dataclass(frozen=True)
 class Style:
-    """How a method is drawn. Shape and colour both differ: colour alone never tells.
+    """How a method is drawn. Shape and colour both differ, so that colour is never needed alone.
 
     Args:
         colour: Number of the CSS variable `--m0`, `--m1`, ...

@@ -12,12 +12,12 @@ __all__ = ["data_uri"]
 def data_uri(image: Tensor, largest: int = 128) -> str:
     """Encode an image as a PNG data URI.
 
-    Small images keep their pixels, the page enlarges them crisply; large ones are
-    made smaller so that a page of many stays light.
+    Small images keep their pixels, since the page enlarges them crisply; large ones are
+    shrunk so that a page of many stays small.
 
     Args:
         image: uint8, `[3, H, W]`.
-        largest: Longest side, in pixels.
+        largest: Longest side of the result, in pixels.
     """
     picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
     if max(picture.size) > largest:

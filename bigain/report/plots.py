@@ -19,7 +19,7 @@ from bigain.results.scores import scores_of
 
 __all__ = ["Point", "plot", "points_of"]
 
-# matplotlib writes colours as numbers; these stand for the page's own, which follow light and dark.
+# matplotlib writes fixed colours; these are placeholders for the page's own, which follow light and dark.
 _INK, _MUTED, _RULE, _METHOD = "#010201", "#010202", "#010203", "#0103{:02x}"
 
 _SETTINGS = {
@@ -35,7 +35,7 @@ _SETTINGS = {
 
 @dataclass(frozen=True)
 class Point:
-    """One method in a plot, with its interval where it has one."""
+    """One method in a plot, with its interval if it has one."""
 
     name: str
     cost: float
@@ -45,7 +45,7 @@ class Point:
 
 
 def points_of(rows: Sequence[Mapping[str, Any]], name: str) -> list[Point]:
-    """Return a score of each row, with its interval where it has one, against GFLOPs; shares in per cent."""
+    """Return a score of each row against GFLOPs, with its interval if it has one; shares in per cent."""
     points = []
     for row in rows:
         scores = scores_of(row)
@@ -58,7 +58,7 @@ def points_of(rows: Sequence[Mapping[str, Any]], name: str) -> list[Point]:
 
 
 def plot(points: Sequence[Point], styles: Mapping[str, Style], axis: str, name: str) -> Markup | None:
-    """Plot quality against cost; `None` where there is nothing finite to plot.
+    """Plot quality against cost; `None` if there is nothing finite to plot.
 
     Args:
         points: The methods.
@@ -103,7 +103,7 @@ def _frame(axes: Axes, points: Sequence[Point], label: str) -> None:
 
 
 def _clusters(points: Sequence[Point], spread: float) -> list[list[Point]]:
-    """Gather points whose costs are so close that the labels of one would lie on the other."""
+    """Group points whose costs are so close that their labels would overlap."""
     groups: list[list[Point]] = []
     for point in sorted(points, key=lambda p: p.cost):
         if groups and point.cost - groups[-1][-1].cost < 0.2 * spread:
@@ -114,22 +114,22 @@ def _clusters(points: Sequence[Point], spread: float) -> list[list[Point]]:
 
 
 def _draw_group(axes: Axes, group: Sequence[Point], styles: Mapping[str, Style]) -> None:
-    """Draw points of like cost, each at its own cost, with their labels stacked at one side."""
+    """Draw points of similar cost, with their labels stacked at one side."""
     for point in group:
         _draw_point(axes, point, styles[point.name])
     bottom, top = axes.get_ylim()
     left, right = axes.get_xlim()
     costs = [point.cost for point in group]
-    # A label stands on the side where there is room for it.
+    # Labels go to the side that has room for them.
     side = 1 if sum(costs) / len(costs) < (left + right) / 2 else -1
     edge = max(costs) if side > 0 else min(costs)
     heights = _apart([point.value for point in group], 0.075 * (top - bottom))
     for point, height in zip(group, heights, strict=True):
-        shape = styles[point.name]
+        style = styles[point.name]
         anchor = edge + side * 0.05 * (right - left)
         if len(group) > 1:
             axes.plot(
-                [anchor], [height], marker=shape.marker, color=_METHOD.format(shape.colour), markersize=4, clip_on=False
+                [anchor], [height], marker=style.marker, color=_METHOD.format(style.colour), markersize=4, clip_on=False
             )
             anchor += side * 0.022 * (right - left)
         align = "left" if side > 0 else "right"
@@ -146,7 +146,7 @@ def _draw_point(axes: Axes, point: Point, style: Style) -> None:
 
 
 def _apart(heights: Sequence[float], gap: float) -> list[float]:
-    """Move labels apart until none covers another, keeping their order."""
+    """Move labels apart until they do not overlap, in the same order."""
     order = sorted(range(len(heights)), key=lambda i: heights[i])
     moved = list(heights)
     for before, after in pairwise(order):
@@ -156,7 +156,7 @@ def _apart(heights: Sequence[float], gap: float) -> list[float]:
 
 
 def _inline(svg: str, name: str) -> Markup:
-    """Turn matplotlib's file into markup for the page: own ids, the page's colours, no addresses."""
+    """Turn matplotlib's file into markup for the page: unique ids, the page's colours, no external addresses."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     root = r'<svg class="plot" viewBox="\1" aria-hidden="true">'

@@ -1,4 +1,4 @@
-"""What a finished comparison folder holds."""
+"""Read samples and merge maps from a finished comparison folder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,12 +35,12 @@ class Map:
 
     Args:
         image: The clean input, uint8, `[3, H, W]`.
-        noisy: What the network saw, uint8, `[3, H, W]`.
+        noisy: The network's input, uint8, `[3, H, W]`.
         place: int64, `[N]`: each token's place in the reduced sequence.
         representatives: int64, `[M]`: the token each place stands for.
         shape: Height and width of the token grid.
         timestep: The timestep of the noise.
-        site: Path of the attention module, or nothing.
+        site: Path of the attention module; empty if not known.
     """
 
     image: Tensor
@@ -56,7 +56,7 @@ def read_samples(row: Path, count: int) -> list[Sample]:
     """Return the first `count` generated images of a row.
 
     Raises:
-        DataError: There are none, or a file is damaged.
+        DataError: There are no images, or a file is damaged.
     """
     found: list[Sample] = []
     files = sorted((row / "generation" / "samples").glob("*.safetensors"))
@@ -71,7 +71,7 @@ def read_samples(row: Path, count: int) -> list[Sample]:
 
 
 def read_maps(row: Path) -> list[Map]:
-    """Return the merge maps of a row; none if it has no file of them.
+    """Return the merge maps of a row; empty if it has no file of them.
 
     Raises:
         DataError: The file is damaged.

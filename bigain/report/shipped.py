@@ -11,10 +11,10 @@ __all__ = ["shipped_run_beside"]
 
 
 def shipped_run_beside(content: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return `comparison.json` of the full run, if it is of the same weights as a comparison.
+    """Return `comparison.json` of the full run if a comparison has the same weights.
 
     Args:
-        content: `comparison.json` of that comparison.
+        content: `comparison.json` of the comparison.
     """
     try:
         shipped = read_result(asset("cifar10_full_run/comparison.json"))

@@ -10,7 +10,7 @@ from bigain.results.wording import MISSING, count, number, quantity, ratio, scor
 __all__ = ["Cell", "Row", "Table", "comparison_table", "short_label"]
 
 _ENOUGH_SAMPLES = 2048
-"""Below so many samples the covariance of Inception's 2048 features has not even full rank."""
+"""With fewer samples, the covariance of Inception's 2048 features does not have full rank."""
 
 _UNITS = {
     "share": "%",
@@ -45,11 +45,11 @@ class Table:
     """A comparison as a table.
 
     Args:
-        label: Which run this is: images, device.
+        label: The run, its images and its device.
         columns: Heading and unit of each column after the method's name.
         rows: One per method, in order.
-        notes: What must be known to read the figures.
-        warnings: What keeps them from being relied on.
+        notes: How to read the figures.
+        warnings: Why not to rely on them.
         date: When the run finished.
         command: The command that made it.
     """
@@ -64,11 +64,11 @@ class Table:
 
 
 def comparison_table(content: Mapping[str, Any], run: str) -> Table:
-    """Lay out what `comparison.json` holds; its scores are the columns.
+    """Lay out the content of `comparison.json`; its scores are the columns.
 
     Args:
         content: The file's content.
-        run: What to call this run: `This run`, `Full run`.
+        run: Name of the run: `This run`, `Shipped run`.
     """
     rows, origin = content["rows"], content.get("provenance", {})
     columns = columns_of(rows)
@@ -85,7 +85,7 @@ def comparison_table(content: Mapping[str, Any], run: str) -> Table:
 
 
 def short_label(score: Score) -> str:
-    """Return what a column is called; what a label explains in parentheses stands in a note."""
+    """Return a column's name: the label without its parenthesis, which is in a note."""
     text = (score.label or score.name).split(" (")[0]
     return text[:1].upper() + text[1:]
 

@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 MISSING = "\N{EN DASH}"
-"""Stands for a value that does not exist."""
+"""Written in place of a value that does not exist."""
 
 
 def number(content: Mapping[str, Any], key: str) -> float:
@@ -48,7 +48,7 @@ def count(value: float) -> str:
 
 
 def quantity(value: float, noun: str) -> str:
-    """Write a number of things: `1 image`, `16 images`."""
+    """Write a number with its noun: `1 image`, `16 images`."""
     return f"{count(value)} {noun}{'' if value == 1 else 's'}"
 
 
@@ -80,12 +80,12 @@ def ratio(value: float, baseline: float) -> str:
 
 
 def score_value(score: Score) -> str:
-    """Write a score's figure in its unit; the unit itself stands in the heading of its column."""
+    """Write a score's figure in its unit; the column's heading names the unit."""
     return _in_unit(score, score.value)
 
 
 def score_interval(score: Score) -> str:
-    """Write a score's interval, `72.1 to 74.5`; nothing where it has none."""
+    """Write a score's interval, `72.1 to 74.5`; empty if it has none."""
     if score.low is None or score.high is None:
         return ""
     text = interval(_in_unit(score, score.low), _in_unit(score, score.high))

@@ -14,10 +14,10 @@ __all__ = ["Random"]
 
 
 class Random(TokenScorer):
-    """A fixed uniform number for each token of the grid, whatever the token holds.
+    """A fixed uniform number for each token of the grid, whatever its values.
 
-    The control for every other scorer: what a method loses with it is what the scorer's
-    information is worth. A hash of seed and token index, in [0, 1): the same for every
+    The control for every other scorer: what a method loses with it is the worth of the
+    scorer's information. A hash of seed and token index, in [0, 1): the same for every
     image, channel, layer, timestep, batch and device, and no generator is touched. Which
     way detail points is arbitrary.
 

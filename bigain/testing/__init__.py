@@ -8,8 +8,8 @@
 
 `check_scorer`, `check_reducer` and `check_adapter` run them all at once, without pytest.
 An adapter is checked on a tiny model, or better on a function that makes one. Two
-environment variables choose where: `BIGAIN_CHECK_DEVICE` (`cpu`) and
-`BIGAIN_CHECK_BACKEND`, the compiler's backend (`aot_eager`; for adapters `eager`).
+environment variables: `BIGAIN_CHECK_DEVICE` (default `cpu`) and `BIGAIN_CHECK_BACKEND`, the
+compiler's backend (default `aot_eager`; for adapters `eager`).
 """
 
 from bigain.testing.adapters.bench import Specimen

@@ -1,4 +1,4 @@
-"""Grids, batches and moments that every check runs over."""
+"""Grids, batches and contexts that every check runs over."""
 
 import os
 from dataclasses import dataclass, replace
@@ -39,7 +39,7 @@ class Case:
     stage: str | None = None
 
     def tokens(self, variant: int = 0) -> Tensor:
-        """Make normal noise, float32 `[B, N, C]`; another variant, other values."""
+        """Make normal noise, float32 `[B, N, C]`; each variant has other values."""
         shape = (self.batch, self.grid.tokens, self.channels)
         return torch.randn(shape, generator=self._generator(variant)).to(checked_device())
 
@@ -48,12 +48,12 @@ class Case:
         return torch.randint(1000, (self.batch,), generator=self._generator(variant)).to(checked_device())
 
     def context(self, timestep: Tensor | None = None) -> Context:
-        """Make a fresh context with an empty cache, at the rows' own timesteps or at the one given."""
+        """Make a fresh context with an empty cache, at the rows' own timesteps or at `timestep`."""
         timestep = self.timesteps() if timestep is None else timestep
         return Context(timestep, self.layer, self.stage, self.seed)
 
     def with_rows(self, least: int) -> Self:
-        """Return this case with at least so many rows."""
+        """Return this case with at least `least` rows."""
         return replace(self, batch=max(self.batch, least))
 
     def _generator(self, variant: int) -> torch.Generator:

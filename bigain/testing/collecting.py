@@ -30,11 +30,11 @@ _LONGEST = 90
 
 @dataclass(frozen=True)
 class Unusable:
-    """Something that was to be checked and cannot be built.
+    """A subject that cannot be built.
 
     Args:
-        name: What was asked for.
-        reason: Why it cannot.
+        name: Its name.
+        reason: Why it cannot be built.
     """
 
     name: str
@@ -60,14 +60,14 @@ def parametrize_with_checks(
             check(subject)
 
     Args:
-        subjects: Scorers and reducers: objects, classes (their `examples()`) or
-            registered names; left out, everything of theirs that is registered. Adapters
-            by a tiny model each, a function that makes one, or a `Specimen`.
-        expected_failed_checks: Names of checks that these subjects fail, and why.
-            They are marked as expected failures, and fail where they pass.
+        subjects: Scorers and reducers: objects, classes (their `examples()`) or registered
+            names; default: all registered ones. Adapters: a tiny model for each, a function
+            that makes one, or a `Specimen`.
+        expected_failed_checks: Names of checks that these subjects fail, and why. They are
+            marked as strict expected failures: a subject that passes fails the test.
 
     Raises:
-        SettingError: An expected failure of a check that there is not.
+        SettingError: An expected failure names no check.
     """
     import pytest
 
@@ -83,7 +83,7 @@ def parametrize_with_checks(
 
 
 def cases_of(subjects: Iterable[Any] | None = None) -> Iterator[tuple[Any, str, Any, str]]:
-    """List subject, name of the check, check and identifier of every case."""
+    """Yield subject, name of the check, check and identifier of every test."""
     if isinstance(subjects, str | type | TokenScorer | TokenReducer) or _makes_model(subjects):
         subjects = [subjects]
     for given in _registered() if subjects is None else subjects:
@@ -97,7 +97,7 @@ def cases_of(subjects: Iterable[Any] | None = None) -> Iterator[tuple[Any, str, 
 
 
 def label(subject: Subject, name: str = "") -> str:
-    """Name a subject and those of its settings that are not the defaults: `lgtm-ratio_0.5`."""
+    """Name a subject by its settings that are not the defaults: `lgtm-ratio_0.5`."""
     parameters = signature(type(subject)).parameters
     parts = [name or type(subject).__name__]
     for key in setting_names(type(subject)):
@@ -122,14 +122,14 @@ def _registered() -> list[tuple[str, str]]:
 
 
 def _makes_model(given: Any) -> bool:
-    """Say whether it is a model, or is called to make one."""
+    """Say whether something is a model, or a function that makes one."""
     if isinstance(given, type):
         return issubclass(given, nn.Module)
     return isinstance(given, nn.Module | Specimen) or callable(given)
 
 
 def _resolved(given: Any) -> Iterator[tuple[str, Subject | Specimen | Unusable]]:
-    """Build what is to be checked, each with the name to show; never raises."""
+    """Build the subjects to check, each with the name to show; never raises."""
     if isinstance(given, TokenScorer | TokenReducer):
         yield type(given).__name__, given
     elif _makes_model(given):
@@ -149,24 +149,24 @@ def _resolved(given: Any) -> Iterator[tuple[str, Subject | Specimen | Unusable]]
 def _examples_by_name(kind: str, name: str) -> Iterator[tuple[str, Subject | Unusable]]:
     try:
         found = registry.get(kind, name)
-    except Exception as error:  # a broken plugin is a failing case, no crash of the collection
+    except Exception as error:  # a broken plugin fails its own test, not the collection
         yield name, Unusable(name, str(error))
         return
     yield from _examples(name, found)
 
 
-def _examples(name: str, kind: type[Any]) -> Iterator[tuple[str, Subject | Unusable]]:
+def _examples(name: str, found: type[Any]) -> Iterator[tuple[str, Subject | Unusable]]:
     advice = "Override the classmethod examples() so that it returns two to four objects worth checking."
-    if not issubclass(kind, TokenScorer | TokenReducer):
-        yield name, Unusable(name, f"{kind.__qualname__} derives neither from TokenScorer nor from TokenReducer.")
+    if not issubclass(found, TokenScorer | TokenReducer):
+        yield name, Unusable(name, f"{found.__qualname__} derives neither from TokenScorer nor from TokenReducer.")
         return
     try:
-        examples: list[Subject] = list(kind.examples())
+        examples: list[Subject] = list(found.examples())
     except Exception as error:  # whatever a plugin raises
-        yield name, Unusable(name, f"{kind.__name__}.examples() raises {type(error).__name__}: {error}. {advice}")
+        yield name, Unusable(name, f"{found.__name__}.examples() raises {type(error).__name__}: {error}. {advice}")
         return
     if not examples:
-        yield name, Unusable(name, f"{kind.__name__}.examples() is empty. {advice}")
+        yield name, Unusable(name, f"{found.__name__}.examples() is empty. {advice}")
     yield from ((name, example) for example in examples)
 
 

@@ -1,4 +1,4 @@
-"""What a scorer or a reducer makes of tokens, and how two outcomes are compared."""
+"""Run a scorer or a reducer, and compare outcomes."""
 
 from collections.abc import Mapping, Sequence
 
@@ -26,8 +26,8 @@ def expect(condition: bool, seen: str) -> None:
 def markers(reduction: Reduction) -> Tensor:
     """Restore 1, 2, .., M: each token's place counted from 1, float32 `[B, N]`.
 
-    This tells where tokens went without knowing how the reduction keeps it. It
-    counts from 1 so that a token restored from nowhere shows as 0.
+    It shows where tokens went without looking into the reduction, and counts from 1 so
+    that a token restored from nowhere shows as 0.
     """
     batch, length = reduction.sizes.shape
     numbers = torch.arange(1, length + 1, device=reduction.sizes.device, dtype=torch.float32)
@@ -35,7 +35,7 @@ def markers(reduction: Reduction) -> Tensor:
 
 
 def outcome(subject: Subject, tokens: Tensor, grid: Grid, context: Context | None = None) -> Outcome:
-    """Run a subject: a scorer's score, or all that a reducer does to the tokens."""
+    """Run a subject: return a scorer's scores, or the tensors of a reducer's plan."""
     if isinstance(subject, TokenScorer):
         return {"score": subject(tokens, grid)}
     reduction = subject.plan(tokens, grid, context)
@@ -69,7 +69,7 @@ def same_outcome(found: Outcome, expected: Outcome, what: str, rtol: float = 1e-
 
 
 def expect_finite(found: Outcome, what: str) -> None:
-    """Fail where an outcome holds NaN or infinity."""
+    """Fail if an outcome has NaN or infinity."""
     for name, value in found.items():
         bad = int((~value.isfinite()).sum())
         expect(not bad, f"{name}, {what}: {bad} of {value.numel()} values are NaN or infinite")

@@ -1,4 +1,4 @@
-"""Failures of checks, and what is said of checks that do not apply."""
+"""Failures of checks, and the skip of checks that do not apply."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ class Failure:
 
     Args:
         name: The check.
-        why: Why it is checked, one sentence.
+        why: Why it matters, in one sentence.
         seen: What was seen, and on which case.
         cause: What was raised.
     """
@@ -32,7 +32,7 @@ class Failure:
 
 
 class ContractError(AssertionError):
-    """A scorer, reducer or adapter that does not do what one has to.
+    """A scorer, reducer or adapter breaks its contract.
 
     Args:
         subject: What was checked, in words.
@@ -46,7 +46,7 @@ class ContractError(AssertionError):
 
 
 class NotApplicable(SkipTest):
-    """What is checked does not exist here; pytest shows the reason as that of a skipped test."""
+    """A check does not apply; pytest shows a skipped test with the reason."""
 
 
 def in_words(error: Exception) -> str:

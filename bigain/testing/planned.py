@@ -1,4 +1,4 @@
-"""A plan as the checks of reducers look at it."""
+"""A plan, with the views that checks of reducers take of it."""
 
 from dataclasses import dataclass
 
@@ -18,9 +18,9 @@ class Planned:
 
     Args:
         reduction: The plan.
-        tokens: What it was planned on.
-        weights: What restoring takes from each place, float32 `[B, N, M]`.
-        places: int64, `[B, N]`: which of them counts most.
+        tokens: The tokens it was planned on.
+        weights: The weights that restoring gives each place, float32 `[B, N, M]`.
+        places: int64, `[B, N]`: the place of largest weight.
         length: M.
     """
 
@@ -39,13 +39,13 @@ class Planned:
         return self.group_sums(torch.ones_like(self.tokens[..., :1])) > 0
 
     def noise(self, length: int, channels: int, seed: int) -> Tensor:
-        """Make noise for so many tokens."""
+        """Make noise `[B, length, channels]`."""
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(len(self.tokens), length, channels, generator=generator).to(self.tokens.device)
 
 
 def planned_for(reducer: TokenReducer, case: Case) -> Planned:
-    """Plan for a case, and refuse restoring that takes from no place, or from parts of places unless the plan is soft.
+    """Plan for a case, and check that each token is restored from one place, or from several if the plan is soft.
 
     Raises:
         AssertionError: Restoring is not what the reduction says it is.

@@ -1,4 +1,4 @@
-"""What every reducer keeps to beside what it shares with scorers."""
+"""The checks of reducers alone."""
 
 import dataclasses
 
@@ -33,7 +33,7 @@ __all__ = [
 
 
 def check_refusals_agree(reducer: TokenReducer, case: Case) -> None:
-    """Costs are reckoned from `reduced_length` before a run: what `plan` cannot do has to be known by then."""
+    """Costs are computed from `reduced_length` before a run, so it has to refuse whatever `plan` refuses."""
     refused = []
     for call in (
         lambda: reducer.reduced_length(case.grid, case.context()),
@@ -49,7 +49,7 @@ def check_refusals_agree(reducer: TokenReducer, case: Case) -> None:
 
 
 def check_length_is_announced(reducer: TokenReducer, case: Case) -> None:
-    """A length that depends on the tokens would need the host to wait, and a new graph for each value."""
+    """A length that depends on the tokens would need a host synchronisation, and a new graph for each value."""
     announced = reducer.reduced_length(case.grid, case.context())
     for variant in (0, 1):
         tokens = case.tokens(variant)
@@ -63,22 +63,22 @@ def check_shapes_and_types(reducer: TokenReducer, case: Case) -> None:
         tokens = case.tokens().to(dtype)
         found = outcome(reducer, tokens, case.grid, case.context())
         length = found["reduced"].shape[1]
-        for name, shape, kind in (
+        for name, shape, wanted in (
             ("reduced", (case.batch, length, case.channels), dtype),
             ("restored", tokens.shape, dtype),
             ("sizes", (case.batch, length), torch.float32),
         ):
             value = found[name]
             expect(tuple(value.shape) == tuple(shape), f"{name}: shape {list(value.shape)}, expected {list(shape)}")
-            expect(value.dtype == kind, f"{name} of {dtype} tokens is {value.dtype}, expected {kind}")
+            expect(value.dtype == wanted, f"{name} of {dtype} tokens is {value.dtype}, expected {wanted}")
 
 
 def check_kind_is_announced(reducer: TokenReducer, case: Case) -> None:
-    """Models ask beforehand whether queries shrink, too: a site without keys and values of its own cannot do both."""
+    """Adapters need to know beforehand whether queries shrink too: some sites cannot shrink keys and values alone."""
     reduction = reducer.plan(case.tokens(), case.grid, case.context())
     known = bool(reducer.kinds) and reducer.kinds <= {"merge", "kv"}
     expect(known, f"kinds holds merge, kv or both; it is {set(reducer.kinds)}")
-    whole = reduction.sizes.shape[1] == case.grid.tokens  # nothing shrinks, whatever it is called
+    whole = reduction.sizes.shape[1] == case.grid.tokens  # nothing shrinks, whatever the kind
     announced = whole or reduction.kind in reducer.kinds
     expect(announced, f"the plan is of kind {reduction.kind!r}, the reducer announces {set(reducer.kinds)}")
 
@@ -95,7 +95,7 @@ def check_plan_is_frozen(reducer: TokenReducer, case: Case) -> None:
 
 
 def check_tokens_have_one_place(reducer: TokenReducer, case: Case) -> None:
-    """A token that lies nowhere is lost; one blended from several is no token of the model, unless the plan is soft."""
+    """A token without a place is lost, and only a soft plan may restore a token from several places."""
     planned = planned_for(reducer, case)
     noise = planned.noise(planned.length, 3, seed=1)
     same(planned.reduction.restore(noise), planned.weights @ noise, "restored noise against its own places")
@@ -115,9 +115,9 @@ def check_sizes_count_tokens(reducer: TokenReducer, case: Case) -> None:
 
 
 def check_reducing_undoes_restoring(reducer: TokenReducer, case: Case) -> None:
-    """Equal tokens must merge to themselves, or reducing adds an error of its own to what merging loses."""
+    """Equal tokens must merge to themselves, or reducing adds an error beside the loss of merging."""
     planned = planned_for(reducer, case)
-    if planned.reduction.soft:  # no inverse, but the transpose, divided by the sizes: equal tokens still come back
+    if planned.reduction.soft:  # not an inverse, but the transpose divided by the sizes; equal tokens still come back
         sums = planned.reduction.reduce(planned.tokens) * planned.reduction.sizes[..., None]
         same(sums, planned.group_sums(planned.tokens), "reduce(x) * sizes against the transpose of restore", 1e-4, 1e-5)
         return
@@ -127,7 +127,7 @@ def check_reducing_undoes_restoring(reducer: TokenReducer, case: Case) -> None:
 
 
 def check_unmerged_tokens_come_back(reducer: TokenReducer, case: Case) -> None:
-    """A token that merged with none must pass as it is, or the method changes more than it says."""
+    """A token that did not merge must come back as it was, or the method changes more than it says."""
     planned = planned_for(reducer, case)
     restored = planned.reduction.restore(planned.reduction.reduce(planned.tokens))
     alone = planned.reduction.sizes.gather(1, planned.places)[..., None] == 1
@@ -136,7 +136,7 @@ def check_unmerged_tokens_come_back(reducer: TokenReducer, case: Case) -> None:
 
 
 def check_reduced_groups_are_means(reducer: TokenReducer, case: Case) -> None:
-    """Whoever announces means is compared as such: equal weights, added up without loss."""
+    """A reducer that announces means is used as such: means have equal weights and no rounding of their own."""
     if not reducer.averages:
         return
     planned = planned_for(reducer, case)
@@ -160,7 +160,7 @@ def check_plan_serves_any_channels(reducer: TokenReducer, case: Case) -> None:
 
 
 def check_repeated_plan_serves_consecutive_rows(reducer: TokenReducer, case: Case) -> None:
-    """The classes of one image share its plan, as the classifier compares them on equal terms."""
+    """The classes of one image can share its plan, so that the classifier compares them on the same tokens."""
     case = case.with_rows(2)
     tokens, timestep = case.tokens().repeat_interleave(3, dim=0), case.timesteps().repeat_interleave(3)
     expected = outcome(reducer, tokens, case.grid, case.context(timestep))
@@ -194,7 +194,7 @@ def check_one_timestep_serves_all_rows(reducer: TokenReducer, case: Case) -> Non
 
 
 def check_no_context_is_an_empty_one(reducer: TokenReducer, case: Case) -> None:
-    """Vision transformers have no timesteps: without a context it is a moment without one, at layer 0."""
+    """Vision transformers have no timesteps: no context means no timestep, at layer 0."""
     outcomes = []
     for context in (None, Context()):
         try:
@@ -207,7 +207,7 @@ def check_no_context_is_an_empty_one(reducer: TokenReducer, case: Case) -> None:
 
 
 def check_blocks_may_share_a_cache(reducer: TokenReducer, case: Case) -> None:
-    """What a method keeps for other blocks of a forward pass must fit them, too."""
+    """What a method caches for other blocks of a forward pass must fit them too."""
     cache: dict[object, object] = {}
     for layer, stage in ((0, "down_blocks.0"), (1, "down_blocks.0"), (7, "up_blocks.2")):
         context = dataclasses.replace(case.context(), layer=layer, stage=stage, cache=cache)
@@ -241,7 +241,7 @@ def check_gradients_flow(reducer: TokenReducer, case: Case) -> None:
     (gradient,) = torch.autograd.grad((reduction.restore(reduced) * weight).sum(), reduced)
     same(gradient, planned.group_sums(weight), "the gradient of restore against the sum over each group", 1e-4, 1e-5)
 
-    # reduce(restore(y)) = y, so that the gradients of reduce add up over each group to what came in.
+    # reduce(restore(y)) = y, so the gradients of reduce, summed over each group, are the incoming gradient.
     equal = reduction.restore(reduced).detach().clone().requires_grad_()
     weight = planned.noise(planned.length, case.channels, seed=6)
     (gradient,) = torch.autograd.grad((reduction.reduce(equal) * weight).sum(), equal)

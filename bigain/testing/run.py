@@ -1,4 +1,4 @@
-"""Run the checks over a subject, and tell every one that fails."""
+"""Run the checks over a subject, and name every one that fails."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -26,9 +26,9 @@ class Check:
     """A named behaviour that can be checked on its own.
 
     Args:
-        function: Takes a subject and a case, and raises where the behaviour is missing.
-        once: One case is enough, for it is slow or not about tokens.
-        everywhere: Runs on the cases that the subject refuses, too.
+        function: Takes a subject and a case, and raises if the behaviour is missing.
+        once: One case is enough, since the check is slow or not about tokens.
+        everywhere: Also runs on the cases that the subject refuses.
     """
 
     function: Callable[[Any, Case], None]
@@ -56,7 +56,7 @@ class Check:
             raise ContractError(repr(subject), [failure]) from failure.cause
 
     def failure(self, subject: Subject, cases: Sequence[Case]) -> Failure | None:
-        """Return the first failure; a subject changed by a check leaves the next one its own copy."""
+        """Return the first failure; every case gets its own copy of the subject, which a check may change."""
         for case in cases if self.everywhere else self._chosen(_accepted(subject, cases)):
             try:
                 self.function(_copied(subject), case)
@@ -65,7 +65,7 @@ class Check:
         return None
 
     def _chosen(self, accepted: list[Case]) -> list[Case]:
-        """Prefer a case with fixed tokens where one has to do."""
+        """Choose one case, with fixed tokens if possible, for checks that run once."""
         accepted = sorted(accepted, key=lambda case: not case.grid.prefix) if self.once else accepted
         return accepted[:1] if self.once else accepted
 
@@ -135,13 +135,13 @@ def check_scorer(scorer: TokenScorer | type[TokenScorer] | str, cases: Sequence[
     """Run every check of scorers.
 
     Args:
-        scorer: A scorer, whose settings are part of what is checked; of a class, or a
-            registered name, all `examples()`.
-        cases: Where; those that it refuses with a `SettingError` are left out.
+        scorer: A scorer, checked with its settings; or a class or a registered name, all of
+            whose `examples()` are checked.
+        cases: The cases; those that it refuses with a `SettingError` are left out.
 
     Raises:
-        ContractError: With every check that fails, why it matters, and what was seen.
-        SettingError: It is no scorer.
+        ContractError: Some checks fail; it says which, why they matter, and what was seen.
+        SettingError: Not a scorer.
     """
     for subject in _objects(scorer, "scorers"):
         _check(subject, _SCORERS, cases)
@@ -151,13 +151,13 @@ def check_reducer(reducer: TokenReducer | type[TokenReducer] | str, cases: Seque
     """Run every check of reducers.
 
     Args:
-        reducer: A reducer, whose settings are part of what is checked; of a class, or a
-            registered name, all `examples()`.
-        cases: Where; those that it refuses with a `SettingError` are left out.
+        reducer: A reducer, checked with its settings; or a class or a registered name, all of
+            whose `examples()` are checked.
+        cases: The cases; those that it refuses with a `SettingError` are left out.
 
     Raises:
-        ContractError: With every check that fails, why it matters, and what was seen.
-        SettingError: It is no reducer.
+        ContractError: Some checks fail; it says which, why they matter, and what was seen.
+        SettingError: Not a reducer.
     """
     for subject in _objects(reducer, "reducers"):
         _check(subject, _REDUCERS, cases)
@@ -167,7 +167,7 @@ def _objects(given: Any, kind: str) -> list[Any]:
     """Return the objects to check.
 
     Raises:
-        SettingError: There is none, or what is given is of another kind.
+        SettingError: No examples, or something of another kind.
     """
     base: Any = registry.base_of(kind)
     found = registry.get(kind, given) if isinstance(given, str) else given
@@ -190,7 +190,7 @@ def _check(subject: Subject, checks: Sequence[Check], cases: Sequence[Case]) -> 
 
 
 def _nowhere(subject: Subject, cases: Sequence[Case]) -> Failure | None:
-    """Return a failure if every case is refused: nothing would be checked, and all would seem well."""
+    """Return a failure if every case is refused: nothing would be checked, and every check would pass."""
     if _accepted(subject, cases):
         return None
     grids = ", ".join(str(case.grid.shape) for case in cases)
@@ -207,13 +207,13 @@ def _refused(subject: Subject, case: Case) -> bool:
         outcome(_copied(subject), case.tokens(), case.grid, case.context())
     except SettingError:
         return True
-    except Exception:  # the checks themselves will tell
+    except Exception:  # the checks themselves will report it
         return False
     return False
 
 
 def _copied(subject: _Any) -> _Any:
-    """Copy a subject's attributes; not by its own ways of copying, which are to be checked, too."""
+    """Copy a subject's attributes, without its own copying methods, which are checked too."""
     try:
         copied = object.__new__(type(subject))
         copied.__dict__.update(copy.deepcopy(vars(subject)))

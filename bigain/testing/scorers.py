@@ -1,4 +1,4 @@
-"""What every scorer keeps to beside what it shares with reducers."""
+"""The checks of scorers alone."""
 
 import torch
 
@@ -18,7 +18,7 @@ def check_scores_have_shape_and_type(scorer: TokenScorer, case: Case) -> None:
 
 
 def check_large_means_detail(scorer: TokenScorer, case: Case) -> None:
-    """Reducers keep what scores high: a formula whose low values mean detail has to be turned round once."""
+    """Reducers take large scores for detail: a formula whose low values mean detail has to be negated once."""
     expect(scorer.detail_is in ("high", "low"), f"detail_is is 'high' or 'low'; it is {scorer.detail_is!r}")
     sign = 1 if scorer.detail_is == "high" else -1
     raw = scorer.raw(case.grid.body(case.tokens()), case.grid)
@@ -26,7 +26,7 @@ def check_large_means_detail(scorer: TokenScorer, case: Case) -> None:
 
 
 def check_fixed_tokens_are_not_scored(scorer: TokenScorer, case: Case) -> None:
-    """Class, time and text tokens lie beside the image: they have no place in it, and are nobody's neighbours."""
+    """Class, time and text tokens lie beside the image: they have no place in it and no neighbours."""
     tokens, body = case.tokens(), slice(case.grid.prefix, case.grid.prefix + case.grid.size)
     other = 50 * tokens + 7
     other[:, body] = tokens[:, body]

@@ -1,4 +1,4 @@
-"""What scorers and reducers both keep to."""
+"""The checks that scorers and reducers share."""
 
 import pickle
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ _HALVES = (torch.float16, torch.bfloat16)
 
 
 def check_repeats_itself(subject: Subject, case: Case) -> None:
-    """Methods that are compared on the same images must not differ by the luck of one draw."""
+    """Methods are compared on the same images: they must not differ by the luck of one draw."""
     first, second = _run(subject, case), _run(subject, case)
     same_outcome(second, first, "second call against the first")
 
@@ -58,7 +58,7 @@ def check_pickles(subject: Subject, case: Case) -> None:
 
 
 def check_inputs_are_not_written_to(subject: Subject, case: Case) -> None:
-    """The model goes on to use the tokens, in the residual branch for one."""
+    """The model still uses the tokens afterwards, in the residual branch for one."""
     tokens, timestep = case.tokens(), case.timesteps()
     _run(subject, case, tokens, timestep)
     expect(torch.equal(tokens, case.tokens()), "the tokens have changed")
@@ -82,7 +82,7 @@ def check_batch_size_invariance(subject: Subject, case: Case) -> None:
 
 
 def check_batch_order_invariance(subject: Subject, case: Case) -> None:
-    """An image's result must not depend on where in the batch it stands: data sets are shuffled and sharded."""
+    """An image's result must not depend on its place in the batch: data sets are shuffled and sharded."""
     case = case.with_rows(3)
     order = [2, 0, 1]
     expected = pick_rows(_run(subject, case), order)
@@ -102,16 +102,16 @@ def check_neighbour_invariance(subject: Subject, case: Case) -> None:
 
 
 def check_half_precision(subject: Subject, case: Case) -> None:
-    """In half precision ties and lost sums would decide what merges: decide and add up in float32."""
+    """In half precision ties and rounded sums would decide what merges: compare and sum in float32."""
     for dtype in _HALVES:
         half = case.tokens().to(dtype)
         found, wide = _run(subject, case, half), _run(subject, case, half.float())
-        kept = {name: value.to(dtype) if name in ("reduced", "restored") else value for name, value in wide.items()}
+        expected = {name: value.to(dtype) if name in ("reduced", "restored") else value for name, value in wide.items()}
         step = 2 * torch.finfo(dtype).eps
-        for name in kept:
+        for name in expected:
             tolerance = step if name in ("reduced", "restored") else 1e-5  # sizes and places of a soft merge are shares
             what = f"of {dtype} tokens against the same in float32"
-            same_outcome({name: found[name]}, {name: kept[name]}, what, tolerance, tolerance)
+            same_outcome({name: found[name]}, {name: expected[name]}, what, tolerance, tolerance)
 
 
 def check_autocast_changes_nothing(subject: Subject, case: Case) -> None:
@@ -132,7 +132,7 @@ def check_finite_on_flat_tokens(subject: Subject, case: Case) -> None:
 
 def check_finite_on_huge_tokens(subject: Subject, case: Case) -> None:
     """Activations near float16's largest number do occur in diffusion models; their sums must not overflow."""
-    # Within a band, so that no method has to leave float16's range (65,504) by its own formula.
+    # A narrow band, so that no method's own formula has to leave float16's range (65,504).
     tokens = (58_000 + 2_000 * case.tokens().clamp(-1, 1)).half()
     expect_finite(_run(subject, case, tokens), "float16 tokens from 56,000 to 60,000")
 
@@ -154,7 +154,7 @@ def check_finite_on_smallest_inputs(subject: Subject, case: Case) -> None:
 
 
 def check_tokens_off_the_grid_are_refused(subject: Subject, case: Case) -> None:
-    """Tokens that do not lie on the grid would be reduced as if they did, and nobody would see it."""
+    """Tokens that do not lie on the grid would be reduced silently as if they did."""
     tokens = case.tokens()
     wrong = {"one token too few": tokens[:, 1:], "two axes": tokens[0], "four axes": tokens[None]}
     for what, given in wrong.items():

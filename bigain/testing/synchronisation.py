@@ -1,4 +1,4 @@
-"""Does anything wait for the device, or need a value on the host?"""
+"""Does anything synchronise with the host?"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,14 +24,14 @@ _READS = frozenset(
         *("_unique", "_unique2", "unique_dim", "unique_consecutive", "unique_dim_consecutive"),
     ]
 )
-# Calls that hand values to the host; on a tensor of the CPU no operator shows it.
+# Calls that copy values to the host; for a tensor on the CPU no operator shows it.
 _TAKES = frozenset({"tolist", "numpy", "cpu", "__array__"})
-# Calls that make a tensor of Python numbers: on a GPU, a copy that the host waits for.
+# Calls that make a tensor of Python numbers: for a GPU, a copy that the host waits for.
 _MAKES = frozenset({"tensor", "as_tensor", "asarray", "new_tensor"})
 
 
 def check_runs_on_meta_device(subject: Subject, case: Case) -> None:
-    """Where tensors have no values nothing can wait for them, and costs are counted without a GPU."""
+    """On the meta device nothing can wait for values, and costs are counted there without a GPU."""
     real = _everything(subject, case, case.tokens(), case.timesteps())
     tokens, timestep = case.tokens().to("meta"), case.timesteps().to("meta")
     with _HostTensors():  # type: ignore[no-untyped-call]
@@ -79,7 +79,7 @@ def _reads_values(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
     name = _operator(func)
     if name in ("index", "index_put", "index_put_"):
         masks = [item for item in args[1] if isinstance(item, Tensor) and item.dtype in (torch.bool, torch.uint8)]
-        # One value written through one mask needs no list of places.
+        # Writing one value through one mask needs no indices.
         fills = name != "index" and len(args[1]) == 1 and args[2].numel() == 1
         return bool(masks) and not fills
     if name == "repeat_interleave":
@@ -102,7 +102,7 @@ class _HostCalls(TorchFunctionMode):
 
 
 class _HostTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Refuses tensors of the host among those of the device: a GPU would get them by a copy that waits."""
+    """Refuses tensors on the host among those on the device: copying them to a GPU would wait."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None

@@ -25,7 +25,7 @@ def check_inputs_run(bench: Bench) -> None:
 
 
 def check_inputs_are_as_asked(bench: Bench) -> None:
-    """Operations are counted where tensors have no values, and time is measured in the type that is asked for."""
+    """Operations are counted on the meta device, and time is measured in the type that is asked for."""
     for device in (checked_device(), torch.device("meta")):
         for dtype in (torch.float32, torch.bfloat16):
             made = bench.adapter.inputs(bench.model, 2, bench.shape, device, dtype)
@@ -38,7 +38,7 @@ def check_inputs_are_as_asked(bench: Bench) -> None:
 
 
 def _tensors(name: str, value: Any) -> dict[str, Tensor]:
-    """List the tensors among arguments, however deep, by name."""
+    """List the tensors among nested arguments, by name."""
     if isinstance(value, Tensor):
         return {name: value}
     if isinstance(value, list | tuple):
@@ -52,7 +52,7 @@ def _tensors(name: str, value: Any) -> dict[str, Tensor]:
 
 
 def check_other_shapes_run(bench: Bench) -> None:
-    """Images are not all square, and seldom of the configured size: what the adapter says has to follow the input."""
+    """Images are seldom square or of the configured size: grids have to follow the input."""
     shape = next(iter(bench.other_shapes()), None)
     if shape is None:
         raise NotApplicable(f"{type(bench.model).__name__} takes no grid but {bench.shape}, as far as was tried")
@@ -61,13 +61,13 @@ def check_other_shapes_run(bench: Bench) -> None:
 
 
 def check_moment_is_read(bench: Bench) -> None:
-    """Plans follow the size and the timestep of the pass in progress, however the arguments were handed over."""
+    """Plans follow the size and the timestep of the pass, whether arguments come by position or by keyword."""
     for shape in (bench.shape, *bench.other_shapes()):
         inputs = dict(bench.inputs(3, shape=shape))
         for args, kwargs in (((), inputs), _positional(bench.model, inputs)):
             moment = bench.adapter.moment(bench.model, args, kwargs)
             how = f"with {len(args)} arguments by position,"
-            # Arguments that do not tell are no fault: the shape that is attached for then holds.
+            # Arguments need not say the shape: the shape attached for then holds.
             found = shape if moment.shape is None else tuple(moment.shape)
             expect(found == shape, f"{how} moment() reads the shape {found}, expected {shape}")
             if moment.timestep is None:
@@ -83,7 +83,7 @@ def check_moment_is_read(bench: Bench) -> None:
 
 
 def _positional(model: nn.Module, inputs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Hand the arguments over by position, as far as they stand in one row."""
+    """Split arguments into the leading ones, by position, and the rest by keyword."""
     rest, args = dict(inputs), []
     for name in list(inspect.signature(type(model).forward).parameters)[1:]:
         if name not in rest:

@@ -1,4 +1,4 @@
-"""A tiny model with weights that hide nothing, and what checks do with it."""
+"""A tiny model with random weights, and what checks do with it."""
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ from bigain.testing.comparing import expect
 __all__ = ["Bench", "Inputs", "Specimen", "distance", "hooked", "tensors_of"]
 
 _SCALE = 0.8
-"""Standard deviation of a layer's output for an input of unit variance: large enough to see, never saturating."""
+"""Standard deviation of a layer's output for an input of unit variance: visible, but not saturating."""
 
 Inputs = Mapping[str, Any]
 """Arguments of one forward pass."""
@@ -35,11 +35,11 @@ class Specimen:
     """A tiny model to check an adapter on.
 
     Args:
-        make: Makes one; or a model, of which checks take copies. Its weights are replaced.
-        adapter: The adapter, where none knows the model by itself.
-        name: What tests call it; left out, the name of `make`.
-        other_shape: Tokens along each axis of an input grid that is not the configured
-            one, if the model takes another; left out, some are tried.
+        make: Makes the model; or a model, which checks copy. Its weights are replaced.
+        adapter: The adapter, if no registered one knows the model.
+        name: Its name in tests. Default: the name of `make`.
+        other_shape: Tokens along each axis of another input grid than the configured one, if
+            the model takes another. Default: some are tried.
     """
 
     make: Callable[[], nn.Module] | nn.Module
@@ -63,13 +63,13 @@ class Bench:
     output layer that starts at zero, as in DiT, would hide whatever happens before it.
 
     Args:
-        specimen: What to make it from.
-        dtype: Type of its parameters; left out, float64 if the model runs in it,
-            since two ways to the same tokens then cannot differ by what decides which are merged.
+        specimen: The specimen.
+        dtype: Type of its parameters. Default: float64 if the model runs in it, so that
+            rounding does not change which tokens merge.
 
     Attributes:
         model: The network.
-        adapter: What knows it.
+        adapter: Its adapter.
         sites: Its blocks.
         shape: Tokens along each axis of its configured input grid.
     """
@@ -92,7 +92,7 @@ class Bench:
         try:
             _cast(self.model, torch.float64)
             self.run(self.inputs(1, dtype=torch.float64))
-        except Exception:  # whatever a library raises where it has float32 in mind
+        except Exception:  # whatever a library raises where it expects float32
             return False
         return True
 
@@ -139,7 +139,7 @@ class Bench:
         return tuple(part for part in order if any(part in site.parts for site in self.sites))
 
     def parts_for(self, reducer: TokenReducer) -> tuple[Part, ...]:
-        """Parts in which a reducer has something to do."""
+        """Return the parts in which a reducer has something to do."""
         return tuple(part for part in self.parts if part == "self" or "merge" in reducer.kinds)
 
     def places_for(self, reducer: TokenReducer, parts: Sequence[Part]) -> list[Site]:
@@ -155,7 +155,7 @@ class Bench:
         return self.adapter.grid(self.model, self.shape, site)
 
     def other_shapes(self) -> Iterator[tuple[int, ...]]:
-        """Give the shape that the specimen names, or the first that the model takes, if it takes any."""
+        """Yield the shape that the specimen names, or else the first other one that the model takes, if any."""
         if self.specimen.other_shape is not None:
             yield self.specimen.other_shape
             return
@@ -172,7 +172,7 @@ class Bench:
             return
 
     def _length(self, reducer: TokenReducer, site: Site) -> int | None:
-        """Say to how many tokens a reducer comes at a block; `None` where it refuses the grid."""
+        """Return the reduced length at a block; `None` if the reducer refuses the grid."""
         try:
             return reducer.reduced_length(self.grid(site), Context(layer=site.layer, stage=site.stage))
         except SettingError:
@@ -186,7 +186,7 @@ class Bench:
         model: nn.Module | None = None,
         **options: Any,
     ) -> AttachReport:
-        """Attach a reducer wherever it fits, or at the layers given; to another model of the same kind, if given."""
+        """Attach a reducer wherever it fits or at the given layers, to the bench's model or another like it."""
         parts = self.parts_for(reducer) if parts is None else tuple(parts)
         layers = [site.layer for site in self.places_for(reducer, parts)] if layers is None else layers
         placement = Placement(layers=layers, parts=parts, **options)
@@ -216,7 +216,7 @@ class Bench:
 
 
 def distance(found: Tensor, expected: Tensor) -> float:
-    """Return the largest difference, as a share of the largest value; infinite where there is NaN."""
+    """Return the largest difference, as a share of the largest value; infinite if there is NaN."""
     far, size = (found.double() - expected.double()).abs().max(), expected.double().abs().max()
     share = float(far / size.clamp_min(1e-12))
     return share if share == share else float("inf")
@@ -236,7 +236,7 @@ def tensors_of(output: Any) -> list[Tensor]:
 
 
 def _cast(model: nn.Module, wanted: torch.device | torch.dtype) -> None:
-    nn.Module.to(model, wanted)  # a library's own method may keep some modules as they are, or warn of it
+    nn.Module.to(model, wanted)  # a library's own method may leave out some modules, or warn
 
 
 def _with_noise(model: nn.Module) -> nn.Module:
@@ -254,7 +254,7 @@ def _with_noise(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def hooked(undo: Sequence[Callable[[], None]]) -> Iterator[None]:
-    """Take hooks away again, whatever happens."""
+    """Remove hooks at the end, also after an exception."""
     try:
         yield
     finally:

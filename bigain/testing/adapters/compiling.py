@@ -19,18 +19,18 @@ def check_compiles_to_one_graph(bench: Bench) -> None:
     inputs = bench.inputs()
     plain = bench.run(inputs)
     torch.compiler.reset()
-    # The variable that the checks of reducers take, too; but a model is longer than a reducer.
+    # As in the checks of reducers, but with a faster default: a model is longer than a reducer.
     backend = os.environ.get("BIGAIN_CHECK_BACKEND") or "eager"
     compiled = torch.compile(bench.model, fullgraph=True, dynamic=False, backend=backend)
     try:
-        # A plan that blocks share is a merge: a merge by itself would be traced a second time for nothing.
+        # The merge whose plan blocks share replaces the plain one, which would only be traced again.
         for name, reducer in {**working(bench), "merge": sharing(bench)}.items():
             _check_attached(bench, name, reducer, inputs, compiled)
     except TorchDynamoException as error:
         _expect_plain_compiles(bench, inputs, backend, error)
         raise
-    # The same compiled model throughout: with one reducer, with the next, and with none. Code that
-    # holds no longer is not compiled anew for this, which would take longer than all the rest.
+    # The same compiled model with one reducer, with the next, and with none. Outdated code runs in
+    # eager mode here: recompiling would take longer than all the rest.
     with torch.compiler.set_stance("eager_on_recompile"):
         bench.same(bench.run(inputs, compiled), plain, "compiled with a reducer, then detached")
 

@@ -18,7 +18,7 @@ __all__ = [
 
 
 def check_model_is_found(bench: Bench) -> None:
-    """A model is attached to without naming its family, and one of another family must not be taken for it."""
+    """Users attach without naming the family, so the adapter must not match models of other families."""
     adapter, model = bench.adapter, bench.model
     if adapter.general:
         return
@@ -30,10 +30,10 @@ def check_model_is_found(bench: Bench) -> None:
         expect(found is type(adapter), f"without naming it, {found.__name__} is found for {type(model).__name__}")
 
 
-def _is_registered(kind: type[Adapter]) -> bool:
+def _is_registered(adapter: type[Adapter]) -> bool:
     def is_it(name: str) -> bool:
         try:
-            return registry.get("adapters", name) is kind
+            return registry.get("adapters", name) is adapter
         except BigainError:  # another package's adapter, broken
             return False
 

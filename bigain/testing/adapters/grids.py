@@ -19,7 +19,7 @@ __all__ = ["check_grids_count_tokens", "check_grids_lie_as_the_input_does", "che
 
 
 def check_grids_count_tokens(bench: Bench) -> None:
-    """A grid with more or fewer tokens than the module is given would be refused, or text reduced with the image."""
+    """A grid with another number of tokens than its module gets is refused, or lets text be reduced with the image."""
     leads: dict[str, set[int]] = {}
     for shape in (bench.shape, *bench.other_shapes()):
         for site, part, given in _seen(bench, bench.inputs(2, shape=shape)):
@@ -33,7 +33,7 @@ def check_grids_count_tokens(bench: Bench) -> None:
 
 
 def _seen(bench: Bench, inputs: Inputs) -> list[tuple[Site, Part, int]]:
-    """Run the model, and count the tokens that each part's module is given."""
+    """Run the model, and count the tokens that each part's module gets."""
     found: list[tuple[Site, Part, int]] = []
     called = [(site, part) for site in bench.sites for part in site.parts]
 
@@ -64,7 +64,7 @@ def _tokens(args: Sequence[Any], kwargs: Mapping[str, Any], site: Site) -> Tenso
 
 
 def check_grids_lie_as_the_input_does(bench: Bench) -> None:
-    """Height taken for width passes every count, and merges tokens that are no neighbours."""
+    """Height and width exchanged pass every count, and merge tokens that are not neighbours."""
     shape = next(iter(bench.other_shapes()), bench.shape)
     inputs, site = bench.inputs(1, shape=shape), bench.sites[0]
     grid = bench.adapter.grid(bench.model, shape, site)
@@ -75,7 +75,7 @@ def check_grids_lie_as_the_input_does(bench: Bench) -> None:
         moved = (_block_input(bench, {**inputs, name: changed}, site, grid) - plain).norm(dim=-1)[0]
         where = [int(item) for item in torch.unravel_index(moved.argmax(), grid.shape)]
         expected = [at * few // many for at, few, many in zip(place, grid.shape, shape, strict=True)]
-        # Behind a convolution a neighbour may change more.
+        # After a convolution a neighbour may change more.
         near = all(abs(found - wanted) <= 1 for found, wanted in zip(where, expected, strict=True))
         seen = f"{name} was changed at {place} of {shape}: of the grid {grid} at {site.name}"
         expect(bool(moved.max() > 0), f"{seen} no token changes")
@@ -83,7 +83,7 @@ def check_grids_lie_as_the_input_does(bench: Bench) -> None:
 
 
 def _spatial(inputs: Inputs, shape: tuple[int, ...]) -> tuple[str, bool]:
-    """Find the argument that lies on the grid, and say whether its tokens are in one sequence already."""
+    """Find the argument that lies on the grid, and say whether its tokens are already in one sequence."""
     tensors = {name: item for name, item in inputs.items() if isinstance(item, Tensor) and item.is_floating_point()}
     for name, value in tensors.items():
         if value.ndim == 3 and value.shape[1] == prod(shape):
@@ -115,7 +115,7 @@ def _touched(value: Tensor, place: Sequence[int], shape: tuple[int, ...], packed
 
 
 def _block_input(bench: Bench, inputs: Inputs, site: Site, grid: Grid) -> Tensor:
-    """Run the model, and take the grid's own tokens from what a block is given, `[1, N, C]`."""
+    """Run the model, and return the grid's own tokens at a block's input, `[1, N, C]`."""
     found: list[Tensor] = []
 
     def note(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -123,12 +123,12 @@ def _block_input(bench: Bench, inputs: Inputs, site: Site, grid: Grid) -> Tensor
 
     with hooked([site.block.register_forward_pre_hook(note, with_kwargs=True).remove]):
         bench.run(inputs)
-    tokens = found[0].reshape(1, -1, found[0].shape[-1])  # of one row, whichever axis is that of rows
+    tokens = found[0].reshape(1, -1, found[0].shape[-1])  # one row, whichever axis the rows are
     return grid.body(tokens[:, tokens.shape[1] - grid.tokens :])
 
 
 def check_work_is_done_on_fewer_tokens(bench: Bench) -> None:
-    """An output may change although nothing is saved: projections have to be given the tokens reported."""
+    """An output may change although nothing is saved: projections have to get the reported number of tokens."""
     inputs = bench.inputs(2)
     counted = False
     for name, reducer in working(bench).items():
@@ -158,7 +158,7 @@ def _inside(bench: Bench, inputs: Inputs, site: Site, part: Part) -> dict[str, i
         def note(module: nn.Module, args: Any, path: str = path) -> None:
             found[path] = prod(args[0].shape[:-1]) // 2
 
-        # Behind the hooks that reduce, since it comes later.
+        # Registered last, so that it runs after the hooks that reduce.
         undo.append(layer.register_forward_pre_hook(note).remove)
     with hooked(undo):
         bench.run(inputs)

@@ -27,7 +27,7 @@ _SOURCES: tuple[PlanFrom, ...] = ("block", "part")
 
 
 def check_identity_changes_nothing(bench: Bench) -> None:
-    """What attaching itself changes would be taken for what a reducer does."""
+    """Any change by attaching itself would be mistaken for an effect of the reducer."""
     inputs = bench.inputs()
     plain = bench.run(inputs)
     for parts in dict.fromkeys([*((part,) for part in bench.parts), bench.parts]):
@@ -39,13 +39,13 @@ def check_identity_changes_nothing(bench: Bench) -> None:
     try:
         report = bench.attach(Identity(), ("self",), proportional=True)
     except SiteError:
-        return  # said in words
+        return  # refused in words
     with report:
         bench.same(bench.run(inputs), plain, "identity, with proportional attention")
 
 
 def check_order_of_tokens_does_not_matter(bench: Bench) -> None:
-    """Attention knows no order: if another one shows, positions stay behind or tokens go back to wrong places."""
+    """Attention ignores order: if another order shows, positions do not follow or tokens are restored elsewhere."""
     inputs = bench.inputs()
     plain = bench.run(inputs)
     for part in bench.parts:
@@ -78,7 +78,7 @@ def _block_output(bench: Bench, inputs: Inputs, site: Site) -> list[Tensor]:
 
 
 def check_plans_are_made_once_a_block(bench: Bench) -> None:
-    """The report goes by the configuration: the pass has to plan on the same grids, for its own rows and timesteps."""
+    """The report follows the configuration: a pass has to plan on the same grids, for its own rows and timesteps."""
     inner, inputs = merging(bench), bench.inputs()
     reducer = Recording(inner)
     sites = bench.places_for(reducer, bench.parts)
@@ -106,7 +106,7 @@ def _expect_timestep(site: Site, found: Tensor | None, expected: Tensor | float 
 
 
 def check_rows_are_independent(bench: Bench) -> None:
-    """A diffusion classifier compares the errors of rows: what becomes of one must not depend on the others."""
+    """A diffusion classifier compares the errors of rows, so a row must not depend on the others."""
     inputs = bench.inputs(3)
     for reducer in working(bench).values():
         with bench.attach(reducer):
@@ -117,7 +117,7 @@ def check_rows_are_independent(bench: Bench) -> None:
 
 
 def check_half_precision(bench: Bench) -> None:
-    """Models run in half precision: a sum in few bits gives NaN, one in float32 another type to all that follows."""
+    """Models run in half precision: sums in few bits can give NaN, and sums in float32 the wrong type."""
     ran = False
     for dtype in (torch.bfloat16, torch.float16):
         small = Bench(bench.specimen, dtype)
@@ -136,7 +136,7 @@ def check_half_precision(bench: Bench) -> None:
 
 
 def _plain(bench: Bench, inputs: Inputs) -> list[Tensor] | None:
-    """Run without a reducer; `None` where the library itself cannot."""
+    """Run without a reducer; `None` if the library itself cannot run."""
     try:
         found = bench.run(inputs)
     except Exception:  # whatever an operator that lacks the type raises
@@ -145,7 +145,7 @@ def _plain(bench: Bench, inputs: Inputs) -> list[Tensor] | None:
 
 
 def check_worth_is_counted(bench: Bench) -> None:
-    """What a reducer saves can be counted: whoever reads that it gains nothing is spared the search for why."""
+    """Users can count what a reducer saves, so that one that gains nothing is noticed."""
     reducer = merging(bench)
     layers = [site.layer for site in bench.places_for(reducer, bench.parts)]
     placement = Placement(layers=layers, parts=bench.parts)

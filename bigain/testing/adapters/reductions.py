@@ -1,4 +1,4 @@
-"""Reducers that checks attach: by number of axes, and some made to be looked at."""
+"""Reducers that checks attach: plain ones that fit a grid's axes, and some that record or shuffle."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -19,7 +19,7 @@ __all__ = ["Recording", "Shuffle", "ShuffleKeys", "cell_for", "merging", "sharin
 
 
 def cell_for(axes: int) -> tuple[int, ...]:
-    """Return a cell of two along the last two axes, and of one before: a frame of a video stays by itself."""
+    """Return a cell of two tokens along the last two axes and one along others, so that video frames stay apart."""
     return (2,) if axes == 1 else (*(1,) * (axes - 2), 2, 2)
 
 
@@ -44,7 +44,7 @@ class Shuffled(Reduction):
     """Tokens in another order.
 
     Args:
-        order: int64, `[B, N]`: which token each place holds.
+        order: int64, `[B, N]`: the token at each place.
         sizes: Ones, `[B, N]`.
         kind: What is shuffled.
     """
@@ -61,10 +61,10 @@ class Shuffled(Reduction):
 
 
 class Shuffle(TokenReducer):
-    """Reduces nothing: each row's tokens on the grid come in an order of their own, and go back.
+    """Reduces nothing: shuffles the grid's tokens, each row in its own order, and restores them.
 
-    Attention does not know the order of its tokens, so a model's output stays the same,
-    if tokens are given back to where they were and positions follow them.
+    Attention ignores the order of its tokens, so a model's output stays the same if tokens
+    are restored to where they were and positions follow them.
     """
 
     def plan(self, tokens: Tensor, grid: Grid, context: Context | None = None) -> Reduction:
@@ -88,12 +88,12 @@ class ShuffleKeys(Shuffle):
 
 @dataclass(frozen=True)
 class Call:
-    """What a reducer was asked.
+    """The arguments of one call of `plan`.
 
     Args:
         tokens: `[B, N, C]`.
         grid: How they lie.
-        context: The moment.
+        context: Where and when.
     """
 
     tokens: Tensor
@@ -102,10 +102,10 @@ class Call:
 
 
 class Recording(Wrapping):
-    """Takes down what another reducer is asked.
+    """Records the arguments of another reducer's plans.
 
     Args:
-        reducer: The other.
+        reducer: The other reducer.
     """
 
     kind: ClassVar[Kind] = "merge"

@@ -18,7 +18,7 @@ class AdapterCheck:
     """A named behaviour of an adapter that can be checked on its own.
 
     Args:
-        function: Takes a bench with a fresh model, and raises where the behaviour is missing.
+        function: Takes a bench with a fresh model, and raises if the behaviour is missing.
     """
 
     function: Callable[[Bench], None]
@@ -38,17 +38,17 @@ class AdapterCheck:
 
         Raises:
             ContractError: The behaviour is missing.
-            NotApplicable: The model has nothing of the kind.
+            NotApplicable: The check does not apply to the model.
         """
         failure = self.failure(subject)
         if failure:
             raise ContractError(str(subject), [failure]) from failure.cause
 
     def failure(self, subject: Specimen) -> Failure | None:
-        """Return the failure, if it is one.
+        """Return the failure, if the check fails.
 
         Raises:
-            NotApplicable: The model has nothing of the kind.
+            NotApplicable: The check does not apply to the model.
         """
         try:
             self.function(Bench(subject))
@@ -97,7 +97,7 @@ CHECKS = tuple(
 
 
 def specimen_of(model: nn.Module | Callable[[], nn.Module] | Specimen, adapter: AdapterSpec | None = None) -> Specimen:
-    """Make a specimen of a model, of which checks take copies, or of what makes one."""
+    """Make a specimen of a model, which checks copy, or of a function that makes one."""
     if isinstance(model, Specimen):
         return model
     return Specimen(model, adapter)
@@ -107,11 +107,11 @@ def check_adapter(model: nn.Module | Callable[[], nn.Module] | Specimen, adapter
     """Run every check of adapters on a tiny model.
 
     Args:
-        model: A model, which is left alone; or something without arguments that makes one.
-        adapter: The adapter, where none knows the model by itself.
+        model: A model, which is not changed; or a function without arguments that makes one.
+        adapter: The adapter, if no registered one knows the model.
 
     Raises:
-        ContractError: With every check that fails, why it matters, and what was seen.
+        ContractError: Some checks fail; it says which, why they matter, and what was seen.
     """
     subject = specimen_of(model, adapter)
     failures = []

@@ -28,18 +28,18 @@ class Snapshot:
     """All that attaching could change in a model.
 
     Args:
-        bench: The model; nothing is attached.
-        inputs: A forward pass.
+        bench: The model, with nothing attached.
+        inputs: Arguments of a forward pass.
     """
 
     def __init__(self, bench: Bench, inputs: Inputs) -> None:
         self.bench, self.inputs = bench, inputs
-        bench.run(inputs)  # what a model makes on its first pass and keeps is no trace
+        bench.run(inputs)  # what a model caches on its first pass is not a trace of attaching
         before = _look(bench.model)
         self.output = bench.run(inputs)
         self.state = {name: value.clone() for name, value in bench.model.state_dict().items()}
         seen = _look(bench.model)
-        # Neither is what a model changes by itself from one pass to the next.
+        # What a model changes by itself from pass to pass is not one either.
         self.seen = {key: value for key, value in seen.items() if before.get(key) == value}
         self.moving = set(seen) - set(self.seen)
 
@@ -59,7 +59,7 @@ class Snapshot:
 
 
 def _look(model: nn.Module) -> dict[str, Any]:
-    """Take down what hangs where, by identity."""
+    """List every module's attributes by identity, and its class."""
     found: dict[str, Any] = {}
     for path, module in model.named_modules():
         found[f"the class of {path or 'the model'}"] = type(module)
@@ -74,7 +74,7 @@ def _look(model: nn.Module) -> dict[str, Any]:
 
 
 def check_detaching_restores(bench: Bench) -> None:
-    """A comparison with and without a reducer is one of the same model only if nothing stays behind."""
+    """A comparison with and without a reducer is about one model only if detaching restores it."""
     inputs = bench.inputs()
     before = Snapshot(bench, inputs)
     for name, reducer in working(bench).items():
@@ -95,7 +95,7 @@ class _InterruptionError(Exception):
 
 
 def check_exceptions_leave_nothing(bench: Bench) -> None:
-    """Out of memory and Ctrl-C happen in the middle of a block; the next pass must not find its half-made plans."""
+    """Out of memory and Ctrl-C happen in the middle of a block; the next pass must not find plans of the last."""
     inputs = bench.inputs()
     before = Snapshot(bench, inputs)
     for name, reducer in working(bench).items():
@@ -139,7 +139,7 @@ def _interrupt(bench: Bench, inputs: Inputs, module: nn.Module) -> None:
 
 
 def check_copies_are_independent(bench: Bench) -> None:
-    """An average of weights is kept in a copy: it has to work, and to be left alone by what the original does."""
+    """An average of weights is a copy of the model: it has to work, whatever happens to the original."""
     _check_copies(bench, "copied", copy.deepcopy)
 
 
@@ -147,9 +147,9 @@ def check_pickles(bench: Bench) -> None:
     """Processes that load data or spread over devices send models to one another by pickling."""
     try:
         pickle.dumps(bench.model)
-    except Exception as error:  # whatever a library keeps in its models
+    except Exception as error:  # whatever a library's models raise
         raise NotApplicable(f"{type(bench.model).__name__} cannot be pickled without a reducer: {error}") from error
-    # What was written here a moment ago is safe to read.
+    # Unpickling is safe: these bytes were pickled right here.
     _check_copies(bench, "pickled", lambda given: pickle.loads(pickle.dumps(given)))
 
 
@@ -171,7 +171,7 @@ def _check_copies(bench: Bench, how: str, duplicate: Callable[[Any], Any]) -> No
 
 
 def check_saving_and_loading(bench: Bench) -> None:
-    """Weights saved while a reducer is attached must be those of the model, under the names it always had."""
+    """Weights saved while a reducer is attached must be the model's own, under their own names."""
     if not hasattr(bench.model, "save_pretrained"):
         raise NotApplicable(f"{type(bench.model).__name__} has no save_pretrained")
     bench = Bench(bench.specimen, torch.float32)

@@ -33,7 +33,7 @@ def check_gradients_flow(bench: Bench) -> None:
 
 
 def check_gradient_checkpointing(bench: Bench) -> None:
-    """Blocks that run again during backward must merge what they merged before, or gradients are of another model."""
+    """Blocks that backward recomputes must merge the same tokens again, or gradients are of another model."""
     one, two = [bench.inputs()], [bench.inputs(), bench.inputs(2, seed=2)]
     reducers: list[tuple[str, TokenReducer]] = [
         ("merge", merging(bench)),
@@ -53,17 +53,17 @@ def check_gradient_checkpointing(bench: Bench) -> None:
 
 
 def _switch_on(bench: Bench, inputs: Inputs) -> None:
-    """Turn checkpointing on, and see that blocks do run again.
+    """Turn checkpointing on, and check that blocks do run again.
 
     Raises:
-        NotApplicable: The model has none.
+        NotApplicable: The model has no checkpointing that works.
     """
     known = [name for name in _SWITCHES if hasattr(bench.model, name)]
     if not known:
         raise NotApplicable(f"{type(bench.model).__name__} has no gradient checkpointing")
     try:
         getattr(bench.model, known[0])()
-    except Exception as error:  # a model of a class that could, and cannot
+    except Exception as error:  # a class may support it and a model of it not
         raise NotApplicable(f"{type(bench.model).__name__}: {error}") from error
     runs: list[nn.Module] = []
     undo = [site.block.register_forward_pre_hook(lambda block, _: runs.append(block)).remove for site in bench.sites]
@@ -91,8 +91,8 @@ def _gradients(bench: Bench, passes: Sequence[Inputs]) -> dict[str, Tensor]:
 
 
 def _loss(bench: Bench, number: int, inputs: Inputs) -> Tensor:
-    """Weight the output with noise: its mean square would be the same for all that a norm lets through."""
-    torch.manual_seed(number)  # labels that are left out at random are the same ones each time
+    """Weight the output with noise: behind a norm, its mean square would be constant."""
+    torch.manual_seed(number)  # labels dropped at random are the same ones each time
     outputs = tensors_of(bench.model(**inputs))
     generator = torch.Generator().manual_seed(number)
     weights = [torch.randn(item.shape, generator=generator).to(item) for item in outputs]

@@ -18,11 +18,11 @@ from bigain.testing.failures import NotApplicable
 __all__ = ["check_padding_is_left_out", "check_queries_stay_whole", "check_sizes_weight_keys"]
 
 _PADDING, _LOUD = 3, 50.0
-"""How many places of no token are added, and what stands in them."""
+"""How many places that stand for no token are added, and their value."""
 
 
 def check_queries_stay_whole(bench: Bench) -> None:
-    """Where only keys and values shrink, no output is restored: a token that was restored has lost its own query."""
+    """Where only keys and values shrink, every query stays: restoring an output would mean that queries were lost."""
     if "self" not in bench.parts:
         raise NotApplicable("the model has no self-attention")
     inputs = bench.inputs(2)
@@ -31,7 +31,7 @@ def check_queries_stay_whole(bench: Bench) -> None:
 
 
 def check_padding_is_left_out(bench: Bench) -> None:
-    """Rows of one batch may keep different numbers of tokens: what fills up the shorter must not be attended to."""
+    """Rows of one batch may have different numbers of tokens: padding of the shorter must not be attended to."""
     if "self" not in bench.parts:
         raise NotApplicable("the model has no self-attention")
     inputs, reducer = bench.inputs(2), merging(bench)
@@ -69,9 +69,9 @@ class _Chosen(Reduction):
     """Some of the tokens, as keys and values.
 
     Args:
-        index: int64, `[B, M]`: which.
-        sizes: How many each stands for, `[B, M]`.
-        restorable: Whether restoring is no error.
+        index: int64, `[B, M]`: the chosen tokens.
+        sizes: How many tokens each stands for, `[B, M]`.
+        restorable: Whether restoring is allowed.
     """
 
     index: Tensor
@@ -92,8 +92,8 @@ class _Keys(TokenReducer):
     """Leaves the grid's first token out of keys and values, and lets its second stand for both.
 
     Args:
-        doubled: Whether the second is there twice, rather than with the size 2.
-        restorable: Whether restoring is no error.
+        doubled: Whether the second appears twice, rather than with the size 2.
+        restorable: Whether restoring is allowed.
     """
 
     kind: ClassVar[Kind] = "kv"
@@ -119,11 +119,11 @@ class _Keys(TokenReducer):
 
 @dataclass(frozen=True)
 class _Padded(Reduction):
-    """A merge with places behind it that stand for no token, and hold what no token would.
+    """A merge, and behind it places that stand for no token, with values that would be noticed.
 
     Args:
         inner: The merge.
-        sizes: Its sizes, and zeros.
+        sizes: Its sizes, then zeros.
     """
 
     inner: Reduction
@@ -138,15 +138,15 @@ class _Padded(Reduction):
         return self.inner.restore(reduced[:, : reduced.shape[1] - _PADDING])
 
     def place_positions(self, values: Tensor) -> Tensor:
-        kept = self.inner.place_positions(values)
-        return torch.cat([kept, kept[:, :1].expand(-1, _PADDING, -1)], dim=1)
+        short = self.inner.place_positions(values)
+        return torch.cat([short, short[:, :1].expand(-1, _PADDING, -1)], dim=1)
 
 
 class _Padding(Wrapping):
-    """Adds places of no token to what a merge keeps.
+    """Adds places that stand for no token to a merge.
 
     Args:
-        reducer: What merges.
+        reducer: The merging reducer.
     """
 
     kind: ClassVar[Kind] = "merge"

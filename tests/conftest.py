@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from safetensors.torch import load_file, save_file
 
-settings.register_profile("bigain", max_examples=30, deadline=None)
+# How fast examples are made says more of the machine's load than of a test.
+settings.register_profile("bigain", max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("bigain")
 
 pytest_plugins = ["tests.shake"]

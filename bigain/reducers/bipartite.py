@@ -31,6 +31,7 @@ from bigain.reducers.cells import (
     count_cells,
     sides_on,
 )
+from bigain.reducers.once import once_a_pass
 
 __all__ = ["BipartiteReducer", "Merge"]
 
@@ -136,8 +137,8 @@ class BipartiteReducer(TokenReducer):
         body, inner = grid.body(tokens), Grid(grid.shape)
         if not removed:
             return NoReduction.of(tokens)
-        cells, leftover = cell_tokens(grid.shape, self.cell_on(grid), tokens.device)
         with torch.no_grad():
+            cells, leftover = once_a_pass(context, cell_tokens, grid.shape, self.cell_on(grid), tokens.device)
             picks = self.picks(body, inner, cells, context or Context())
             destinations, sources = split_by_pick(cells, leftover, picks)
             if self.window is None:

@@ -9,7 +9,13 @@ PROGRAM = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from torch._library.triton import get_triton_kernels_for_op
 from bigain.functional.kernels import groups, laplacian, match, selection
+
+# What torch's cache of compiled code depends on: a kernel that it did not know would outlive its own change there.
+for operator, kernel in dict(most_similar=match._match, place_merged=selection._place, group_mean=groups._mean,
+        laplacian_norm=laplacian._norm).items():
+    assert get_triton_kernels_for_op(f"bigain::{operator}") == [kernel]
 
 def compiles(kernel, constants, capability=90, **types):
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}

@@ -6,12 +6,13 @@ tiles by sizes and device alone, never by the clock: the same input gives the sa
 
 import importlib.util
 import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["launcher", "multiprocessors", "shared_memory", "usable"]
+__all__ = ["multiprocessors", "on_device_of", "shared_memory", "usable", "wrap_triton"]
 
 _INSTALLED = importlib.util.find_spec("triton") is not None
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -22,9 +23,17 @@ def usable(tensor: Tensor) -> bool:
     return _INSTALLED and (tensor.is_cuda or (_INTERPRETED and tensor.device.type == "cpu"))
 
 
-def launcher(kernel: Any) -> Any:
-    """Return what a grid and arguments are given to, in a form that `torch.compile` can look into."""
+def wrap_triton(kernel: Any) -> Any:
+    """Return a kernel in a form that `torch.compile` can look into; one that is interpreted as it is.
+
+    Torch reads the source of operators for this very name, to know which kernels its cache of compiled code depends on.
+    """
     return kernel if _INTERPRETED else torch.library.wrap_triton(kernel)
+
+
+def on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Make a tensor's GPU the current one, on which Triton launches, whichever the tensors are on."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 def multiprocessors(device: torch.device) -> int:

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bigain.functional.kernels import launcher
+from bigain.functional.kernels import on_device_of, wrap_triton
 
 __all__ = ["group_mean"]
 
@@ -70,11 +70,12 @@ def group_mean(tokens: Tensor, place: Tensor, order: Tensor, sizes: Tensor, weig
         tokens = tokens.contiguous()
     out = tokens.new_empty((batch, groups, channels))
     block = min(1024, triton.next_power_of_2(channels))
-    launcher(_mean)[(groups, -(-channels // block), batch)](
-        tokens, sizes if weights is None else weights.contiguous(), order.contiguous(), sizes.cumsum(dim=1),
-        sizes.contiguous(), out, tokens.stride(1), tokens.stride(0), count, groups, channels,
-        WEIGHTED=weights is not None, TOGETHER=2, BLOCK=block, num_warps=2,
-    )  # fmt: skip
+    with on_device_of(tokens):
+        wrap_triton(_mean)[(groups, -(-channels // block), batch)](
+            tokens, sizes if weights is None else weights.contiguous(), order.contiguous(), sizes.cumsum(dim=1),
+            sizes.contiguous(), out, tokens.stride(1), tokens.stride(0), count, groups, channels,
+            WEIGHTED=weights is not None, TOGETHER=2, BLOCK=block, num_warps=2,
+        )  # fmt: skip
     return out
 
 

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bigain.functional.kernels import launcher
+from bigain.functional.kernels import on_device_of, wrap_triton
 
 __all__ = ["MOST_AXES", "laplacian_norm"]
 
@@ -73,8 +73,9 @@ def laplacian_norm(tokens: Tensor, shape: list[int], replicate: bool, squared: b
     depth, height, width = [1] * (MOST_AXES - len(shape)) + list(shape)
     # Wide tokens: fewer of them a block, so that there are blocks enough.
     block_tokens, block = (8, 128) if channels > 1024 else (16, 64)
-    launcher(_norm)[(-(-count // block_tokens), batch)](
-        tokens, out, tokens.stride(1), tokens.stride(0), count, channels, depth, height, width, AXES=len(shape),
-        SQUARED=squared, REPLICATE=replicate, BLOCK_TOKENS=block_tokens, BLOCK=block, num_warps=4,
-    )  # fmt: skip
+    with on_device_of(tokens):
+        wrap_triton(_norm)[(-(-count // block_tokens), batch)](
+            tokens, out, tokens.stride(1), tokens.stride(0), count, channels, depth, height, width, AXES=len(shape),
+            SQUARED=squared, REPLICATE=replicate, BLOCK_TOKENS=block_tokens, BLOCK=block, num_warps=4,
+        )  # fmt: skip
     return out

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bigain.functional.kernels import launcher, multiprocessors, shared_memory
+from bigain.functional.kernels import multiprocessors, on_device_of, shared_memory, wrap_triton
 
 __all__ = ["most_similar"]
 
@@ -112,12 +112,13 @@ def most_similar(tokens: Tensor, norms: Tensor, rows: Tensor, columns: Tensor) -
     splits = -(-column_count // span)
     best = tokens.new_empty((splits, batch, tiles, row_count), dtype=torch.float32)
     partner = tokens.new_empty((splits, batch, tiles, row_count), dtype=torch.int32)
-    launcher(_match)[(row_blocks, splits, batch * tiles)](
-        tokens, norms, rows.contiguous(), column_tokens, norms.gather(1, chosen), best, partner,
-        tokens.stride(1), tokens.stride(0), count, tiles, row_count, column_count, channels, span,
-        BLOCK_ROWS=block_rows, BLOCK_COLUMNS=block_columns, BLOCK_CHANNELS=64, CLASSES=_CLASSES,
-        EVEN=channels % 64 == 0, num_warps=warps, num_stages=stages,
-    )  # fmt: skip
+    with on_device_of(tokens):
+        wrap_triton(_match)[(row_blocks, splits, batch * tiles)](
+            tokens, norms, rows.contiguous(), column_tokens, norms.gather(1, chosen), best, partner,
+            tokens.stride(1), tokens.stride(0), count, tiles, row_count, column_count, channels, span,
+            BLOCK_ROWS=block_rows, BLOCK_COLUMNS=block_columns, BLOCK_CHANNELS=64, CLASSES=_CLASSES,
+            EVEN=channels % 64 == 0, num_warps=warps, num_stages=stages,
+        )  # fmt: skip
     if splits == 1:
         return best[0], partner[0]
     largest, split = best.max(dim=0)

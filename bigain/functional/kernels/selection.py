@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bigain.functional.kernels import launcher
+from bigain.functional.kernels import on_device_of, wrap_triton
 
 __all__ = ["LARGEST", "place_merged"]
 
@@ -69,10 +69,11 @@ def place_merged(
     place = sources.new_empty((batch, count))
     representatives = sources.new_empty((batch, count - removed))
     block = triton.next_power_of_2(source_count)
-    launcher(_place)[(batch,)](
-        best.contiguous(), partner.contiguous(), sources.contiguous(), destinations.contiguous(), place,
-        representatives, source_count, destination_count, removed, BLOCK=block,
-        BLOCK_DESTINATIONS=min(4096, triton.next_power_of_2(destination_count)),
-        num_warps=8 if block <= 4096 else 16,
-    )  # fmt: skip
+    with on_device_of(best):
+        wrap_triton(_place)[(batch,)](
+            best.contiguous(), partner.contiguous(), sources.contiguous(), destinations.contiguous(), place,
+            representatives, source_count, destination_count, removed, BLOCK=block,
+            BLOCK_DESTINATIONS=min(4096, triton.next_power_of_2(destination_count)),
+            num_warps=8 if block <= 4096 else 16,
+        )  # fmt: skip
     return place, representatives

@@ -109,10 +109,10 @@ class BipartiteReducer(TokenReducer):
     ) -> None:
         self.ratio = checked_ratio(ratio)
         self.cell = checked_cell(cell)
-        self.window = checked_window(window)
         if mode not in _MODES:
             raise SettingError(f"mode is one of {', '.join(_MODES)}; got {mode!r}.")
         self.mode: MergeMode = mode
+        self.window = checked_window(window)
 
     @abstractmethod
     def picks(self, tokens: Tensor, grid: Grid, cells: Tensor, context: Context) -> Tensor:

@@ -226,7 +226,7 @@ def test_the_report_says_what_was_taken(dit):
         )
         head, *rows = str(report).split("\n  transformer")
         first, rows = " ".join(head.split()), ["transformer" + row for row in rows]
-        settings = "ratio=0.5, cell=(2, 2), mode='mean', randomize=True"
+        settings = "ratio=0.5, cell=(2, 2), mode='mean', window=None, randomize=True"
         assert first == f"ToMe({settings}) on DiT (diffusers DiTTransformer2DModel): 2 sites"
         assert [row.split() for row in rows] == [
             [f"transformer_blocks.{index}.attn1", "8x8", "64", "->", "32", "tokens"] for index in range(2)

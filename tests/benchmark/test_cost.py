@@ -1,5 +1,3 @@
-from functools import partial
-
 import pytest
 import torch
 
@@ -105,7 +103,8 @@ def test_compiled_rows_run_code_of_their_own(tiny_backbone, monkeypatch):
 
     with monkeypatch.context() as patched:
         # The default backend would write and compile C++, which takes a minute.
-        patched.setattr(torch, "compile", partial(torch.compile, backend=backend))
+        compile_with = torch.compile
+        patched.setattr(torch, "compile", lambda one, **more: compile_with(one, **{**more, "backend": backend}))
         patched.setattr(
             "bigain.benchmark.cost.interleaved",
             lambda passes, *_, **__: outputs.update({name: run().clone() for name, run in passes.items()}) or {},

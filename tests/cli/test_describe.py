@@ -36,7 +36,7 @@ def test_settings_are_those_of_the_class_with_types_and_defaults(capsys, monkeyp
     told = describe("lgtm")
     signature = inspect.signature(registry.get("reducers", "lgtm"))
     assert [item.name for item in told.parameters] == list(signature.parameters)
-    assert [item.default_text for item in told.parameters] == ["required", "'laplacian_l1'", "(2, 2)", "'mean'"]
+    assert [item.default_text for item in told.parameters] == ["required", "'laplacian_l1'", "(2, 2)", "'mean'", "None"]
     text = " ".join(shown(capsys, "lgtm").split())
     for part in (
         "reducers/lgtm bigain",

@@ -26,10 +26,19 @@ def tell_apart(network: nn.Module, hooked: Iterable[nn.Module], undo: list[Calla
     classes, taken = {type(module) for module in marked}, {id(module) for module in marked}
     for module in network.modules():
         if id(module) in taken:
-            setattr(module, _MARK, True)
-            undo.append(partial(delattr, module, _MARK))
+            setattr(module, _MARK, getattr(module, _MARK, 0) + 1)
+            undo.append(partial(_unmark, module))
         elif type(module) in classes:
             undo.append(module.register_forward_pre_hook(_look).remove)
+
+
+def _unmark(module: nn.Module) -> None:
+    """Take one mark away: two reducers may be attached to parts of one block."""
+    left = getattr(module, _MARK) - 1
+    if left:
+        setattr(module, _MARK, left)
+    else:
+        delattr(module, _MARK)
 
 
 def _is_block(module: nn.Module) -> bool:
@@ -38,4 +47,4 @@ def _is_block(module: nn.Module) -> bool:
 
 
 def _look(module: nn.Module, args: object) -> None:
-    getattr(module, _MARK, False)
+    getattr(module, _MARK, 0)

@@ -24,3 +24,8 @@ def assert_same_gradients(found: Sequence[Tensor], expected: Sequence[Tensor]) -
     """Compare gradients against the largest of all: some are zero but for rounding."""
     assert [gradient.shape for gradient in found] == [gradient.shape for gradient in expected]
     assert_same(*(torch.cat([gradient.flatten() for gradient in given]) for given in (found, expected)))
+
+
+def reducing_hooks(module):
+    """The pre-hooks that a reducer has in a module; not the one by which compilers tell others apart."""
+    return [hook for hook in module._forward_pre_hooks.values() if hasattr(hook, "__self__")]

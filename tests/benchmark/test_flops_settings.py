@@ -171,7 +171,7 @@ def test_a_timestep_settles_a_reducer_that_switches(tiny):
 BAD = {
     "nothing": ([], "Give --network"),
     "both": (["--network=sd2", "--recipe=README.md"], "one of them"),
-    "unknown network": (["--network=sd3"], "no architecture 'sd3'. Did you mean sd2"),
+    "unknown network": (["--network=sdxll"], "no architecture 'sdxll'. Did you mean sdxl"),
     "unknown reducer": (["--network=TINY", "--reducer=lgmt"], "no reducer named 'lgmt'. Did you mean lgtm"),
     "impossible ratio": (["--network=TINY", "--reducer=lgtm", "--reducer.ratio=0.8"], "at most 192"),
     "mistyped setting": (["--network=TINY", "--reducer=lgtm", "--reducer.rtio=0.8"], "rtio"),

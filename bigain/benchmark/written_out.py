@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bigain.errors import SettingError
+
 __all__ = ["written_out_attention"]
 
 
@@ -43,7 +45,7 @@ def _instead(
 ) -> Tensor:
     """Replace `F.scaled_dot_product_attention`, for the arguments that image and video networks pass."""
     if is_causal or enable_gqa or dropout_p:
-        raise NotImplementedError("Written-out attention knows no causal masks, grouped queries and dropout.")
+        raise SettingError("Written-out attention knows no causal masks, grouped queries and dropout.")
     found: Any = _attend(query, key, value, query.shape[-1] ** -0.5 if scale is None else scale, attn_mask)
     return found  # type: ignore[no-any-return]
 

@@ -18,6 +18,7 @@ from bigain.benchmark.network_cases import NetworkAt, network_cases
 from bigain.benchmark.self_attention import SelfAttention, attention_cases, made_up_tokens
 from bigain.benchmark.timed_cases import Case, Pass, Timing, time_cases
 from bigain.benchmark.written_out import written_out_attention
+from bigain.errors import SettingError
 from bigain.grid import Grid
 from bigain.reducers.abm import ABM
 from bigain.reducers.iekvd import IEKVD
@@ -100,7 +101,7 @@ def test_attention_written_out_is_the_same_up_to_rounding_and_outlasts_nothing(b
         expected = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.3)
         with written_out_attention():
             torch.testing.assert_close(F.scaled_dot_product_attention(query, key, value, mask, scale=0.3), expected)
-    with written_out_attention(), pytest.raises(NotImplementedError):
+    with written_out_attention(), pytest.raises(SettingError, match="no causal masks"):
         F.scaled_dot_product_attention(query, query, query, is_causal=True)
 
 

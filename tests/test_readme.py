@@ -146,7 +146,6 @@ def test_the_table_of_operators_is_that_of_its_card():
         "cifar10_full_run",
         "cifar10_operators_run",
         "latency_h100_run",
-        "latency_sd2_h100_run",
     ],
 )
 def test_a_card_names_the_checksum_of_what_it_describes(card):

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from bigain.adapters.attach import attach, find_sites
 from bigain.adapters.placement import Placement
 from bigain.benchmark.architectures import build_architecture, build_random
-from bigain.benchmark.flops import FlopCounter
+from bigain.benchmark.flops import FlopCount, FlopCounter
 from bigain.benchmark.latency_settings import DTYPES, LatencySettings, Size, device_of
 from bigain.benchmark.methods import methods_of
 from bigain.benchmark.network_cases import NetworkAt, network_cases
@@ -77,7 +78,11 @@ def ratio_to(row: Measured, baseline: Measured) -> Ratio | None:
     return ratio(row.times, baseline.times) if row.times and baseline.times else None
 
 
-def measure_latency(settings: LatencySettings, announce: Announce = lambda line: None) -> LatencyTable:
+def measure_latency(
+    settings: LatencySettings,
+    announce: Announce = lambda line: None,
+    keep: Callable[[LatencyTable], None] = lambda content: None,
+) -> LatencyTable:
     """Time passes without reduction and under every reducer, in turn.
 
     Everything is first attached and counted on the meta device, at every size, so that what
@@ -86,20 +91,25 @@ def measure_latency(settings: LatencySettings, announce: Announce = lambda line:
     Args:
         settings: What to measure.
         announce: Called with a line before each step.
+        keep: Called after each size with everything measured so far.
 
     Raises:
         BigainError: Something cannot be built, attached or compiled, or does not fit into memory.
     """
-    measure = _self_attentions if settings.self_attention else _networks
-    title, sizes = measure(settings, announce)
+    title, measuring = (_self_attentions if settings.self_attention else _networks)(settings, announce)
     known = settings.self_attention or "UNet2DConditionModel" in title
-    notes = [HOW_TO_INSTALL] if known and "peers" in settings.beside and not has_tomesd() else []
-    return LatencyTable(title, device_of(settings.device), _resolved(settings, sizes), tuple(sizes), tuple(notes))
+    notes = (HOW_TO_INSTALL,) if known and "peers" in settings.beside and not has_tomesd() else ()
+    device, sizes = device_of(settings.device), tuple[SizeLatency, ...]()
+    for size in measuring:
+        sizes = (*sizes, size)
+        content = LatencyTable(title, device, _resolved(settings, sizes), sizes, notes)
+        keep(content)
+    return content
 
 
-def _networks(settings: LatencySettings, announce: Announce) -> tuple[str, list[SizeLatency]]:
+def _networks(settings: LatencySettings, announce: Announce) -> tuple[str, Iterator[SizeLatency]]:
     assert settings.network is not None
-    baseline, methods = methods_of(settings.reducer, settings.reducers, settings.timestep)
+    methods = methods_of(settings.reducer, settings.reducers, settings.timestep)[1]
     shadow = build_architecture(settings.network)
     counters = [FlopCounter(shadow, size.shape) for size in settings.sizes]
     counted = []
@@ -110,7 +120,23 @@ def _networks(settings: LatencySettings, announce: Announce) -> tuple[str, list[
     announce(f"building {type(shadow).__name__} with random weights")
     with _fitting(settings):
         network = build_random(settings.network, *_where(settings), settings.seed)
-    found = []
+    title = [
+        f"{settings.network}: {type(shadow).__name__} with random weights",
+        settings.chosen_dtype,
+        f"placement {settings.placement}",
+        *([f"timestep {settings.timestep:g}"] if settings.timestep is not None else []),
+    ]
+    return ", ".join(title), _networks_timed(settings, network, counters, counted, announce)
+
+
+def _networks_timed(
+    settings: LatencySettings,
+    network: nn.Module,
+    counters: list[FlopCounter],
+    counted: list[dict[str, FlopCount]],
+    announce: Announce,
+) -> Iterator[SizeLatency]:
+    baseline, methods = methods_of(settings.reducer, settings.reducers, settings.timestep)
     for size, counter, counts in zip(settings.sizes, counters, counted, strict=True):
         announce(_title(counter.shape, size))
         with _fitting(settings), _seeded(settings):
@@ -120,23 +146,21 @@ def _networks(settings: LatencySettings, announce: Announce) -> tuple[str, list[
         cases = network_cases(at, baseline, methods, counts, settings.beside, regional)
         share = next((count.share for count in counts.values()), None)
         tokens = max(grid.tokens for grid in at.grids)
-        found.append(_measured(settings, cases, size, counter.shape, tokens, share, announce))
-    title = [
-        f"{settings.network}: {type(shadow).__name__} with random weights",
-        settings.chosen_dtype,
-        f"placement {settings.placement}",
-        *([f"timestep {settings.timestep:g}"] if settings.timestep is not None else []),
-    ]
-    return ", ".join(title), found
+        yield _measured(settings, cases, size, counter.shape, tokens, share, announce)
 
 
-def _self_attentions(settings: LatencySettings, announce: Announce) -> tuple[str, list[SizeLatency]]:
-    baseline, methods = methods_of(settings.reducer, settings.reducers, settings.timestep)
+def _self_attentions(settings: LatencySettings, announce: Announce) -> tuple[str, Iterator[SizeLatency]]:
+    methods = methods_of(settings.reducer, settings.reducers, settings.timestep)[1]
     sizes = [_filled(settings, size) for size in settings.sizes]
     for size in sizes:
         for reducer in methods.values():
             reducer.reduced_length(Grid(size.shape or ()))
-    found = []
+    title = ", ".join(["one self-attention", settings.chosen_dtype, "planned from its input"])
+    return title, _self_attentions_timed(settings, sizes, announce)
+
+
+def _self_attentions_timed(settings: LatencySettings, sizes: list[Size], announce: Announce) -> Iterator[SizeLatency]:
+    baseline, methods = methods_of(settings.reducer, settings.reducers, settings.timestep)
     for size in sizes:
         assert size.shape is not None
         assert size.channels is not None
@@ -148,8 +172,7 @@ def _self_attentions(settings: LatencySettings, announce: Announce) -> tuple[str
             block = SelfAttention(size.channels, size.heads).to(device, dtype).eval()
             tokens = made_up_tokens(size.rows, grid, size.channels, device, dtype)
         cases = attention_cases(block, tokens, grid, baseline, methods, settings.beside)
-        found.append(_measured(settings, cases, size, size.shape, grid.tokens, None, announce))
-    return ", ".join(["one self-attention", settings.chosen_dtype, "planned from its input"]), found
+        yield _measured(settings, cases, size, size.shape, grid.tokens, None, announce)
 
 
 def _filled(settings: LatencySettings, size: Size) -> Size:
@@ -225,7 +248,7 @@ def _refuse_mixed(counter: FlopCounter, reducer: TokenReducer, placement: Placem
         report.check_mixed_timesteps()
 
 
-def _resolved(settings: LatencySettings, sizes: list[SizeLatency]) -> dict[str, Any]:
+def _resolved(settings: LatencySettings, sizes: tuple[SizeLatency, ...]) -> dict[str, Any]:
     return {
         "network": settings.network,
         "self_attention": settings.self_attention,

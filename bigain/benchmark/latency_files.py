@@ -41,12 +41,18 @@ def check_absent(place: Path | None) -> None:
         raise DataError(f"--output {place} cannot be written: there is no folder {place.parent}.")
 
 
-def write_latency(place: Path, content: LatencyTable) -> None:
-    """Write JSON to a path that ends in .json, else a folder with JSON, CSV and pictures; whole or not at all."""
+def write_latency(place: Path, content: LatencyTable, replace: bool = False) -> None:
+    """Write JSON to a path that ends in .json, else a folder with JSON, CSV and pictures; whole or not at all.
+
+    Args:
+        place: The file or folder.
+        content: What was measured.
+        replace: Whether the place may hold what was measured before.
+    """
     if place.suffix == ".json":
         write_result(place, as_json(content))
         return
-    with _whole_folder(place) as folder:
+    with _whole_folder(place, replace) as folder:
         write_result(folder / "latency.json", as_json(content))
         _write_csv(folder / "latency.csv", content)
         for mode, curves in curves_of(content).items():
@@ -59,13 +65,16 @@ def write_latency(place: Path, content: LatencyTable) -> None:
 
 
 @contextmanager
-def _whole_folder(place: Path) -> Iterator[Path]:
-    """Yield a temporary folder, and rename it at the end."""
-    temporary = place.with_name(f".{place.name}-{os.getpid()}.tmp")
+def _whole_folder(place: Path, replace: bool) -> Iterator[Path]:
+    """Yield a temporary folder, and rename it at the end; it may take the place of an older one."""
+    temporary, old = (place.with_name(f".{place.name}-{os.getpid()}.{end}") for end in ("tmp", "old"))
     temporary.mkdir()
     try:
         yield temporary
+        if replace and place.exists():
+            place.rename(old)
         temporary.rename(place)
+        shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -17,8 +17,8 @@ __all__ = ["IN_WORDS", "notes_below", "terminal_tables"]
 _SMALL_SHARE = 0.16
 """If the parts taken have a smaller share of the operations, a compiled network stays nearly as slow as it was.
 
-Measured on an H100 (assets/latency_h100_run): with 15.4 %, Stable Diffusion 2.0 was at most 7 % faster;
-with 18.0 %, DiT-XL/2 11 %.
+Measured on an H100 (assets/latency_h100_run): with 8.3 %, SDXL was at most 4 % faster; with 15.4 %, Stable
+Diffusion 2.0 6 %.
 """
 
 IN_WORDS: dict[Mode, str] = {
@@ -136,6 +136,6 @@ def _gain_note(content: LatencyTable) -> str:
         return ""
     return (
         f"Little to gain: the parts taken hold {max(shares):.1%} of the operations, and with fused attention a "
-        "compiled network whose parts held 15 % was at most 7 % faster (Stable Diffusion 2.0 on an H100). Larger "
+        "compiled network whose parts held 15 % was at most 6 % faster (Stable Diffusion 2.0 on an H100). Larger "
         "inputs, or more blocks and parts, make it more."
     )

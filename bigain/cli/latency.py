@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from bigain.benchmark.flops import COUNTED
-from bigain.benchmark.latency import measure_latency
+from bigain.benchmark.latency import LatencyTable, measure_latency
 from bigain.benchmark.latency_files import check_absent, write_latency
 from bigain.benchmark.latency_settings import LatencySettings
 from bigain.benchmark.latency_table import notes_below, terminal_tables
@@ -40,9 +40,13 @@ def run(arguments: Sequence[str]) -> None:
     check_absent(given.output)
     console = make_console()
     console.width = min(80, console.width)
-    content = measure_latency(settings, lambda line: console.print(line, highlight=False))
-    if given.output is not None:
-        write_latency(given.output, content)
+
+    def keep(content: LatencyTable) -> None:
+        """Write after each size, so that a long sweep that is cut short keeps what it has measured."""
+        if given.output is not None:
+            write_latency(given.output, content, replace=len(content.sizes) > 1)
+
+    content = measure_latency(settings, lambda line: console.print(line, highlight=False), keep)
     console.print(f"\n{content.title}", highlight=False)
     for title, table in terminal_tables(content):
         console.print(f"\n{title}", highlight=False)

@@ -79,9 +79,11 @@ def test_a_folder_holds_json_csv_and_picture_or_is_not_there(tmp_path, monkeypat
         raise OSError("disk full")
 
     monkeypatch.setattr("bigain.benchmark.latency_files.draw_speed_ups", full)
-    with pytest.raises(OSError, match="disk full"):
-        write_latency(tmp_path / "again", content)
-    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+    for name, replace in (("again", False), ("out", True)):
+        with pytest.raises(OSError, match="disk full"):
+            write_latency(tmp_path / name, content, replace)
+        assert [file.name for file in tmp_path.iterdir()] == ["out"]
+    assert json.loads((tmp_path / "out" / "latency.json").read_text()) == written
 
 
 def test_the_notes_name_the_break_even_and_the_tables_what_failed():

@@ -4,6 +4,7 @@ import csv
 import json
 import statistics
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -79,7 +80,8 @@ def test_a_method_takes_as_much_longer_as_it_sleeps(tiny):
     settings = LatencySettings(tiny, reducers={"slow": Watching(lambda _: time.sleep(0.05))}, **{**EAGER, "repeats": 5})
     none, slow = rows_of(measure_latency(settings))
     assert (none.case.name, slow.case.name) == ("none", "slow")
-    assert min(slow.times) >= 150 > min(none.times)
+    assert min(slow.times) >= 150
+    assert min(slow.times) - min(none.times) > 100  # a loaded machine makes both longer
 
 
 def test_methods_are_timed_in_turn(tiny):
@@ -95,7 +97,10 @@ def test_passes_are_of_the_rows_the_shapes_and_the_type_asked_for(tiny):
     settings = LatencySettings(
         tiny, Watching(seen.append), shapes=[[24, 16], [8, 8]], rows=[3, 2], dtype="bf16", **{**EAGER, "repeats": 4}
     )
-    content = measure_latency(settings)
+    kept = []
+    content = measure_latency(settings, keep=kept.append)
+    assert kept == [replace(content, sizes=content.sizes[:1], settings=kept[0].settings), content]
+    assert [one.settings["shapes"] for one in kept] == [[[24, 16]], [[24, 16], [8, 8]]]
     found = values_of(seen)
     assert {(tokens.shape[:2], tokens.dtype) for tokens in found} == {
         ((3, 24 * 16), torch.bfloat16),
@@ -354,12 +359,14 @@ def test_every_mode_gives_times_and_memory_on_a_gpu(tiny):
         beside=["floors", "peers", "written_out"],
         repeats=6,
     )
-    small, large = (measure_latency(LatencySettings(**{**vars(settings), "rows": rows})) for rows in (4, 64))
+    small = measure_latency(settings)
+    large = measure_latency(replace(settings, rows=64, beside=[]))
     for mode in ("eager", "compiled", "graphs"):
-        for few, many in zip(rows_of(small, mode), rows_of(large, mode), strict=True):
-            assert few.failure is many.failure is None
+        for few in rows_of(small, mode):
+            assert few.failure is None
             assert len(few.times) == 6
             assert min(few.times) > 0
+        for few, many in zip(rows_of(small, mode)[:2], rows_of(large, mode), strict=True):
             assert 0 < few.memory < many.memory
     assert all(row.compilation.breaks == 0 for row in rows_of(small, "graphs"))
 

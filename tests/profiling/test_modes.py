@@ -67,7 +67,8 @@ def test_replays_are_timed_by_the_device_and_share_a_pool():
         run()
         replays.append(captured(run, device, pool))
     clock = replay_clock(device)
-    one, many = (sorted(clock(replay) for _ in range(9))[4] for replay in replays)
+    # The fastest of each: other processes on the same GPU make a replay longer, and never shorter.
+    one, many = (min(clock(replay) for _ in range(50)) for replay in replays)
     assert 24 < many / one < 40
 
 

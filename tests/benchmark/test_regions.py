@@ -29,14 +29,14 @@ def dit():
 def unet():
     from diffusers import UNet2DConditionModel
 
-    kinds = {"down_block_types": ["CrossAttnDownBlock2D"] * 2, "up_block_types": ["CrossAttnUpBlock2D"] * 2}
-    size = {"sample_size": 16, "block_out_channels": [16, 32], "layers_per_block": 1, "norm_num_groups": 8}
+    kinds = {"down_block_types": ["CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D"]}
+    size = {"sample_size": 8, "block_out_channels": [16], "layers_per_block": 1, "norm_num_groups": 8}
     return UNet2DConditionModel(**kinds, **size, attention_head_dim=2, cross_attention_dim=8)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [dit, unet])
-def test_regions_give_the_same_in_every_pass_while_all_cases_have_code(make):
+@pytest.mark.parametrize(("make", "names"), [(dit, ["lgtm", "cached", "iekvd"]), (unet, ["lgtm"])])
+def test_regions_give_the_same_in_every_pass_while_all_cases_have_code(make, names):
     """Blocks with hooks and without share a class: in a second pass the one's code would run as the other's."""
     torch.manual_seed(0)
     network = make().eval()
@@ -44,13 +44,14 @@ def test_regions_give_the_same_in_every_pass_while_all_cases_have_code(make):
         torch.nn.init.normal_(parameter, std=0.1)
     counter = FlopCounter(network)
     inputs = counter.adapter.inputs(network, 2, counter.shape, CPU, torch.float32)
-    at = NetworkAt(network, inputs, counter, Placement(layers=[0, 1] if make is dit else None), 0)
-    counts = {name: counter.count(one, at.placement) for name, one in REDUCERS.items()}
+    at = NetworkAt(network, inputs, counter, Placement(layers=[0, 1]), 0)
+    reducers = {name: REDUCERS[name] for name in names}
+    counts = {name: counter.count(one, at.placement) for name, one in reducers.items()}
     found = {}
     for regional in (None, "eager"):
         with ExitStack() as stack:
             stack.enter_context(fresh_compiler())
-            cases = network_cases(at, "none", REDUCERS, counts, ["floors", "peers", "written_out"], regional)
+            cases = network_cases(at, "none", reducers, counts, ["floors", "peers", "written_out"], regional)
             passes = {case: stack.enter_context(case.build()) for case in cases}
             runs = {case: one.run if regional is None else one.compiled("eager") for case, one in passes.items()}
             for case, run in [*runs.items()] * 2:
@@ -67,7 +68,7 @@ def test_regions_are_blocks_and_what_stands_in_lists_beside_them():
     at = FlopCounter(network)
     blocks = [site.block for site in at.adapter.sites(network)]
     kinds = [type(region).__name__ for region in regions_of(network, blocks)]
-    assert kinds.count("BasicTransformerBlock") == len(blocks) == 7
-    assert kinds.count("ResnetBlock2D") == 2 + 2 + 4
+    assert kinds.count("BasicTransformerBlock") == len(blocks) == 4
+    assert kinds.count("ResnetBlock2D") == 1 + 2 + 2
     inside = [inner for region in regions_of(network, blocks) for inner in region.modules()]
     assert len({id(module) for module in inside}) == len(inside)

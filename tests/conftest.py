@@ -66,6 +66,23 @@ def tiny_features(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_reference(tmp_path_factory) -> Path:
+    """Ten random images of three classes, for distances: the default, all embedded ones, takes seconds to decode."""
+    from PIL import Image
+
+    from bigain.data.classes import CIFAR10_CLASSES
+
+    top = tmp_path_factory.mktemp("real")
+    generator = torch.Generator().manual_seed(0)
+    for number in range(10):
+        place = top / CIFAR10_CLASSES[number % 3]
+        place.mkdir(exist_ok=True)
+        pixels = torch.randint(0, 256, (8, 8, 3), generator=generator).to(torch.uint8)
+        Image.fromarray(pixels.numpy()).save(place / f"{number}.png")
+    return top
+
+
 @pytest.fixture
 def golden():
     """Load the reference vectors of a grid: `golden("8x8_c16")`."""

@@ -33,7 +33,7 @@ QUIET = {"accelerator": "cpu", "precision": "bf16-true", "enable_progress_bar": 
 
 
 @pytest.fixture(scope="module")
-def comparison(tiny_weights, tiny_features):
+def comparison(tiny_weights, tiny_features, tiny_reference):
     """Make a small comparison, afresh each time, as a new process would."""
 
     def make(**settings):
@@ -45,6 +45,7 @@ def comparison(tiny_weights, tiny_features):
                 "prompts": ClassPrompts(count=4, chunk=2),
                 "stages": Stages((1, 2), (3, 1)),
                 "features": EmbeddedFeatures(tiny_features),
+                "reference": tiny_reference,
                 "steps": 2,
                 "rows": 8,
                 "sampling_rows": 2,

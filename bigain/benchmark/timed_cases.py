@@ -12,6 +12,7 @@ from torch._dynamo.exc import TorchDynamoException
 from bigain.errors import SettingError
 from bigain.profiling.latency import interleaved
 from bigain.profiling.modes import (
+    GRAPHS,
     Backend,
     Compilation,
     Mode,
@@ -22,7 +23,6 @@ from bigain.profiling.modes import (
     peak_memory,
     replay_clock,
 )
-from bigain.tasks.evaluation import GRAPHS
 
 __all__ = ["DOES_NOT_FIT", "Case", "Kind", "Measured", "Pass", "Timing", "fresh_compiler", "time_cases"]
 

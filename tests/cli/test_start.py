@@ -32,6 +32,7 @@ assert loaded == [], loaded
         (["new-plugin", "--help"], HEAVY),
         (["list"], HEAVY[2:]),
         (["describe", "lgtm"], HEAVY[2:]),
+        (["flops", "--help"], HEAVY[2:]),
     ],
     ids=" ".join,
 )

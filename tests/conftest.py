@@ -2,10 +2,12 @@
 
 import json
 import logging
+import os
 import sys
 import sysconfig
 import venv
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -81,6 +83,16 @@ def tiny_reference(tmp_path_factory) -> Path:
         pixels = torch.randint(0, 256, (8, 8, 3), generator=generator).to(torch.uint8)
         Image.fromarray(pixels.numpy()).save(place / f"{number}.png")
     return top
+
+
+@pytest.fixture
+def forking():
+    """Let a trainer fork its processes off this one: none of them has to import Lightning again."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # OpenMP would wait for threads that a fork does not have
+    with patch.dict(os.environ):  # in which Lightning leaves its port
+        yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

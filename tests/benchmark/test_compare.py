@@ -113,7 +113,8 @@ NAMES = ("parts", "report.html", "table.csv", "comparison.json", "rows", "timing
 
 def test_any_name_of_a_row_is_safe(comparison, tmp_path):
     """Names that clashed with files of the result: results were lost in silence, or the end crashed."""
-    made = comparison(reducers={name: Identity() for name in NAMES}, timing_repeats=1)
+    few = {"stages": Stages((1,), (1,)), "steps": 1, "prompts": ClassPrompts(count=2, chunk=2)}
+    made = comparison(reducers={name: Identity() for name in NAMES}, timing_repeats=1, **few)
     content = run_comparison(made, tmp_path / "out", False, CONSOLE, "recipe", finish=lambda folder: None)
     assert [row["name"] for row in content["rows"]] == list(NAMES)
     for name in NAMES:

@@ -80,6 +80,7 @@ def refresh() -> None:
     importlib.invalidate_caches()
     _declared.cache_clear()
     _made_for.cache_clear()
+    _name_and_version.cache_clear()
 
 
 def available(kind: str) -> list[str]:
@@ -263,7 +264,13 @@ def base_of(kind: str) -> type[Any]:
 
 
 def _package(point: EntryPoint) -> str:
-    return f"{point.dist.name} {point.dist.version}" if point.dist else "an unnamed package"
+    return _name_and_version(point.dist) if point.dist else "an unnamed package"
+
+
+@cache
+def _name_and_version(dist: Distribution) -> str:
+    """Name a distribution; `importlib.metadata` parses its whole metadata for each of the two words, every time."""
+    return f"{dist.name} {dist.version}"
 
 
 def _singular(kind: str) -> str:

@@ -2,10 +2,12 @@
 
 import json
 import logging
+import os
 import sys
 import sysconfig
 import venv
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -54,6 +56,22 @@ def tiny_backbone(tiny_weights):
 
 
 @pytest.fixture(scope="session")
+def tiny_unet_config():
+    """A U-Net of two narrow stages on 16 x 16 latents."""
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "sample_size": 16,
+        "block_out_channels": [16, 32],
+        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "attention_head_dim": 2,
+        "cross_attention_dim": 8,
+    }
+
+
+@pytest.fixture(scope="session")
 def tiny_features(tmp_path_factory) -> Path:
     """A random feature network with few channels."""
     from bigain.metrics.features import ResidualClassifier
@@ -64,6 +82,33 @@ def tiny_features(tmp_path_factory) -> Path:
     save_file({name: value.contiguous() for name, value in state.items()}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({"classes": 10, "width": 4}))
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_reference(tmp_path_factory) -> Path:
+    """Ten random images of three classes, for distances: the default, all embedded ones, takes seconds to decode."""
+    from PIL import Image
+
+    from bigain.data.classes import CIFAR10_CLASSES
+
+    top = tmp_path_factory.mktemp("real")
+    generator = torch.Generator().manual_seed(0)
+    for number in range(10):
+        place = top / CIFAR10_CLASSES[number % 3]
+        place.mkdir(exist_ok=True)
+        pixels = torch.randint(0, 256, (8, 8, 3), generator=generator).to(torch.uint8)
+        Image.fromarray(pixels.numpy()).save(place / f"{number}.png")
+    return top
+
+
+@pytest.fixture
+def forking():
+    """Let a trainer fork its processes off this one: none of them has to import Lightning again."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # OpenMP would wait for threads that a fork does not have
+    with patch.dict(os.environ):  # in which Lightning leaves its port
+        yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """What the README says can be typed, and the figures it shows are those that ship."""
 
 import csv
+import json
 import re
 import shlex
 import sys
@@ -45,17 +46,31 @@ TINY = {
 }
 
 
+@pytest.fixture(scope="module")
+def tiny_unet(tiny_unet_config, tmp_path_factory):
+    """The configuration of a narrow U-Net, in a folder."""
+    folder = tmp_path_factory.mktemp("tiny_unet")
+    (folder / "config.json").write_text(json.dumps(tiny_unet_config))
+    return folder
+
+
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_works_as_typed(command, tiny_weights, tmp_path, monkeypatch, capsys):
+def test_a_command_works_as_typed(command, tiny_weights, tiny_reference, tiny_unet, tmp_path, monkeypatch, capsys):
     """On a tiny model, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     verb, *options = shlex.split(command)[1:]
     extra = list(TINY.get(verb, []))
     if verb == "test":
         extra.append(f"--model.backbone.init_args.weights={tiny_weights}")
-        extra += ["--data.image_size=8", "--data.chunk=1"] if "classify" in command else ["--data.chunk=2"]
+        generation = ["--data.chunk=2", f"--model.reference={tiny_reference}"]
+        extra += ["--data.image_size=8", "--data.chunk=1"] if "classify" in command else generation
     if verb == "compare":
         extra.append(f"--comparison.backbone.init_args.weights={tiny_weights}")
+        extra.append(f"--comparison.reference={tiny_reference}")
+    if verb == "flops" and "--recipe" not in options:
+        extra += [f"--network={tiny_unet}", "--shape=[16,16]"]
+    if verb == "latency":
+        extra.append(f"--network={tiny_weights}")
     if "--print_config" not in options:
         main([verb, *options, *extra])
         return

@@ -68,10 +68,10 @@ def on_all(work, tokens, planned=None):
 
 def on_fewer(work, tokens, planned=None, *, reducer, grid):
     """Do work on the mean of each group of tokens; every token gets what came of its group."""
-    places, short = reducer.plan(tokens if planned is None else planned, grid).places(), []
-    for row, place in zip(tokens, places, strict=True):
-        short.append(torch.stack([row[place == i].mean(dim=0) for i in range(int(place.max()) + 1)]))
-    return torch.stack([row[place] for row, place in zip(work(torch.stack(short)), places, strict=True)])
+    places = reducer.plan(tokens if planned is None else planned, grid).places()
+    members = F.one_hot(places).to(tokens.dtype).transpose(1, 2)  # as many groups in each row
+    short = work(members @ tokens / members.sum(dim=2, keepdim=True))
+    return torch.stack([row[place] for row, place in zip(short, places, strict=True)])
 
 
 def layer_by_hand(layer, tokens, attend=on_all, feed=on_all):

@@ -13,12 +13,15 @@ MODULES = {"pip": "pip", "pytest": "pytest", "bigain": "bigain.cli.main"}
 
 
 @pytest.mark.slow
-def test_the_commands_lead_from_an_empty_folder_to_the_page(tmp_path, environment, tiny_weights, tiny_features):
+def test_the_commands_lead_from_an_empty_folder_to_the_page(
+    tmp_path, environment, tiny_weights, tiny_features, tiny_reference
+):
     python, variables = environment
     tiny = {
         "backbone.init_args.weights": tiny_weights,
         "features": "bigain.metrics.features.EmbeddedFeatures",
         "features.folder": tiny_features,
+        "reference": tiny_reference,
         "data.init_args.limit": 2,
         "data.init_args.image_size": 8,
         "prompts.init_args.count": 2,

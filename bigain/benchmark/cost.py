@@ -13,10 +13,9 @@ from bigain.adapters.placement import Placement
 from bigain.diffusion.backbone import Backbone
 from bigain.diffusion.condition import Condition
 from bigain.profiling.latency import interleaved, ratio
-from bigain.profiling.modes import compiled_apart
+from bigain.profiling.modes import GRAPHS, compiled_apart
 from bigain.profiling.operations import META, count_pass, on_meta
 from bigain.results.scores import Score
-from bigain.tasks.evaluation import GRAPHS
 from bigain.tasks.method import Applied, Method
 
 __all__ = ["TimedRow", "backbone_pass", "count_operations", "time_rows", "timing_scores", "with_shared_weights"]

@@ -12,6 +12,7 @@ from torch._dynamo.exc import TorchDynamoException
 from bigain.errors import SettingError
 from bigain.profiling.latency import interleaved
 from bigain.profiling.modes import (
+    GRAPHS,
     Backend,
     Compilation,
     Mode,

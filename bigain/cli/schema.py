@@ -27,6 +27,9 @@ RECIPE_COMMANDS = ("fit", "test", "compare", "flops", "latency")
 
 Schema = dict[str, Any]
 
+_WITH_CLASS_PATHS = ("fit", "test", "compare")
+"""Commands whose recipes name classes of `_OUR_MODULES`."""
+
 _PLAIN: Mapping[Any, str] = {bool: "boolean", int: "integer", float: "number", str: "string", Path: "string"}
 
 _OUR_MODULES = ("bigain.tasks", "bigain.training", "bigain.data", "bigain.metrics")
@@ -58,7 +61,8 @@ def recipe_schema(command: str) -> Schema:
     """
     if command not in RECIPE_COMMANDS:
         raise SettingError(f"Recipes are for {', '.join(RECIPE_COMMANDS)}; got {command!r}.")
-    for name in _OUR_MODULES:
+    # The others take registered classes only, and need not wait for Lightning.
+    for name in _OUR_MODULES if command in _WITH_CLASS_PATHS else ():
         for found in pkgutil.iter_modules(importlib.import_module(name).__path__):
             importlib.import_module(f"{name}.{found.name}")
     maker = _Maker()
@@ -94,14 +98,15 @@ class _Maker:
 
     def own(self, command: str) -> Schema:
         """Make the schema of a recipe for one of bigain's own commands."""
-        from bigain.benchmark.comparison import Comparison
+        output, flag = {"type": ["string", "null"]}, {"type": "boolean"}
+        if command == "compare":
+            from bigain.benchmark.comparison import Comparison
+
+            inner = self.settings(parameters_of(Comparison))
+            return {**_object({"output": output, "resume": flag, "comparison": inner}), "required": ["comparison"]}
         from bigain.benchmark.flops_settings import FlopsSettings
         from bigain.benchmark.latency_settings import LatencySettings
 
-        output, flag = {"type": ["string", "null"]}, {"type": "boolean"}
-        if command == "compare":
-            inner = self.settings(parameters_of(Comparison))
-            return {**_object({"output": output, "resume": flag, "comparison": inner}), "required": ["comparison"]}
         settings, file = (FlopsSettings, "csv") if command == "flops" else (LatencySettings, "output")
         made = self.settings(parameters_of(settings))
         made["properties"][file] = output

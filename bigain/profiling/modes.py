@@ -14,6 +14,7 @@ from torch._dynamo.utils import counters
 from bigain.errors import NumericalError
 
 __all__ = [
+    "GRAPHS",
     "Backend",
     "Compilation",
     "Mode",
@@ -30,6 +31,9 @@ Backend = Literal["inductor", "aot_eager", "eager"]
 
 Mode = Literal["eager", "compiled", "graphs"]
 """`eager`: as it is. `compiled`: by `torch.compile`, launched by the host. `graphs`: compiled, then replayed."""
+
+GRAPHS = 64
+"""Graphs that one network may compile to: a schedule compiles once for each phase, and torch stops at 8."""
 
 _CACHE = 256 * 2**20
 """Bytes, more than the cache of any GPU."""

@@ -15,18 +15,16 @@ from bigain.adapters.placement import Placement
 from bigain.diffusion.backbone import Backbone
 from bigain.diffusion.condition import Condition
 from bigain.errors import SettingError
+from bigain.profiling.modes import GRAPHS
 from bigain.reducers.base import TokenReducer
 from bigain.results.provenance import code_of, fingerprint, provenance
 from bigain.results.scores import Score
 from bigain.results.store import ResultFolder, write_result
 from bigain.tasks.method import Applied, Method, Reduced, is_identity, method_of
 
-__all__ = ["GRAPHS", "EvaluationTask", "compiled", "embed_classes"]
+__all__ = ["EvaluationTask", "compiled", "embed_classes"]
 
 RESULT_FILE = "result.json"
-
-GRAPHS = 64
-"""Graphs that one network may compile to: a schedule compiles once for each phase, and torch stops at 8."""
 
 
 class EvaluationTask(LightningModule, ABC):

@@ -26,23 +26,36 @@ printf '%s\\n' "${COMPREPLY[@]}"
 """
 
 
-def script_of(shell):
-    """Make the script in a process of its own: here, classes of other tests would be among the choices."""
-    command = [sys.executable, "-m", "bigain", "completion", shell]
-    script = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    # A reducer that takes a TokenReducer, and nothing else, is completed within itself: 150 MB of it, once.
-    assert len(script) < 3_000_000
-    assert "--comparison.guidance" in script
-    return script
+PROGRAM = """
+from bigain.cli.main import main
+for shell in ("bash", "zsh"):
+    main(["completion", shell])
+    print(end="\\0")
+"""
 
 
 @pytest.fixture(scope="module")
-def complete(tmp_path_factory):
+def scripts():
+    """Both scripts, made in a process of their own: here, classes of other tests would be among the choices.
+
+    In one: most of its time goes to starting.
+    """
+    made = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True).stdout
+    scripts = dict(zip(SHELLS, made.split("\0")[:-1], strict=True))
+    for script in scripts.values():
+        # A reducer that takes a TokenReducer, and nothing else, is completed within itself: 150 MB of it, once.
+        assert len(script) < 3_000_000
+        assert "--comparison.guidance" in script
+    return scripts
+
+
+@pytest.fixture(scope="module")
+def complete(scripts, tmp_path_factory):
     """Complete a command line: `complete("describe", "l")`."""
     if shutil.which("bash") is None:
         pytest.skip("no bash here")
     file = tmp_path_factory.mktemp("completion") / "bigain"
-    file.write_text(script_of("bash"))
+    file.write_text(scripts["bash"])
 
     def complete(*words):
         command = ["bash", "-c", PROBE, "probe", str(file), "bigain", *words]
@@ -72,8 +85,8 @@ def test_options_of_tasks_and_of_the_trainer_are_completed(complete):
     assert "--comparison.guidance" in complete("compare", "--comparison.g")
 
 
-def test_zsh_gets_its_script():
-    script = script_of("zsh")
+def test_zsh_gets_its_script(scripts):
+    script = scripts["zsh"]
     assert script.startswith("#compdef bigain")
     assert "lgtm_released" in script
     if shell := shutil.which("zsh"):
@@ -109,8 +122,8 @@ def heard(shell, seconds):
 
 
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh here")
-def test_zsh_completes_as_bash_does(tmp_path):
-    (tmp_path / "_bigain").write_text(script_of("zsh"))
+def test_zsh_completes_as_bash_does(scripts, tmp_path):
+    (tmp_path / "_bigain").write_text(scripts["zsh"])
     shell, inside = pty.openpty()
     variables = {"TERM": "dumb", "PS1": "", "HOME": str(tmp_path), "PATH": os.environ["PATH"]}
     streams = dict.fromkeys(("stdin", "stdout", "stderr"), inside)

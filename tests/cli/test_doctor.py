@@ -137,7 +137,7 @@ def test_a_compiler_that_hangs_is_ended_with_what_it_started(monkeypatch, tmp_pa
         f"import subprocess, time; c = subprocess.Popen(['sleep', '60']); open({str(note)!r}, 'w').write(str(c.pid))"
     )
     monkeypatch.setattr(doctor, "_PROGRAM", program + "; time.sleep(60)")
-    assert doctor._compiled(torch.device("cpu"), True, limit=5).state == "note"
+    assert doctor._compiled(torch.device("cpu"), True, limit=3).state == "note"
     child = Path(f"/proc/{note.read_text()}/stat")
     if not child.parents[1].is_dir():
         pytest.skip("no /proc here")

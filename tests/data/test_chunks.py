@@ -1,8 +1,5 @@
 """Chunks: fixed contents, each once over all processes, whatever was done before."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -90,39 +87,24 @@ def test_a_trainer_reaches_the_end_where_all_is_finished(folder):
     assert task.ended
 
 
-DISTRIBUTED = """
-import sys
-from pathlib import Path
-import torch
-from lightning.pytorch import LightningModule, Trainer
-from bigain.data.module import ImageData
+class SeenByEach(Seen):
+    """Writes down what it saw, in a file of its process."""
 
-class Seen(LightningModule):
-    finished_chunks = {0, 2}
-
-    def on_test_start(self):
-        self.seen = []
-
-    def test_step(self, batch, batch_idx):
-        self.seen.append((batch["chunk"], batch["index"].tolist()))
+    def __init__(self, folder, finished):
+        super().__init__(finished)
+        self.folder = folder
 
     def on_test_epoch_end(self):
-        (Path(sys.argv[2]) / str(self.global_rank)).write_text(repr(self.seen))
-
-data = ImageData(test=Path(sys.argv[1]), image_size=8, classes=("class 0", "class 1", "class 2"), chunk=2)
-quiet = dict(logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)
-Trainer(accelerator="cpu", strategy="ddp", devices=2, **quiet).test(Seen(), datamodule=data, verbose=False)
-"""
+        (self.folder / str(self.global_rank)).write_text(repr(self.seen))
 
 
-def test_two_processes_of_a_trainer_share_the_chunks_and_nothing_is_padded(shades, tmp_path):
+def test_two_processes_of_a_trainer_share_the_chunks_and_nothing_is_padded(shades, tmp_path, forking):
     """Nine images are five chunks; rank 0 has finished its 0 and 2, and ends long before rank 1."""
-    (tmp_path / "run.py").write_text(DISTRIBUTED)
-    (tmp_path / "seen").mkdir()
-    command = [sys.executable, str(tmp_path / "run.py"), str(shades(9)), str(tmp_path / "seen")]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
-    assert (tmp_path / "seen" / "0").read_text() == repr([(4, [8])])
-    assert (tmp_path / "seen" / "1").read_text() == repr([(1, [2, 3]), (3, [6, 7])])
+    data = ImageData(test=shades(9), image_size=8, classes=("class 0", "class 1", "class 2"), chunk=2)
+    trainer = Trainer(**QUIET, strategy="ddp_fork", devices=2)
+    trainer.test(SeenByEach(tmp_path, {0, 2}), datamodule=data, verbose=False)
+    assert (tmp_path / "0").read_text() == repr([(4, [8])])
+    assert (tmp_path / "1").read_text() == repr([(1, [2, 3]), (3, [6, 7])])
 
 
 def test_prompts_are_classes_in_turn_with_seeds_of_their_own():

@@ -17,13 +17,13 @@ from bigain.data.module import ImageData
 from bigain.diffusion.noise_set import Stages
 from bigain.errors import NumericalError, SettingError, SiteError
 from bigain.metrics.base import ClassificationMetric
+from bigain.profiling.modes import GRAPHS
 from bigain.reducers.base import Identity
 from bigain.reducers.lgtm import LGTM
 from bigain.reducers.tome import ToMe
 from bigain.results.predictions import Predictions
 from bigain.results.scores import Score, scores_of
 from bigain.tasks.classification import ClassificationTask
-from bigain.tasks.evaluation import GRAPHS
 from bigain.tasks.method import Reduced
 
 QUIET = {

@@ -12,7 +12,6 @@ from torch._dynamo.exc import TorchDynamoException
 from bigain.errors import SettingError
 from bigain.profiling.latency import interleaved
 from bigain.profiling.modes import (
-    GRAPHS,
     Backend,
     Compilation,
     Mode,

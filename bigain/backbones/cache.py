@@ -1,0 +1,87 @@
+"""Tensors that are computed once and kept on disk: text embeddings and latents."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from bigain.results.files import write_whole
+
+__all__ = ["TensorCache", "cache_folder", "clear_cache"]
+
+_VARIABLE = "BIGAIN_CACHE"
+
+_FORMAT = "1"
+"""Rises when what is kept is computed otherwise."""
+
+_SAMPLED = 4096
+"""Values of each weight that its fingerprint reads, evenly spaced."""
+
+
+def cache_folder() -> Path:
+    """Return the folder of kept tensors: the environment variable `BIGAIN_CACHE`, or `~/.cache/bigain`."""
+    return Path(os.environ.get(_VARIABLE) or Path.home() / ".cache" / "bigain")
+
+
+def clear_cache() -> int:
+    """Remove everything that is kept; return how many bytes that were."""
+    folder = cache_folder() / "tensors"
+    size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+    shutil.rmtree(folder, ignore_errors=True)
+    return size
+
+
+class TensorCache:
+    """Results of networks, by a fingerprint of the networks and of what they were given.
+
+    Args:
+        networks: Their weights' values and types are part of the key.
+        settings: Whatever else decides the result.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module], settings: Mapping[str, object]) -> None:
+        self._networks, self._settings = networks, dict(settings)
+        self._prefix = ""
+
+    def find(self, given: bytes) -> dict[str, Tensor] | None:
+        """Return what was kept for these bytes, on the host."""
+        try:
+            return load_file(self._file(given))
+        except (OSError, SafetensorError):
+            return None
+
+    def keep(self, given: bytes, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Keep a result and return it, on the host. Where nothing can be written, it is computed anew next time."""
+        file, moved = self._file(given), {name: value.detach().cpu().contiguous() for name, value in found.items()}
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with write_whole(file) as temporary:
+                save_file(moved, temporary)
+        except (OSError, SafetensorError):
+            pass
+        return moved
+
+    def _file(self, given: bytes) -> Path:
+        if not self._prefix:
+            self._prefix = _fingerprint(self._networks, self._settings)
+        name = hashlib.sha256(given).hexdigest()
+        return cache_folder() / "tensors" / self._prefix[:16] / name[:2] / f"{name}.safetensors"
+
+
+def _fingerprint(networks: Sequence[nn.Module], settings: Mapping[str, object]) -> str:
+    digest = hashlib.sha256(f"{_FORMAT} {sorted(settings.items())}".encode())
+    for network in networks:
+        digest.update(type(network).__name__.encode())
+        for name, value in sorted(network.state_dict().items()):
+            flat = value.detach().reshape(-1)
+            # All of T5 would take minutes; whatever changes a network changes some of these.
+            some = flat[:: max(1, len(flat) // _SAMPLED)].cpu().contiguous()
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(some.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

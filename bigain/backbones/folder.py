@@ -1,0 +1,155 @@
+"""A pipeline in diffusers' format: a folder, or a repository of the Hugging Face hub."""
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from bigain.errors import DataError, SettingError
+
+__all__ = ["DTYPES", "HUB", "Dtype", "PipelineFolder"]
+
+Dtype = Literal["fp32", "fp16", "bf16"]
+
+DTYPES: Mapping[Dtype, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+HUB = "hub:"
+"""Begins the name of a repository, so that a mistyped path never downloads."""
+
+_INDEX = "model_index.json"
+
+_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
+"""What is downloaded: configurations, weights and vocabularies, and no code."""
+
+
+@dataclass(frozen=True)
+class PipelineFolder:
+    """A folder that a pipeline's `save_pretrained` wrote.
+
+    Nothing in it is run: classes are taken from diffusers and transformers, and only those
+    that the caller accepts; weights are safetensors, or are read with `weights_only`.
+
+    Args:
+        path: The folder.
+        index: The content of its `model_index.json`: library and class of each component.
+    """
+
+    path: Path
+    index: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, model: str | Path, pipelines: Collection[str]) -> "PipelineFolder":
+        """Open a folder, or `hub:owner/name[@revision]`, which is downloaded unless it was before.
+
+        Args:
+            model: The folder or repository.
+            pipelines: Names of the pipeline classes that the caller can use.
+
+        Raises:
+            DataError: No such folder or repository, no pipeline, or one of another class.
+        """
+        path = _downloaded(str(model)) if str(model).startswith(HUB) else Path(model)
+        if not (path / _INDEX).is_file():
+            raise DataError(
+                f"No model at {path}: it has no {_INDEX}. Give a folder that a diffusers pipeline's save_pretrained "
+                f"wrote, or {HUB}owner/name[@revision] for a repository of the Hugging Face hub."
+            )
+        index = _read_object(path / _INDEX)
+        found = index.get("_class_name")
+        if found not in pipelines:
+            raise DataError(f"{path} holds a {found}; accepted here: {', '.join(sorted(pipelines))}.")
+        return cls(path, index)
+
+    def has(self, name: str) -> bool:
+        """Say whether the pipeline has a component of this name."""
+        entry = self.index.get(name)
+        return isinstance(entry, list) and len(entry) == 2 and None not in entry
+
+    def module(self, name: str, accepted: Collection[str], dtype: torch.dtype) -> Any:
+        """Load a network, in evaluation mode.
+
+        Args:
+            name: The component's name, which is that of its folder.
+            accepted: Class names that the caller can use.
+            dtype: Type of its weights.
+
+        Raises:
+            DataError: It is missing, of another class, or cannot be loaded.
+        """
+        found = self._class(name, accepted)
+        try:
+            if torch.get_default_device().type == "meta":  # as `bigain flops` builds it
+                return found.from_config(found.load_config(self.path / name)).to(dtype).eval()
+            # diffusers and transformers name the setting differently.
+            kind = "dtype" if found.__module__.startswith("transformers.") else "torch_dtype"
+            return found.from_pretrained(self.path / name, local_files_only=True, **{kind: dtype}).eval()
+        except Exception as error:  # either library, safetensors and torch raise errors of their own
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise DataError(f"{name} in {self.path} cannot be loaded: {reason}") from error
+
+    def tokenizer(self, name: str) -> Any:
+        """Load a tokenizer of transformers.
+
+        Raises:
+            DataError: It is missing or cannot be loaded.
+        """
+        import transformers
+
+        entry = self._entry(name)
+        found = getattr(transformers, str(entry[1]), None)
+        if not str(entry[1]).endswith(("Tokenizer", "TokenizerFast")) or found is None:
+            raise DataError(f"{self.path / _INDEX} names {entry[1]} as {name}, which is no tokenizer of transformers.")
+        try:
+            return found.from_pretrained(self.path / name, local_files_only=True)
+        except Exception as error:  # tokenizers raise errors of their own
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise DataError(f"{name} in {self.path} cannot be loaded: {reason}") from error
+
+    @property
+    def scheduler(self) -> dict[str, Any]:
+        """The scheduler's configuration."""
+        file = self.path / "scheduler" / "scheduler_config.json"
+        if not file.is_file():
+            raise DataError(f"{self.path} lacks {file.relative_to(self.path)}, which defines the diffusion process.")
+        return _read_object(file)
+
+    def _entry(self, name: str) -> list[Any]:
+        if not self.has(name):
+            raise DataError(f"{self.path / _INDEX} names no {name}, which this model needs.")
+        return list(self.index[name])
+
+    def _class(self, name: str, accepted: Collection[str]) -> Any:
+        library, found = self._entry(name)
+        if found not in accepted:
+            raise DataError(f"{self.path / _INDEX} names {found} as {name}; accepted: {', '.join(sorted(accepted))}.")
+        import diffusers
+        import transformers
+
+        home = transformers if library == "transformers" else diffusers
+        return getattr(home, str(found))
+
+
+def _downloaded(name: str) -> Path:
+    owner_and_name, _, revision = name.removeprefix(HUB).partition("@")
+    if owner_and_name.count("/") != 1:
+        raise SettingError(f"A repository is {HUB}owner/name or {HUB}owner/name@revision; got {name!r}.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(owner_and_name, revision=revision or None, allow_patterns=list(_FILES)))
+    except Exception as error:  # the hub's errors, and those of the network
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise DataError(f"{name} cannot be downloaded: {reason}") from error
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{file} holds no JSON object.")
+    return content

@@ -1,0 +1,195 @@
+"""What backbones of diffusers' pipelines share: latents of a VAE, prompts that are embedded once."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+
+from bigain.backbones.cache import TensorCache
+from bigain.backbones.folder import DTYPES, Dtype, PipelineFolder
+from bigain.diffusion.backbone import Backbone
+from bigain.diffusion.condition import Condition
+from bigain.errors import SettingError
+
+__all__ = ["Aside", "PipelineBackbone", "PromptBackbone"]
+
+
+class Aside:
+    """A network that works seldom: it is on the device while it works, and on the host otherwise.
+
+    It is no submodule of a backbone, so that Lightning neither moves it nor changes its type.
+    """
+
+    def __init__(self, network: Any) -> None:
+        self.network: Any = network.requires_grad_(requires_grad=False)
+
+    @contextmanager
+    def on(self, device: torch.device) -> Iterator[Any]:
+        """Yield the network on a device."""
+        try:
+            yield self.network.to(device)
+        finally:
+            if device.type != "cpu":
+                self.network.to("cpu")
+
+
+class PipelineBackbone(Backbone):
+    """A network of a diffusers pipeline that works on the latents of a VAE.
+
+    Latents are `(mean - shift) x scale`, and are kept on disk (`bigain cache`).
+
+    Args:
+        model: A folder that the pipeline's `save_pretrained` wrote, or
+            `hub:owner/name[@revision]`.
+        dtype: Type of the network and the text encoders. The VAE stays in float32 where its
+            configuration says that half precision overflows (`force_upcast`).
+        image_size: Side of the images, in pixels. Default: the size of the network's training.
+
+    Raises:
+        DataError: No such model, one of another kind, or one that cannot be loaded.
+        SettingError: An image size that the VAE or the network cannot divide.
+    """
+
+    pipelines: ClassVar[tuple[str, ...]]
+    networks: ClassVar[tuple[str, ...]]
+    network_name: ClassVar[str] = "transformer"
+    vaes: ClassVar[tuple[str, ...]] = ("AutoencoderKL",)
+    network: Any
+
+    def __init__(self, model: str | Path, dtype: Dtype = "fp32", image_size: int | None = None) -> None:
+        super().__init__()
+        if dtype not in DTYPES:
+            raise SettingError(f"dtype is one of {', '.join(DTYPES)}; got {dtype!r}.")
+        self._folder = PipelineFolder.open(model, self.pipelines)
+        self._dtype = DTYPES[dtype]
+        self.scheduler = self._folder.scheduler
+        _ = self.process  # raises if the configuration is impossible
+        self.network = self._folder.module(self.network_name, self.networks, self._dtype)
+        self._vae = Aside(self._load_vae())
+        config = self._vae.network.config
+        self._factor = 2 ** (len(config.block_out_channels) - 1)
+        self.image_size = self._checked_size(image_size)
+        side = self.image_size // self._factor
+        self.latent_shape = (int(config.latent_channels), side, side)
+        self._latents = TensorCache([self._vae.network], {"scale": self._scale, "shift": self._shift})
+
+    def _load_vae(self) -> Any:
+        vae = self._folder.module("vae", self.vaes, self._dtype)
+        if self._dtype == torch.float16 and getattr(vae.config, "force_upcast", False):
+            vae = vae.float()
+        return vae
+
+    def _checked_size(self, size: int | None) -> int:
+        found = size or int(self.network.config.sample_size) * self._factor
+        patch = int(getattr(self.network.config, "patch_size", None) or 1)
+        if found < 1 or found % (self._factor * patch):
+            raise SettingError(
+                f"image_size is divided by {self._factor * patch} ({self._factor} pixels a latent"
+                f"{f', {patch} latents a patch' if patch > 1 else ''}); got {found}."
+            )
+        return found
+
+    @property
+    def _scale(self) -> float:
+        return float(self._vae.network.config.scaling_factor)
+
+    @property
+    def _shift(self) -> float:
+        return float(getattr(self._vae.network.config, "shift_factor", None) or 0.0)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return cast("torch.device", next(self.network.parameters()).device)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Encode images one at a time, so that latents do not depend on the batch."""
+        given = [image.contiguous() for image in images.cpu()]
+        keys = [f"{tuple(image.shape)} {self.device.type}".encode() + image.numpy().tobytes() for image in given]
+        found = [self._latents.find(key) for key in keys]
+        if None in found:
+            with torch.inference_mode(), self._vae.on(self.device) as vae:
+                for index, (key, image) in enumerate(zip(keys, given, strict=True)):
+                    if found[index] is None:
+                        found[index] = self._latents.keep(key, {"latents": self._encoded(vae, image)})
+        return torch.stack([one["latents"] for one in found if one is not None]).to(images.device)
+
+    def _encoded(self, vae: Any, image: Tensor) -> Tensor:
+        pixels = (image[None].to(self.device).float() / 127.5 - 1).to(vae.dtype)
+        mean = vae.encode(pixels).latent_dist.mean.float()
+        return ((mean - self._shift) * self._scale)[0]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode latents one at a time, with as little memory as that needs."""
+        with torch.inference_mode(), self._vae.on(latents.device) as vae:
+            rows = (latents / self._scale + self._shift).to(vae.dtype)
+            images = torch.cat([vae.decode(row[None], return_dict=False)[0].float() for row in rows])
+        return ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+class PromptBackbone(PipelineBackbone):
+    """A network of a diffusers pipeline that is conditioned on prompts.
+
+    A prompt is embedded by itself, once, and kept on disk (`bigain cache`).
+
+    Attributes:
+        encoders: Names of the pipeline's text encoders and the class names that are accepted for each.
+    """
+
+    conditioned_on = "prompts"
+    encoders: ClassVar[Mapping[str, tuple[str, ...]]]
+
+    def __init__(self, model: str | Path, dtype: Dtype = "fp32", image_size: int | None = None) -> None:
+        super().__init__(model, dtype, image_size)
+        present = {name: accepted for name, accepted in self.encoders.items() if self._folder.has(name)}
+        self._encoders = {name: Aside(self._folder.module(name, kinds, self._dtype)) for name, kinds in present.items()}
+        self._tokenizers = {name: self._folder.tokenizer(name.replace("text_encoder", "tokenizer")) for name in present}
+        self._texts = TensorCache([one.network for one in self._encoders.values()], {"class": type(self).__name__})
+
+    def embed(self, conditions: Sequence[int] | Sequence[str] | Tensor) -> Condition:
+        prompts = [prompt for prompt in conditions if isinstance(prompt, str)]
+        if not prompts or len(prompts) < len(conditions):
+            raise SettingError(
+                f"{type(self).__name__} is conditioned on prompts, one or more; got {list(conditions)[:3]}."
+            )
+        for prompt in prompts:
+            self.check_prompt(prompt)
+        keys = [f"{self.device.type} {prompt}".encode() for prompt in prompts]
+        found = [self._texts.find(key) for key in keys]
+        if None in found:
+            with torch.inference_mode(), ExitStack() as stack:
+                ready = {name: stack.enter_context(one.on(self.device)) for name, one in self._encoders.items()}
+                for index, (key, prompt) in enumerate(zip(keys, prompts, strict=True)):
+                    if found[index] is None:
+                        found[index] = self._texts.keep(key, self.encode_prompt(prompt, ready))
+        added = self.added()
+        return Condition.cat([Condition(**one, added=added) for one in found if one is not None])
+
+    @abstractmethod
+    def encode_prompt(self, prompt: str, encoders: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Run the text encoders on one prompt; return the tensors of a condition of one row."""
+
+    def check_prompt(self, prompt: str) -> None:
+        """Refuse a prompt that is too long.
+
+        Raises:
+            SettingError: A text encoder does not see all of it.
+        """
+        for name, tokenizer in self._tokenizers.items():
+            count, most = len(tokenizer(prompt).input_ids), self.longest_prompt(name)
+            if count > most:
+                raise SettingError(
+                    f"The prompt {prompt[:40]!r}.. has {count} tokens; the {name} of this model sees {most}. Shorten it."
+                )
+
+    def longest_prompt(self, name: str) -> int:
+        """Return how many tokens a text encoder sees."""
+        return int(self._tokenizers[name].model_max_length)
+
+    def added(self) -> Mapping[str, Tensor]:
+        """Return what is the same for every prompt, each `[1, ...]`."""
+        return {}

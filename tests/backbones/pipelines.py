@@ -1,0 +1,93 @@
+"""Tiny pipelines of diffusers' own classes, with weights that are nowhere zero, saved as users' folders are."""
+
+import json
+import string
+
+import torch
+
+
+def filled(model, seed=0):
+    """Give every weight a value that matters, whatever the class starts from."""
+    torch.manual_seed(seed)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, mean=1.0 if parameter.ndim == 1 else 0.0, std=0.15)
+    return model.eval()
+
+
+def vae(channels=4, **changes):
+    """An autoencoder of two pixels a latent."""
+    from diffusers import AutoencoderKL
+
+    down, up = ["DownEncoderBlock2D"] * 2, ["UpDecoderBlock2D"] * 2
+    shape = {"block_out_channels": (4, 8), "latent_channels": channels, "norm_num_groups": 2, "sample_size": 16}
+    torch.manual_seed(0)
+    return AutoencoderKL(down_block_types=down, up_block_types=up, **{**shape, **changes}).eval()
+
+
+def clip(name="CLIPTextModel", **changes):
+    """A text encoder of CLIP's class, for `tokenizer`'s 54 words."""
+    import transformers
+
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
+    words = {"vocab_size": 54, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "projection_dim": 16}
+    config = transformers.CLIPTextConfig(**{**shape, **words, **changes})
+    return filled(getattr(transformers, name)(config))
+
+
+def clip_tokenizer(folder):
+    """CLIP's tokenizer, of letters."""
+    from transformers import CLIPTokenizer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    letters = list(string.ascii_lowercase)
+    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
+    (folder / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    files = {"vocab": str(folder / "vocab.json"), "merges": str(folder / "merges.txt")}
+    return CLIPTokenizer(**files, model_max_length=77)
+
+
+def unet(**changes):
+    """A U-Net of four blocks on 8 x 8 latents."""
+    from diffusers import UNet2DConditionModel
+
+    shape = {"sample_size": 8, "in_channels": 4, "out_channels": 4, "block_out_channels": (8, 16)}
+    down, up = ("CrossAttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")
+    fixed = {"layers_per_block": 1, "norm_num_groups": 4, "cross_attention_dim": 16, "attention_head_dim": 2}
+    torch.manual_seed(0)
+    return filled(UNet2DConditionModel(**{**shape, "down_block_types": down, "up_block_types": up, **fixed, **changes}))
+
+
+def save_sd(folder, scheduler=None, **changes):
+    """Stable Diffusion; `scheduler` replaces PNDM, which 1.x has."""
+    from diffusers import PNDMScheduler, StableDiffusionPipeline
+
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    scheduler = scheduler or PNDMScheduler(**betas, skip_prk_steps=True, steps_offset=1)
+    words = clip_tokenizer(folder.with_name(folder.name + "_words"))
+    parts = {"unet": unet(**changes), "vae": vae(), "text_encoder": clip(), "tokenizer": words}
+    checker = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    StableDiffusionPipeline(**parts, scheduler=scheduler, **checker).save_pretrained(folder)
+    return folder
+
+
+def save_sdxl(folder, **settings):
+    """Stable Diffusion XL: two text encoders, and pooled text and sizes beside the timestep."""
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+
+    conditions = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "cross_attention_dim": 32}
+    network = unet(**conditions, projection_class_embeddings_input_dim=16 + 6 * 8)
+    texts = {"text_encoder": clip(), "text_encoder_2": clip("CLIPTextModelWithProjection")}
+    words = clip_tokenizer(folder.with_name(folder.name + "_words"))
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    pipe = StableDiffusionXLPipeline(
+        vae(),
+        **texts,
+        tokenizer=words,
+        tokenizer_2=words,
+        unet=network,
+        scheduler=EulerDiscreteScheduler(**betas, steps_offset=1, timestep_spacing="leading"),
+        **settings,
+    )
+    pipe.save_pretrained(folder)
+    return folder

@@ -121,7 +121,8 @@ class PipelineBackbone(Backbone):
     def _encoded(self, vae: Any, image: Tensor) -> Tensor:
         pixels = (image[None].to(self.device).float() / 127.5 - 1).to(vae.dtype)
         mean = vae.encode(pixels).latent_dist.mean.float()
-        return ((mean - self._shift) * self._scale)[0]
+        latents: Tensor = ((mean - self._shift) * self._scale)[0]
+        return latents
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents one at a time, with as little memory as that needs."""
@@ -183,7 +184,8 @@ class PromptBackbone(PipelineBackbone):
             count, most = len(tokenizer(prompt).input_ids), self.longest_prompt(name)
             if count > most:
                 raise SettingError(
-                    f"The prompt {prompt[:40]!r}.. has {count} tokens; the {name} of this model sees {most}. Shorten it."
+                    f"The prompt {prompt[:40]!r}.. has {count} tokens; the {name} of this model sees {most}. Shorten "
+                    "it."
                 )
 
     def longest_prompt(self, name: str) -> int:

@@ -45,7 +45,8 @@ class StableDiffusion(PromptBackbone):
         if not self._is_xl:
             # Checkpoints from before these settings carry defaults that the pipeline corrects in the same way.
             corrections = {"steps_offset": 1, "clip_sample": False}
-            self.scheduler |= {name: value for name, value in corrections.items() if name in self.scheduler}
+            known = {name: value for name, value in corrections.items() if name in self.scheduler}
+            self.scheduler = {**self.scheduler, **known}
 
     @property
     def _is_xl(self) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bigain.results.files import write_whole
 
-__all__ = ["TensorCache", "cache_folder", "clear_cache"]
+__all__ = ["TensorCache", "cache_folder", "cache_size", "clear_cache"]
 
 _VARIABLE = "BIGAIN_CACHE"
 
@@ -31,10 +31,14 @@ def cache_folder() -> Path:
 
 def clear_cache() -> int:
     """Remove everything that is kept; return how many bytes that were."""
-    folder = cache_folder() / "tensors"
-    size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
-    shutil.rmtree(folder, ignore_errors=True)
+    size = cache_size()
+    shutil.rmtree(cache_folder() / "tensors", ignore_errors=True)
     return size
+
+
+def cache_size() -> int:
+    """Return how many bytes are kept."""
+    return sum(file.stat().st_size for file in (cache_folder() / "tensors").rglob("*.safetensors"))
 
 
 class TensorCache:

@@ -42,6 +42,13 @@ class PipelineBackbone(Backbone):
 
     Latents are `(mean - shift) x scale`, and are kept on disk (`bigain cache`).
 
+    Attributes:
+        pipelines: Classes of the pipelines whose folders it loads.
+        network_name: Name of the component that reducers are attached to.
+        networks: Class names that are accepted for it.
+        vaes: Class names that are accepted for the VAE.
+        half_precision: The half precision that its checkpoints are published for.
+
     Args:
         model: A folder that the pipeline's `save_pretrained` wrote, or
             `hub:owner/name[@revision]`.
@@ -58,6 +65,7 @@ class PipelineBackbone(Backbone):
     networks: ClassVar[tuple[str, ...]]
     network_name: ClassVar[str] = "transformer"
     vaes: ClassVar[tuple[str, ...]] = ("AutoencoderKL",)
+    half_precision: ClassVar[Dtype] = "fp16"
     network: Any
 
     def __init__(self, model: str | Path, dtype: Dtype = "fp32", image_size: int | None = None) -> None:

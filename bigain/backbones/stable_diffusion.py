@@ -34,6 +34,7 @@ class StableDiffusion(PromptBackbone):
 
     pipelines = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
     network_name = "unet"
+    usual_guidance = 7.5
     networks = ("UNet2DConditionModel",)
     encoders = {  # noqa: RUF012 a constant
         "text_encoder": ("CLIPTextModel",),

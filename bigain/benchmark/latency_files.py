@@ -1,10 +1,6 @@
 """Measured latency in files: JSON with every single time, a CSV table, and a picture."""
 
 import csv
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +9,16 @@ from bigain.benchmark.latency import LatencyTable, SizeLatency, ratio_to
 from bigain.benchmark.latency_picture import draw_speed_ups
 from bigain.benchmark.latency_table import IN_WORDS
 from bigain.benchmark.timed_cases import Measured
-from bigain.errors import DataError, SettingError
 from bigain.profiling.latency import quartiles
-from bigain.results.files import write_result
+from bigain.results.files import whole_folder, write_result
 from bigain.results.provenance import device_name, provenance
 
-__all__ = ["as_json", "check_absent", "write_latency"]
+__all__ = ["as_json", "write_latency"]
 
 _COLUMNS = (
     "shape", "rows", "channels", "heads", "tokens", "mode", "name", "kind", "ms", "ratio", "ratio_low", "ratio_high",
     "pairs", "flops", "flops_ratio", "memory", "compile_seconds", "graphs", "graph_breaks", "failure",
 )  # fmt: skip
-
-
-def check_absent(place: Path | None) -> None:
-    """Refuse a file or folder that exists or cannot be written, before any work.
-
-    Raises:
-        SettingError: It exists already.
-        DataError: Its folder is missing.
-    """
-    if place is None:
-        return
-    if place.exists():
-        raise SettingError(f"{place} exists already: choose another --output, or remove it. Nothing was overwritten.")
-    if not place.parent.is_dir():
-        raise DataError(f"--output {place} cannot be written: there is no folder {place.parent}.")
 
 
 def write_latency(place: Path, content: LatencyTable, replace: bool = False) -> None:
@@ -52,7 +32,7 @@ def write_latency(place: Path, content: LatencyTable, replace: bool = False) -> 
     if place.suffix == ".json":
         write_result(place, as_json(content))
         return
-    with _whole_folder(place, replace) as folder:
+    with whole_folder(place, replace) as folder:
         write_result(folder / "latency.json", as_json(content))
         _write_csv(folder / "latency.csv", content)
         for mode, curves in curves_of(content).items():
@@ -62,22 +42,6 @@ def write_latency(place: Path, content: LatencyTable, replace: bool = False) -> 
             )
             title = content.title.replace(" with random weights", "")
             draw_speed_ups(folder / f"speed_up_{mode}.png", curves, title, below)
-
-
-@contextmanager
-def _whole_folder(place: Path, replace: bool) -> Iterator[Path]:
-    """Yield a temporary folder, and rename it at the end; it may take the place of an older one."""
-    temporary, old = (place.with_name(f".{place.name}-{os.getpid()}.{end}") for end in ("tmp", "old"))
-    temporary.mkdir()
-    try:
-        yield temporary
-        if replace and place.exists():
-            place.rename(old)
-        temporary.rename(place)
-        shutil.rmtree(old, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def as_json(content: LatencyTable) -> dict[str, Any]:

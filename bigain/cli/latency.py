@@ -6,11 +6,12 @@ from pathlib import Path
 
 from bigain.benchmark.flops import COUNTED
 from bigain.benchmark.latency import LatencyTable, measure_latency
-from bigain.benchmark.latency_files import check_absent, write_latency
+from bigain.benchmark.latency_files import write_latency
 from bigain.benchmark.latency_settings import LatencySettings
 from bigain.benchmark.latency_table import notes_below, terminal_tables
 from bigain.cli.parser import Parser, recipe_parser
 from bigain.cli.terminal import make_console
+from bigain.results.files import check_absent
 
 __all__ = ["make_parser", "run"]
 

@@ -25,6 +25,7 @@ class Backbone(nn.Module, ABC):
         latent_shape: Shape of one latent, `(C, h, w)`.
         conditioned_on: Whether `embed` takes labels or prompts.
         label_count: Number of classes of a model that takes labels.
+        usual_guidance: Guidance scale that the family's pipeline takes by default.
 
     Raises:
         SettingError: A subclass was written for the interface of bigain 0.1.
@@ -36,6 +37,7 @@ class Backbone(nn.Module, ABC):
     latent_shape: tuple[int, int, int]
     conditioned_on: ClassVar[Literal["labels", "prompts"]] = "labels"
     label_count: int | None = None
+    usual_guidance: ClassVar[float] = 1.5
 
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)

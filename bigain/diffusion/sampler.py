@@ -34,6 +34,7 @@ class Sampler:
             settings are the checkpoint's. Default: the checkpoint's own.
         at: Called with each step's timestep, returns the context that the step runs in
             (`AttachReport.at`).
+        negative: What to guide away from, one row. Default: the model's unconditional prediction.
 
     Raises:
         SettingError: A setting is impossible, the scheduler has another forward process than
@@ -52,6 +53,7 @@ class Sampler:
         rows: int = 64,
         scheduler: SchedulerSpec = None,
         at: Callable[[float], AbstractContextManager[Any]] = nullcontext,
+        negative: Condition | None = None,
     ) -> None:
         if not 1 <= steps <= backbone.process.steps:
             raise SettingError(f"steps is from 1 to {backbone.process.steps}; got {steps}.")
@@ -60,6 +62,7 @@ class Sampler:
         if rows < 1:
             raise SettingError(f"rows is the number of images drawn at once, 1 or more; got {rows}.")
         self._backbone, self._guidance, self._rows, self._at = backbone, guidance, rows, at
+        self._negative = negative
         self._scheduler = _ready(backbone, steps, scheduler)
 
     @property
@@ -86,7 +89,7 @@ class Sampler:
         given = [int(seed) for seed in seeds]
         if len(given) != len(condition):
             raise SettingError(f"The sampler got {len(condition)} conditions and {len(given)} seeds.")
-        null = None if self._guidance == 1 else self._backbone.null(condition)
+        null = None if self._guidance == 1 else self._null(condition)
         if self._guidance > 1 and null is None:
             raise SettingError(
                 f"{type(self._backbone).__name__} has no unconditional prediction to guide against: "
@@ -99,6 +102,11 @@ class Sampler:
             count = min(self._rows, len(given) - start)
             drawn.append(self._draw(Condition.cat(parts), [given[row] for row in own], count, names[start:]))
         return torch.cat(drawn)
+
+    def _null(self, condition: Condition) -> Condition | None:
+        if self._negative is None:
+            return self._backbone.null(condition)
+        return self._negative.take([0] * len(condition))
 
     def _draw(self, condition: Condition, seeds: list[int], count: int, names: Sequence[str]) -> Tensor:
         device = next(self._backbone.network.parameters()).device

@@ -2,14 +2,24 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bigain.errors import DataError
+from bigain.errors import DataError, SettingError
 
-__all__ = ["FORMAT", "read_json", "read_result", "write_json", "write_result", "write_whole"]
+__all__ = [
+    "FORMAT",
+    "check_absent",
+    "read_json",
+    "read_result",
+    "whole_folder",
+    "write_json",
+    "write_result",
+    "write_whole",
+]
 
 FORMAT = 2
 """Number of the format of results; it rises when an old reader would misread a new result."""
@@ -80,3 +90,34 @@ def read_result(path: Path) -> dict[str, Any]:
 
 def _kind(content: object) -> str:
     return {list: "list", str: "string", type(None): "null", bool: "truth value"}.get(type(content), "number")
+
+
+def check_absent(place: Path | None) -> None:
+    """Refuse a file or folder that exists or cannot be written, before any work.
+
+    Raises:
+        SettingError: It exists already.
+        DataError: Its folder is missing.
+    """
+    if place is None:
+        return
+    if place.exists():
+        raise SettingError(f"{place} exists already: choose another --output, or remove it. Nothing was overwritten.")
+    if not place.parent.is_dir():
+        raise DataError(f"--output {place} cannot be written: there is no folder {place.parent}.")
+
+
+@contextmanager
+def whole_folder(place: Path, replace: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder, and rename it at the end; it may take the place of an older one."""
+    temporary, old = (place.with_name(f".{place.name}-{os.getpid()}.{end}") for end in ("tmp", "old"))
+    temporary.mkdir()
+    try:
+        yield temporary
+        if replace and place.exists():
+            place.rename(old)
+        temporary.rename(place)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise

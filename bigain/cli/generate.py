@@ -1,0 +1,51 @@
+"""`bigain generate`: the same images without and with a reducer, from a prompt or a class."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from bigain.benchmark.generate import Generated, GenerateSettings, generate
+from bigain.benchmark.strip import write_generated
+from bigain.cli.parser import Parser
+from bigain.cli.terminal import make_console
+from bigain.results.files import check_absent
+
+__all__ = ["make_parser", "run"]
+
+
+def make_parser() -> Parser:
+    """Make the command's parser."""
+    parser = Parser(prog="bigain generate", description="Draw images, the same seeds without and with a reducer.")
+    parser.add_argument("prompt", help="What to draw; for a model of classes, a class name.")
+    parser.add_argument("--config", action="config", help="A YAML file with these settings.")
+    parser.add_class_arguments(GenerateSettings)
+    parser.add_argument("--output", type=Path, default=Path("generated"), help="Folder for images, strip and settings.")
+    return parser
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Draw, write the folder, and print what each method took."""
+    parser = make_parser()
+    given = parser.instantiate(parser.parse_args([*arguments]))
+    settings = GenerateSettings(**{item.name: getattr(given, item.name) for item in fields(GenerateSettings)})
+    check_absent(given.output)
+    console = make_console()
+    content = generate(given.prompt, settings, lambda line: console.print(line, highlight=False))
+    write_generated(given.output, content)
+    console.print(_table(content))
+    console.print(f"{given.output / 'strip.png'} shows them side by side.", highlight=False, soft_wrap=True)
+
+
+def _table(content: Generated) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("method")
+    for column in ("s an image", "pixels differ by", "settings"):
+        table.add_column(column, justify="left" if column == "settings" else "right", overflow="fold")
+    for one in content.drawn:
+        mean = sum(one.seconds) / len(one.seconds)
+        apart = sum(one.difference) / len(one.difference)
+        table.add_row(one.name, f"{mean:.2f}", f"{apart:.1f} of 255", one.method)
+    return table

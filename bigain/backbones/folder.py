@@ -1,7 +1,8 @@
 """A pipeline in diffusers' format: a folder, or a repository of the Hugging Face hub."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -85,7 +86,8 @@ class PipelineFolder:
                 return found.from_config(found.load_config(self.path / name)).to(dtype).eval()
             # diffusers and transformers name the setting differently.
             kind = "dtype" if found.__module__.startswith("transformers.") else "torch_dtype"
-            return found.from_pretrained(self.path / name, local_files_only=True, **{kind: dtype}).eval()
+            with _no_progress_bars():
+                return found.from_pretrained(self.path / name, local_files_only=True, **{kind: dtype}).eval()
         except Exception as error:  # either library, safetensors and torch raise errors of their own
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise DataError(f"{name} in {self.path} cannot be loaded: {reason}") from error
@@ -130,6 +132,20 @@ class PipelineFolder:
 
         home = transformers if library == "transformers" else diffusers
         return getattr(home, str(found))
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Keep transformers from drawing a bar for each component."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _downloaded(name: str) -> Path:

@@ -14,6 +14,7 @@ COMMANDS: Mapping[str, str] = {
     "test": "Classify or generate: --config RECIPE; --print_config shows every setting of one.",
     "compare": "Run classification, generation and cost for several reducers and write one page.",
     "generate": "Draw the same images without and with a reducer, from a prompt or a class.",
+    "classify": "Classify a folder of images without and with a reducer.",
     "cache": "Show or clear the text embeddings and latents that are kept on disk.",
     "completion": "Print a script that completes options in bash or zsh.",
     "describe": "Show settings, source and use of a scorer, reducer, adapter, backbone or task.",

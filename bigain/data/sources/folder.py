@@ -6,9 +6,10 @@ from pathlib import Path
 from bigain.data.sources.base import ImageSource
 from bigain.errors import DataError
 
-__all__ = ["FolderSource"]
+__all__ = ["SUFFIXES", "FolderSource"]
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
+"""Ends of the names of image files."""
 
 
 class FolderSource(ImageSource):
@@ -43,10 +44,10 @@ class FolderSource(ImageSource):
             (file.relative_to(path).as_posix(), label_of[folder.name])
             for folder in folders
             for file in sorted(folder.rglob("*"))
-            if file.suffix.lower() in _SUFFIXES
+            if file.suffix.lower() in SUFFIXES
         ]
         if not files:
-            raise DataError(f"{path}: the class folders hold no images ({', '.join(sorted(_SUFFIXES))}).")
+            raise DataError(f"{path}: the class folders hold no images ({', '.join(sorted(SUFFIXES))}).")
         self.names = tuple(name for name, _ in files)
         self.labels = tuple((label,) for _, label in files)
 

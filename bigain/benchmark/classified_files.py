@@ -1,0 +1,74 @@
+"""The table and settings that `bigain classify` writes."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bigain.benchmark.classify import ClassifiedFolder, MethodPredictions
+from bigain.results.files import whole_folder, write_result
+from bigain.results.provenance import provenance
+
+__all__ = ["accuracy_of", "changed_of", "write_classified"]
+
+
+def accuracy_of(content: ClassifiedFolder, method: MethodPredictions) -> float | None:
+    """Return the share of images whose folder was predicted; `None` where folders say nothing."""
+    if not content.labelled:
+        return None
+    given = torch.tensor([labels[0] for labels in content.images.labels])
+    return float((method.predicted == given).float().mean())
+
+
+def changed_of(content: ClassifiedFolder, method: MethodPredictions) -> int:
+    """Count the images that the first method predicts otherwise."""
+    return int((method.predicted != content.methods[0].predicted).sum())
+
+
+def write_classified(place: Path, content: ClassifiedFolder) -> None:
+    """Write `predictions.csv` and `result.json`; the folder appears whole or not at all."""
+    with whole_folder(place) as folder:
+        with (folder / "predictions.csv").open("w", newline="") as target:
+            table = csv.writer(target)
+            names = [column for one in content.methods for column in (one.name, f"{one.name}_confidence")]
+            table.writerow(["image", *(["label"] if content.labelled else []), *names])
+            table.writerows(_rows(content))
+        write_result(folder / "result.json", _as_json(content))
+
+
+def _rows(content: ClassifiedFolder) -> list[list[str]]:
+    classes = content.images.classes
+    rows = []
+    for index, name in enumerate(content.images.names):
+        label = [classes[content.images.labels[index][0]]] if content.labelled else []
+        found = [
+            cell
+            for one in content.methods
+            for cell in (classes[int(one.predicted[index])], f"{float(one.confidence[index]):.3f}")
+        ]
+        rows.append([name, *label, *found])
+    return rows
+
+
+def _as_json(content: ClassifiedFolder) -> dict[str, Any]:
+    return {
+        "kind": "classified folder",
+        "images": len(content.images),
+        "source": content.images.source,
+        "labelled": content.labelled,
+        "data": content.images.fingerprint,
+        "settings": dict(content.settings),
+        "evaluations_per_image": content.evaluations,
+        "methods": [
+            {
+                "name": one.name,
+                "method": one.method,
+                "accuracy": accuracy_of(content, one),
+                "changed": changed_of(content, one),
+                "seconds_per_image": one.seconds,
+            }
+            for one in content.methods
+        ],
+        **provenance(content.device),
+    }

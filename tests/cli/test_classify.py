@@ -1,0 +1,177 @@
+"""`bigain classify`: a folder of images without and with a reducer."""
+
+import csv
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import stats
+
+import bigain
+from bigain.backbones.pixel_dit import PixelDiT
+from bigain.backbones.stable_diffusion import StableDiffusion
+from bigain.benchmark.classify import confidence
+from bigain.cli.main import main
+from bigain.data.dataset import ImageDataset
+from tests.backbones.pipelines import save_sd
+
+REDUCER = ["--reducer=lgtm", "--reducer.ratio=0.5"]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("BIGAIN_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def sd(tmp_path_factory):
+    return save_sd(tmp_path_factory.mktemp("classify") / "model")
+
+
+@pytest.fixture
+def flat(tmp_path):
+    """Nine images without labels, one more than share passes."""
+    folder = tmp_path / "flat"
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    for number in range(9):
+        Image.fromarray(draw.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def labelled(flat, tmp_path):
+    folder = tmp_path / "labelled"
+    for number, name in enumerate(["cat", "dog", "dog"]):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        (flat / f"{number}.png").rename(folder / name / f"{number}.png")
+    return folder
+
+
+def table_of(folder):
+    with (folder / "predictions.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def by_hand(backbone, folder, condition, reducer, count=8):
+    """The best class of each image by a plain loop over images, classes and timesteps, none of them pruned."""
+    source = ImageDataset.open(folder, backbone.image_size) if any(f.is_dir() for f in folder.iterdir()) else None
+    images = source or [{"image": read(file, backbone.image_size)} for file in sorted(folder.iterdir())]
+    generator = torch.Generator("cpu").manual_seed(0)
+    noise = torch.randn((count, *backbone.latent_shape), generator=generator)
+    found = []
+    with bigain.attach(backbone.network, reducer), torch.no_grad():
+        for index in range(len(images)):
+            clean = backbone.encode(images[index]["image"][None])
+            errors = torch.zeros(len(condition), count)
+            for label in range(len(condition)):
+                for step in range(count):
+                    t = torch.tensor([1000 * (2 * step + 1) // (2 * count)])
+                    noisy = backbone.process.add_noise(clean, noise[step : step + 1], t)
+                    predicted = backbone.predict_noise(noisy, t, condition.take([label]))
+                    errors[label, step] = (predicted - noise[step]).square().mean()
+            found.append(int(errors.mean(dim=1).argmin()))
+    return found
+
+
+def read(file, size):
+    from bigain.data.decode import decode_image
+
+    return decode_image(file.read_bytes(), size)
+
+
+@pytest.mark.parametrize("kind", ["prompts", "labels"])
+def test_predictions_are_those_of_a_plain_loop(kind, sd, tiny_weights, flat, tmp_path):
+    out, classes = tmp_path / "out", ["cat", "dog"]
+    model = sd if kind == "prompts" else tiny_weights
+    main(["classify", str(flat), f"--model={model}", "--classes=cat,dog", *REDUCER, "--timesteps=8", "--device=cpu",
+          f"--output={out}"])  # fmt: skip
+    if kind == "prompts":
+        backbone = StableDiffusion(sd)
+        condition = backbone.embed([f"a photo of a {name}" for name in classes])
+    else:
+        backbone = PixelDiT(tiny_weights).eval()
+        condition = backbone.embed([3, 5])
+    rows = table_of(out)
+    assert [row["image"] for row in rows] == [f"{number}.png" for number in range(9)]
+    for name, reducer in (("none", "identity"), ("lgtm", bigain.build_reducer("lgtm", ratio=0.5))):
+        expected = by_hand(backbone, flat, condition, reducer)
+        assert [row[name] for row in rows] == [classes[label] for label in expected]
+        assert all(0.5 <= float(row[f"{name}_confidence"]) <= 1 for row in rows)
+    content = json.loads((out / "result.json").read_text())
+    assert content["labelled"] is False
+    assert content["evaluations_per_image"] == 2 * 8
+    none, lgtm = content["methods"]
+    assert none["accuracy"] is None
+    assert lgtm["changed"] == sum(row["none"] != row["lgtm"] for row in rows)
+    assert none["seconds_per_image"] > 0
+
+
+def test_class_folders_are_labels_and_what_was_taken_is_said(sd, labelled, tmp_path, capsys):
+    out = tmp_path / "out"
+    main(["classify", str(labelled), f"--model={sd}", "--timesteps=4", "--device=cpu", f"--output={out}"])
+    said = capsys.readouterr().out
+    assert "3 images, labelled by their folders" in said
+    rows = table_of(out)
+    assert [row["label"] for row in rows] == ["cat", "dog", "dog"]
+    (none,) = json.loads((out / "result.json").read_text())["methods"]
+    assert none["accuracy"] == pytest.approx(sum(row["label"] == row["none"] for row in rows) / 3)
+    assert f"{none['accuracy']:.1%}" in said
+
+
+def test_confidence_is_that_of_a_paired_test():
+    generator = torch.Generator().manual_seed(0)
+    errors = torch.rand(3, 10, generator=generator) + torch.tensor([[0.0], [0.1], [2.0]])
+    best, second = errors[0], errors[1]
+    expected = 1 - stats.ttest_rel(best.double(), second.double(), alternative="less").pvalue
+    assert confidence(errors) == pytest.approx(expected, rel=1e-6)
+    pruned = errors.clone()
+    pruned[1, 3:] = math.nan  # compared at the timesteps that both have
+    expected = 1 - stats.ttest_rel(best[:3].double(), second[:3].double(), alternative="less").pvalue
+    assert confidence(pruned) == pytest.approx(expected, rel=1e-6)
+    assert confidence(errors[:1]) == 1
+    assert confidence(torch.ones(2, 4)) == 0.5
+
+
+def refused(command, words, capsys):
+    """The command ends with status 2 and one line."""
+    with pytest.raises(SystemExit, match="2"):
+        main(command)
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert re.search(words, line)
+
+
+REFUSED = {
+    "no folder": (["nowhere"], "No folder at nowhere"),
+    "no images": (["EMPTY", "--classes=cat,dog"], "holds no images"),
+    "no classes": (["FLAT", "--model=SD"], "say between which classes to decide"),
+    "strange class": (["FLAT", "--classes=cat,hut", "--model=DIT"], "no class 'hut'; accepted are airplane"),
+    "class twice": (["FLAT", "--classes=cat,cat", "--model=SD"], "names a class twice"),
+    "folder beside": (["LABELLED", "--classes=cat,bird", "--model=SD"], "dog are no classes"),
+    "prompt": (["FLAT", "--classes=cat,dog", "--model=SD", "--prompt=a photo"], "names the class as {class}"),
+    "model": (["FLAT", "--classes=cat,dog", "--model=EMPTY"], "No model at"),
+    "numbers": (["FLAT", "--classes=cat,dog", "--timesteps=2"], "timesteps is 4 or more"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_bad_input_is_one_sentence_and_writes_nothing(sd, tiny_weights, labelled, flat, tmp_path, capsys, what):
+    options, words = REFUSED[what]
+    (tmp_path / "empty").mkdir()
+    places = {"SD": sd, "DIT": tiny_weights, "EMPTY": tmp_path / "empty", "FLAT": flat, "LABELLED": labelled}
+    given = []
+    for option in options:
+        name, _, value = option.rpartition("=")
+        given.append(f"{name}{'=' if name else ''}{places.get(value, value)}")
+    refused(["classify", *given, "--device=cpu", f"--output={tmp_path / 'out'}"], words, capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_image_is_named_before_the_work(sd, flat, tmp_path, capsys):
+    (flat / "4.png").write_bytes(b"nothing")
+    command = ["classify", str(flat), f"--model={sd}", "--classes=a,b", f"--output={tmp_path / 'out'}"]
+    refused(command, r"1 of 9 images cannot be read: 4\.png", capsys)

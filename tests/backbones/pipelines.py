@@ -132,6 +132,26 @@ def save_sd3(folder, with_t5=True, transformer=None, **settings):
     return folder
 
 
+def save_flux(folder, guidance_embeds=True, **settings):
+    """FLUX.1; `settings` are the scheduler's."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+
+    shape = {"in_channels": 16, "num_layers": 2, "num_single_layers": 2, "axes_dims_rope": (2, 2, 4)}
+    width = {"num_attention_heads": 2, "attention_head_dim": 8}
+    text = {"joint_attention_dim": 40, "pooled_projection_dim": 16, "guidance_embeds": guidance_embeds}
+    pipe = FluxPipeline(
+        transformer=filled(FluxTransformer2DModel(**shape, **width, **text)),
+        scheduler=FlowMatchEulerDiscreteScheduler(**settings),
+        vae=vae(scaling_factor=1.5, shift_factor=0.06),
+        text_encoder=clip(),
+        tokenizer=clip_tokenizer(folder.with_name(folder.name + "_words")),
+        text_encoder_2=t5(),
+        tokenizer_2=t5_tokenizer(),
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
 def loaded(folder):
     """diffusers' own pipeline."""
     from diffusers import DiffusionPipeline

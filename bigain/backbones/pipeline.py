@@ -92,14 +92,23 @@ class PipelineBackbone(Backbone):
         return vae
 
     def _checked_size(self, size: int | None) -> int:
-        found = size or int(self.network.config.sample_size) * self._factor
-        patch = int(getattr(self.network.config, "patch_size", None) or 1)
+        found, patch = size or self._default_side * self._factor, self._patch
         if found < 1 or found % (self._factor * patch):
             raise SettingError(
                 f"image_size is divided by {self._factor * patch} ({self._factor} pixels a latent"
                 f"{f', {patch} latents a patch' if patch > 1 else ''}); got {found}."
             )
         return found
+
+    @property
+    def _patch(self) -> int:
+        """Latents along an axis that the network takes as one token."""
+        return int(getattr(self.network.config, "patch_size", None) or 1)
+
+    @property
+    def _default_side(self) -> int:
+        """Latents along an axis of the images that the network was trained on."""
+        return int(self.network.config.sample_size)
 
     @property
     def _scale(self) -> float:
@@ -147,17 +156,22 @@ class PromptBackbone(PipelineBackbone):
 
     Attributes:
         encoders: Names of the pipeline's text encoders and the class names that are accepted for each.
+        optional: Those that a pipeline may lack.
     """
 
     conditioned_on = "prompts"
     encoders: ClassVar[Mapping[str, tuple[str, ...]]]
+    optional: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, model: str | Path, dtype: Dtype = "fp32", image_size: int | None = None) -> None:
         super().__init__(model, dtype, image_size)
-        present = {name: accepted for name, accepted in self.encoders.items() if self._folder.has(name)}
+        present = {name: accepted for name, accepted in self.encoders.items() if self._needs(name)}
         self._encoders = {name: Aside(self._folder.module(name, kinds, self._dtype)) for name, kinds in present.items()}
         self._tokenizers = {name: self._folder.tokenizer(name.replace("text_encoder", "tokenizer")) for name in present}
         self._texts = TensorCache([one.network for one in self._encoders.values()], {"class": type(self).__name__})
+
+    def _needs(self, name: str) -> bool:
+        return name not in self.optional or self._folder.has(name)
 
     def embed(self, conditions: Sequence[int] | Sequence[str] | Tensor) -> Condition:
         prompts = [prompt for prompt in conditions if isinstance(prompt, str)]
@@ -186,19 +200,27 @@ class PromptBackbone(PipelineBackbone):
         """Refuse a prompt that is too long.
 
         Raises:
-            SettingError: A text encoder does not see all of it.
+            SettingError: A text encoder does not see all of it, and no other one sees the rest.
         """
         for name, tokenizer in self._tokenizers.items():
-            count, most = len(tokenizer(prompt).input_ids), self.longest_prompt(name)
-            if count > most:
+            most = self.longest_prompt(name)
+            if most is not None and (count := len(tokenizer(prompt).input_ids)) > most:
                 raise SettingError(
                     f"The prompt {prompt[:40]!r}.. has {count} tokens; the {name} of this model sees {most}. Shorten "
                     "it."
                 )
 
-    def longest_prompt(self, name: str) -> int:
-        """Return how many tokens a text encoder sees."""
+    def longest_prompt(self, name: str) -> int | None:
+        """Return how many tokens a text encoder sees; `None` where it may see less than another one."""
         return int(self._tokenizers[name].model_max_length)
+
+    def token_ids(self, prompt: str, name: str, length: int, encoder: Any) -> Tensor:
+        """Return a prompt's tokens for a text encoder, filled up or cut to `length`, on its device: `[1, length]`."""
+        found = self._tokenizers[name](
+            prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        )
+        ids: Tensor = found.input_ids.to(encoder.device)
+        return ids
 
     def added(self) -> Mapping[str, Tensor]:
         """Return what is the same for every prompt, each `[1, ...]`."""

@@ -40,6 +40,7 @@ class StableDiffusion(PromptBackbone):
         "text_encoder": ("CLIPTextModel",),
         "text_encoder_2": ("CLIPTextModelWithProjection",),
     }
+    optional = ("text_encoder_2",)
 
     def __init__(self, model: str | Path, dtype: Dtype = "fp32", image_size: int | None = None) -> None:
         super().__init__(model, dtype, image_size)

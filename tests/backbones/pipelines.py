@@ -91,3 +91,82 @@ def save_sdxl(folder, **settings):
     )
     pipe.save_pretrained(folder)
     return folder
+
+
+def t5(width=40, **changes):
+    """A text encoder of T5's class, for `t5_tokenizer`'s words."""
+    from transformers import T5Config, T5EncoderModel
+
+    shape = {"vocab_size": 30, "d_model": width, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_heads": 2}
+    return filled(T5EncoderModel(T5Config(**{**shape, "feed_forward_proj": "gated-gelu", **changes})))
+
+
+def t5_tokenizer():
+    """T5's tokenizer, of letters."""
+    from transformers import T5TokenizerFast
+
+    words = ["<pad>", "</s>", "<unk>", "▁", *string.ascii_lowercase]
+    return T5TokenizerFast(vocab=[(word, -1.0) for word in words], extra_ids=0, model_max_length=512)
+
+
+def save_sd3(folder, with_t5=True, transformer=None, **settings):
+    """Stable Diffusion 3; `settings` are the scheduler's."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+
+    shape = {"sample_size": 8, "in_channels": 4, "out_channels": 4, "num_layers": 2, "pos_embed_max_size": 12}
+    width = {"num_attention_heads": 2, "attention_head_dim": 8, "caption_projection_dim": 16}
+    text = {"joint_attention_dim": 40, "pooled_projection_dim": 32}
+    words = clip_tokenizer(folder.with_name(folder.name + "_words"))
+    pipe = StableDiffusion3Pipeline(
+        transformer=filled(SD3Transformer2DModel(**{**shape, **width, **text, **(transformer or {})})),
+        scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, **settings}),
+        vae=vae(scaling_factor=1.5, shift_factor=0.06),
+        text_encoder=clip("CLIPTextModelWithProjection"),
+        tokenizer=words,
+        text_encoder_2=clip("CLIPTextModelWithProjection", hidden_act="gelu"),
+        tokenizer_2=words,
+        text_encoder_3=t5() if with_t5 else None,
+        tokenizer_3=t5_tokenizer() if with_t5 else None,
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def save_flux(folder, guidance_embeds=True, **settings):
+    """FLUX.1; `settings` are the scheduler's."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+
+    shape = {"in_channels": 16, "num_layers": 2, "num_single_layers": 2, "axes_dims_rope": (2, 2, 4)}
+    width = {"num_attention_heads": 2, "attention_head_dim": 8}
+    text = {"joint_attention_dim": 40, "pooled_projection_dim": 16, "guidance_embeds": guidance_embeds}
+    pipe = FluxPipeline(
+        transformer=filled(FluxTransformer2DModel(**shape, **width, **text)),
+        scheduler=FlowMatchEulerDiscreteScheduler(**settings),
+        vae=vae(scaling_factor=1.5, shift_factor=0.06),
+        text_encoder=clip(),
+        tokenizer=clip_tokenizer(folder.with_name(folder.name + "_words")),
+        text_encoder_2=t5(),
+        tokenizer_2=t5_tokenizer(),
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def loaded(folder):
+    """diffusers' own pipeline."""
+    from diffusers import DiffusionPipeline
+
+    index = json.loads((folder / "model_index.json").read_text())
+    # It wants to be told what a folder lacks on purpose.
+    lacking = {name: None for name, entry in index.items() if entry == [None, None]}
+    pipe = DiffusionPipeline.from_pretrained(folder, **lacking)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def drawn(pipe, seed, **call):
+    """The image that diffusers' pipeline draws in 4 steps: uint8, `[1, 3, 16, 16]`."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    call = {"num_inference_steps": 4, "height": 16, "width": 16, "output_type": "np", **call}
+    images = torch.from_numpy(pipe("a cat", generator=generator, **call).images)
+    return (images * 255).round().to(torch.uint8).permute(0, 3, 1, 2)

@@ -60,6 +60,8 @@ class Flux(PromptBackbone):
         Models (Meng et al., 2023), for guidance as an input.
     """
 
+    usual_guidance = 1.0
+    half_precision = "bf16"
     pipelines = ("FluxPipeline",)
     networks = ("FluxTransformer2DModel",)
     encoders = {"text_encoder": ("CLIPTextModel",), _T5: ("T5EncoderModel",)}  # noqa: RUF012 a constant

@@ -46,6 +46,7 @@ class SD3(PromptBackbone):
         2024).
     """
 
+    usual_guidance = 7.0
     pipelines = ("StableDiffusion3Pipeline",)
     networks = ("SD3Transformer2DModel",)
     encoders = {  # noqa: RUF012 a constant

@@ -36,7 +36,7 @@ def run(arguments: Sequence[str]) -> None:
     settings = ClassifySettings(**{item.name: getattr(given, item.name) for item in fields(ClassifySettings)})
     check_absent(given.output)
     console = make_console()
-    content = classify_folder(given.folder, settings, lambda line: console.print(line, highlight=False))
+    content = classify_folder(given.folder, settings, lambda line: console.print(line, highlight=False, soft_wrap=True))
     write_classified(given.output, content)
     console.print(_predictions(content))
     console.print(_costs(content))

@@ -33,7 +33,7 @@ def run(arguments: Sequence[str]) -> None:
     settings = GenerateSettings(**{item.name: getattr(given, item.name) for item in fields(GenerateSettings)})
     check_absent(given.output)
     console = make_console()
-    content = generate(given.prompt, settings, lambda line: console.print(line, highlight=False))
+    content = generate(given.prompt, settings, lambda line: console.print(line, highlight=False, soft_wrap=True))
     write_generated(given.output, content)
     console.print(_table(content))
     console.print(f"{given.output / 'strip.png'} shows them side by side.", highlight=False, soft_wrap=True)

@@ -125,7 +125,7 @@ def test_class_folders_are_labels_and_what_was_taken_is_said(sd, labelled, tmp_p
 
 def test_confidence_is_that_of_a_paired_test():
     generator = torch.Generator().manual_seed(0)
-    errors = torch.rand(3, 10, generator=generator) + torch.tensor([[0.0], [0.1], [2.0]])
+    errors = 0.3 * torch.rand(3, 10, generator=generator) + torch.tensor([[0.0], [0.1], [2.0]])
     best, second = errors[0], errors[1]
     expected = 1 - stats.ttest_rel(best.double(), second.double(), alternative="less").pvalue
     assert confidence(errors) == pytest.approx(expected, rel=1e-6)

@@ -53,6 +53,10 @@ class TensorCache:
         self._networks, self._settings = networks, dict(settings)
         self._prefix = ""
 
+    def __deepcopy__(self, memo: object) -> "TensorCache":
+        """Share it, and the networks."""
+        return self
+
     def find(self, given: bytes) -> dict[str, Tensor] | None:
         """Return what was kept for these bytes, on the host."""
         try:

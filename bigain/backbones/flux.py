@@ -94,6 +94,10 @@ class Flux(PromptBackbone):
     def longest_prompt(self, name: str) -> int | None:
         return _T5_TOKENS if name == _T5 else None
 
+    @property
+    def grid_shape(self) -> tuple[int, int]:
+        return self.latent_shape[1] // _PACKED, self.latent_shape[2] // _PACKED
+
     def encode_prompt(self, prompt: str, encoders: Mapping[str, Any]) -> dict[str, Tensor]:
         clip, t5 = encoders["text_encoder"], encoders[_T5]
         most = self._tokenizers["text_encoder"].model_max_length

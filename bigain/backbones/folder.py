@@ -22,8 +22,11 @@ HUB = "hub:"
 
 _INDEX = "model_index.json"
 
-_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
-"""What is downloaded: configurations, weights and vocabularies, and no code."""
+_FILES = ("model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model")
+"""What is downloaded: configurations, weights and vocabularies of components, and no code."""
+
+_OTHERS = ("*.fp16.*", "*.bf16.*", "*.ema.*", "*non_ema*")
+"""The same weights once more, and checkpoints of other programs."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,8 @@ def _downloaded(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(owner_and_name, revision=revision or None, allow_patterns=list(_FILES)))
+        kinds = {"allow_patterns": list(_FILES), "ignore_patterns": list(_OTHERS)}
+        return Path(snapshot_download(owner_and_name, revision=revision or None, **kinds))
     except Exception as error:  # the hub's errors, and those of the network
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise DataError(f"{name} cannot be downloaded: {reason}") from error

@@ -27,6 +27,10 @@ class Aside:
     def __init__(self, network: Any) -> None:
         self.network: Any = network.requires_grad_(requires_grad=False)
 
+    def __deepcopy__(self, memo: object) -> "Aside":
+        """Share it: a copied backbone, as operations are counted on, needs no second T5."""
+        return self
+
     @contextmanager
     def on(self, device: torch.device) -> Iterator[Any]:
         """Yield the network on a device."""

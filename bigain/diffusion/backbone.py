@@ -100,6 +100,11 @@ class Backbone(nn.Module, ABC):
         patch = int(getattr(getattr(self.network, "config", None), "patch_size", None) or 1)
         return self.latent_shape[1] // patch * (self.latent_shape[2] // patch)
 
+    @property
+    def grid_shape(self) -> tuple[int, int] | None:
+        """Rows and columns of the network's tokens, for networks that cannot tell from their input; else `None`."""
+        return None
+
     def sampling_sigmas(self, steps: int) -> list[float] | None:
         """Return the sigmas that this family's pipeline passes to its scheduler; `None` where it passes none."""
         return None

@@ -73,7 +73,8 @@ class Reduced(Method):
 
     @contextmanager
     def applied(self, backbone: Backbone, placement: Placement, seed: int) -> Iterator[Applied]:
-        with attach(backbone.network, self.reducer, placement=placement, seed=seed) as report:
+        shape = backbone.grid_shape
+        with attach(backbone.network, self.reducer, placement=placement, shape=shape, seed=seed) as report:
             yield Applied(backbone, report)
 
     def __repr__(self) -> str:

@@ -21,6 +21,9 @@ HUB = "hub:"
 
 _INDEX = "model_index.json"
 
+_FORMER = {"DiTTransformer2DModel": "Transformer2DModel", "PixArtTransformer2DModel": "Transformer2DModel"}
+"""Names under which published checkpoints still have a class: the one that these were once part of."""
+
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 """What is downloaded: configurations, weights and vocabularies, and no code."""
 
@@ -123,13 +126,14 @@ class PipelineFolder:
 
     def _class(self, name: str, accepted: Collection[str]) -> Any:
         library, found = self._entry(name)
-        if found not in accepted:
+        known = {**{_FORMER.get(one, one): one for one in accepted}, **{one: one for one in accepted}}
+        if found not in known:
             raise DataError(f"{self.path / _INDEX} names {found} as {name}; accepted: {', '.join(sorted(accepted))}.")
         import diffusers
         import transformers
 
         home = transformers if library == "transformers" else diffusers
-        return getattr(home, str(found))
+        return getattr(home, known[found])
 
 
 def _downloaded(name: str) -> Path:

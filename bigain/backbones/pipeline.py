@@ -131,6 +131,11 @@ class PipelineBackbone(Backbone):
             images = torch.cat([vae.decode(row[None], return_dict=False)[0].float() for row in rows])
         return ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
 
+    def without_variance(self, found: Tensor) -> Tensor:
+        """Drop a learned variance: `[B, C, h, w]` in float32 of a network's output, `[B, C or 2C, h, w]`."""
+        channels = self.latent_shape[0]
+        return (found[:, :channels] if found.shape[1] == 2 * channels else found).float()
+
 
 class PromptBackbone(PipelineBackbone):
     """A network of a diffusers pipeline that is conditioned on prompts.

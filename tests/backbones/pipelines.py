@@ -91,3 +91,40 @@ def save_sdxl(folder, **settings):
     )
     pipe.save_pretrained(folder)
     return folder
+
+
+def transformer(name, **changes):
+    """A transformer of two blocks on 8 x 8 latents, of DiT's or PixArt's class; it gives a variance too."""
+    import diffusers
+
+    shape = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "sample_size": 8, "out_channels": 8}
+    torch.manual_seed(0)
+    return filled(getattr(diffusers, name)(**{**shape, **changes}))
+
+
+def save_dit(folder, scheduler=None, **changes):
+    """DiT of ImageNet's 1000 labels; `scheduler` replaces DDIM, which the published one has."""
+    from diffusers import DDIMScheduler, DiTPipeline
+
+    network = transformer("DiTTransformer2DModel", **changes)
+    DiTPipeline(network, vae(), scheduler or DDIMScheduler(clip_sample=False)).save_pretrained(folder)
+    return folder
+
+
+def load(folder):
+    """diffusers' own pipeline."""
+    from diffusers import DiffusionPipeline
+
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def as_tensor(images):
+    """Images of a pipeline, `output_type="np"`, as uint8 `[B, 3, H, W]`."""
+    return torch.from_numpy((images * 255).round().astype("uint8")).permute(0, 3, 1, 2)
+
+
+def change_json(file, **changes):
+    """Change entries of an object in a file."""
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))

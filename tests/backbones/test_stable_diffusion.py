@@ -25,11 +25,6 @@ KINDS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("BIGAIN_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture(scope="module", params=KINDS)
 def folder(request, tmp_path_factory):
     return KINDS[request.param](tmp_path_factory.mktemp("models") / "model")

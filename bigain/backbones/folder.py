@@ -105,6 +105,7 @@ class PipelineFolder:
         found = getattr(transformers, str(entry[1]), None)
         if not str(entry[1]).endswith(("Tokenizer", "TokenizerFast")) or found is None:
             raise DataError(f"{self.path / _INDEX} names {entry[1]} as {name}, which is no tokenizer of transformers.")
+        self._check_sentencepiece(name)
         try:
             return found.from_pretrained(self.path / name, local_files_only=True)
         except Exception as error:  # tokenizers raise errors of their own
@@ -118,6 +119,16 @@ class PipelineFolder:
         if not file.is_file():
             raise DataError(f"{self.path} lacks {file.relative_to(self.path)}, which defines the diffusion process.")
         return _read_object(file)
+
+    def _check_sentencepiece(self, name: str) -> None:
+        """Name what a vocabulary of sentencepiece needs; transformers would ask for another package."""
+        from transformers.utils import is_protobuf_available, is_sentencepiece_available
+
+        file = self.path / name / "spiece.model"
+        if not file.is_file() or (file.parent / "tokenizer.json").is_file():
+            return
+        if not (is_sentencepiece_available() and is_protobuf_available()):
+            raise DataError(f"{file} needs two packages to be read: pip install sentencepiece protobuf.")
 
     def _entry(self, name: str) -> list[Any]:
         if not self.has(name):

@@ -152,9 +152,12 @@ class PromptBackbone(PipelineBackbone):
     def __init__(self, model: str | Path, dtype: Dtype = "fp32", image_size: int | None = None) -> None:
         super().__init__(model, dtype, image_size)
         present = {name: accepted for name, accepted in self.encoders.items() if self._folder.has(name)}
+        present = present or dict(self.encoders)  # which the folder refuses by name
         self._encoders = {name: Aside(self._folder.module(name, kinds, self._dtype)) for name, kinds in present.items()}
         self._tokenizers = {name: self._folder.tokenizer(name.replace("text_encoder", "tokenizer")) for name in present}
-        self._texts = TensorCache([one.network for one in self._encoders.values()], {"class": type(self).__name__})
+        # Models of different lengths may share an encoder, as PixArt-alpha and -Sigma do.
+        settings = {"class": type(self).__name__, **{name: self.longest_prompt(name) for name in present}}
+        self._texts = TensorCache([one.network for one in self._encoders.values()], settings)
 
     def embed(self, conditions: Sequence[int] | Sequence[str] | Tensor) -> Condition:
         prompts = [prompt for prompt in conditions if isinstance(prompt, str)]

@@ -111,6 +111,39 @@ def save_dit(folder, scheduler=None, **changes):
     return folder
 
 
+def t5(**changes):
+    """A text encoder of T5's class, for the words of `t5_tokenizer`."""
+    from transformers import T5Config, T5EncoderModel
+
+    shape = {"vocab_size": 32, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_heads": 2}
+    return filled(T5EncoderModel(T5Config(**{**shape, **changes})))
+
+
+def t5_tokenizer():
+    """T5's tokenizer, of letters: the mark of a word's beginning is a token of its own."""
+    from transformers import T5Tokenizer
+
+    words = ["<pad>", "</s>", "<unk>", "▁", *string.ascii_lowercase]
+    return T5Tokenizer(vocab=[(word, -2.0 if word == "▁" else 0.0) for word in words], extra_ids=0)
+
+
+def save_pixart(folder, name="Alpha", scheduler=None, encoder=None, **changes):
+    """PixArt-alpha or -Sigma; `scheduler` replaces DPM-Solver++, which the published ones have."""
+    import diffusers
+
+    # Three embeddings of sizes make up one: the width is divided by 3.
+    shape = {"attention_head_dim": 12, "caption_channels": 16, "cross_attention_dim": 24}
+    pipe = getattr(diffusers, f"PixArt{name}Pipeline")(
+        t5_tokenizer(),
+        encoder or t5(),
+        vae(),
+        transformer("PixArtTransformer2DModel", norm_type="ada_norm_single", **{**shape, **changes}),
+        scheduler or diffusers.DPMSolverMultistepScheduler(),
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
 def load(folder):
     """diffusers' own pipeline."""
     from diffusers import DiffusionPipeline

@@ -22,6 +22,9 @@ HUB = "hub:"
 
 _INDEX = "model_index.json"
 
+_FORMER = {"DiTTransformer2DModel": "Transformer2DModel", "PixArtTransformer2DModel": "Transformer2DModel"}
+"""Names under which published checkpoints still have a class: the one that these were once part of."""
+
 _FILES = ("model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model")
 """What is downloaded: configurations, weights and vocabularies of components, and no code."""
 
@@ -107,6 +110,7 @@ class PipelineFolder:
         found = getattr(transformers, str(entry[1]), None)
         if not str(entry[1]).endswith(("Tokenizer", "TokenizerFast")) or found is None:
             raise DataError(f"{self.path / _INDEX} names {entry[1]} as {name}, which is no tokenizer of transformers.")
+        self._check_sentencepiece(name)
         try:
             return found.from_pretrained(self.path / name, local_files_only=True)
         except Exception as error:  # tokenizers raise errors of their own
@@ -121,6 +125,16 @@ class PipelineFolder:
             raise DataError(f"{self.path} lacks {file.relative_to(self.path)}, which defines the diffusion process.")
         return _read_object(file)
 
+    def _check_sentencepiece(self, name: str) -> None:
+        """Name what a vocabulary of sentencepiece needs; transformers would ask for another package."""
+        from transformers.utils import is_protobuf_available, is_sentencepiece_available
+
+        file = self.path / name / "spiece.model"
+        if not file.is_file() or (file.parent / "tokenizer.json").is_file():
+            return
+        if not (is_sentencepiece_available() and is_protobuf_available()):
+            raise DataError(f"{file} needs two packages to be read: pip install sentencepiece protobuf.")
+
     def _entry(self, name: str) -> list[Any]:
         if not self.has(name):
             raise DataError(f"{self.path / _INDEX} names no {name}, which this model needs.")
@@ -128,13 +142,14 @@ class PipelineFolder:
 
     def _class(self, name: str, accepted: Collection[str]) -> Any:
         library, found = self._entry(name)
-        if found not in accepted:
+        known = {**{_FORMER.get(one, one): one for one in accepted}, **{one: one for one in accepted}}
+        if found not in known:
             raise DataError(f"{self.path / _INDEX} names {found} as {name}; accepted: {', '.join(sorted(accepted))}.")
         import diffusers
         import transformers
 
         home = transformers if library == "transformers" else diffusers
-        return getattr(home, str(found))
+        return getattr(home, known[found])
 
 
 @contextmanager
@@ -157,12 +172,20 @@ def _downloaded(name: str) -> Path:
         raise SettingError(f"A repository is {HUB}owner/name or {HUB}owner/name@revision; got {name!r}.")
     from huggingface_hub import snapshot_download
 
+    settings: dict[str, Any] = {"revision": revision or None, "ignore_patterns": list(_OTHERS)}
     try:
-        kinds = {"allow_patterns": list(_FILES), "ignore_patterns": list(_OTHERS)}
-        return Path(snapshot_download(owner_and_name, revision=revision or None, **kinds))
+        path = Path(snapshot_download(owner_and_name, allow_patterns=list(_FILES), **settings))
+        if older := [f"{folder.name}/*.bin" for folder in _without_weights(path)]:
+            snapshot_download(owner_and_name, allow_patterns=older, **settings)
+        return path
     except Exception as error:  # the hub's errors, and those of the network
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise DataError(f"{name} cannot be downloaded: {reason}") from error
+
+
+def _without_weights(path: Path) -> list[Path]:
+    """List components that have a network's configuration and no safetensors."""
+    return [file.parent for file in path.glob("*/config.json") if not [*file.parent.glob("*.safetensors")]]
 
 
 def _read_object(file: Path) -> dict[str, Any]:

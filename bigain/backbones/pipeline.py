@@ -152,6 +152,11 @@ class PipelineBackbone(Backbone):
             images = torch.cat([vae.decode(row[None], return_dict=False)[0].float() for row in rows])
         return ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
 
+    def without_variance(self, found: Tensor) -> Tensor:
+        """Drop a learned variance: `[B, C, h, w]` in float32 of a network's output, `[B, C or 2C, h, w]`."""
+        channels = self.latent_shape[0]
+        return (found[:, :channels] if found.shape[1] == 2 * channels else found).float()
+
 
 class PromptBackbone(PipelineBackbone):
     """A network of a diffusers pipeline that is conditioned on prompts.
@@ -172,7 +177,9 @@ class PromptBackbone(PipelineBackbone):
         present = {name: accepted for name, accepted in self.encoders.items() if self._needs(name)}
         self._encoders = {name: Aside(self._folder.module(name, kinds, self._dtype)) for name, kinds in present.items()}
         self._tokenizers = {name: self._folder.tokenizer(name.replace("text_encoder", "tokenizer")) for name in present}
-        self._texts = TensorCache([one.network for one in self._encoders.values()], {"class": type(self).__name__})
+        # Models of different lengths may share an encoder, as PixArt-alpha and -Sigma do.
+        settings = {"class": type(self).__name__, **{name: self.longest_prompt(name) for name in present}}
+        self._texts = TensorCache([one.network for one in self._encoders.values()], settings)
 
     def _needs(self, name: str) -> bool:
         return name not in self.optional or self._folder.has(name)

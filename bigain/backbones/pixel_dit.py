@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bigain.assets import asset
 from bigain.backbones.cards import card, check_weights
-from bigain.diffusion.backbone import Backbone
+from bigain.backbones.labels import LabelBackbone, without_label_dropout
 from bigain.diffusion.condition import Condition
 from bigain.errors import DataError, SettingError
 
@@ -34,7 +34,7 @@ SCHEDULER_NAME = "scheduler_config.json"
 """The file name that diffusers' schedulers save their configuration under."""
 
 
-class PixelDiT(Backbone):
+class PixelDiT(LabelBackbone):
     """A DiT on pixels: one token per patch, adaLN-Zero blocks, conditioned on labels.
 
     Args:
@@ -62,9 +62,7 @@ class PixelDiT(Backbone):
         Scalable Diffusion Models with Transformers (Peebles and Xie, 2023).
     """
 
-    conditioned_on = "labels"
     network: "DiTTransformer2DModel"
-    label_count: int
 
     def __init__(
         self,
@@ -97,19 +95,6 @@ class PixelDiT(Backbone):
     def decode(self, latents: Tensor) -> Tensor:
         return ((latents.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
-    def embed(self, conditions: Sequence[int] | Sequence[str] | Tensor) -> Condition:
-        labels = torch.as_tensor(_labels(conditions), dtype=torch.int64, device="cpu")
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.label_count:
-            raise SettingError(
-                f"Labels are from 0 to {self.label_count - 1} in this model; got {int(labels.min())} to "
-                f"{int(labels.max())}."
-            )
-        return Condition(labels=labels)
-
-    def null(self, condition: Condition) -> Condition:
-        assert condition.labels is not None
-        return Condition(labels=torch.full_like(condition.labels, self.label_count))
-
     def predict(self, noisy: Tensor, t: Tensor, condition: Condition) -> Tensor:
         dtype = self.network.pos_embed.proj.weight.dtype
         (found,) = self.network(
@@ -124,15 +109,6 @@ class PixelDiT(Backbone):
             return noisy
         windows = F.unfold(noisy, self.overlap, padding=self.overlap // 2)
         return windows.reshape(len(noisy), -1, *noisy.shape[-2:])
-
-
-def _labels(conditions: Sequence[int] | Sequence[str] | Tensor) -> Sequence[int] | Tensor:
-    if isinstance(conditions, Tensor):
-        return conditions
-    words = [value for value in conditions if isinstance(value, str)]
-    if words:
-        raise SettingError(f"This model is conditioned on labels (whole numbers); got the prompt {words[0]!r}.")
-    return cast("Sequence[int]", conditions)
 
 
 def _shape(width: int, depth: int, heads: int, patch: int, overlap: int, size: int, labels: int) -> dict[str, Any]:
@@ -159,14 +135,9 @@ def _shape(width: int, depth: int, heads: int, patch: int, overlap: int, size: i
 
 def _build(shape: dict[str, Any]) -> "DiTTransformer2DModel":
     from diffusers import DiTTransformer2DModel
-    from diffusers.models.embeddings import LabelEmbedding
 
     network = DiTTransformer2DModel(**shape)
-    for module in network.modules():
-        if isinstance(module, LabelEmbedding):
-            # diffusers would drop the label in each block separately, so that hardly any
-            # training row is unconditional; the training task drops it once for all blocks.
-            module.dropout_prob = 0.0
+    without_label_dropout(network)
     return network
 
 

@@ -93,20 +93,65 @@ def save_sdxl(folder, **settings):
     return folder
 
 
-def t5(width=40, **changes):
-    """A text encoder of T5's class, for `t5_tokenizer`'s words."""
+def transformer(name, **changes):
+    """A transformer of two blocks on 8 x 8 latents, of DiT's or PixArt's class; it gives a variance too."""
+    import diffusers
+
+    shape = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "sample_size": 8, "out_channels": 8}
+    torch.manual_seed(0)
+    return filled(getattr(diffusers, name)(**{**shape, **changes}))
+
+
+def save_dit(folder, scheduler=None, **changes):
+    """DiT of ImageNet's 1000 labels; `scheduler` replaces DDIM, which the published one has."""
+    from diffusers import DDIMScheduler, DiTPipeline
+
+    network = transformer("DiTTransformer2DModel", **changes)
+    DiTPipeline(network, vae(), scheduler or DDIMScheduler(clip_sample=False)).save_pretrained(folder)
+    return folder
+
+
+def t5(width=16, **changes):
+    """A text encoder of T5's class, for the words of `t5_tokenizer`."""
     from transformers import T5Config, T5EncoderModel
 
-    shape = {"vocab_size": 30, "d_model": width, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_heads": 2}
-    return filled(T5EncoderModel(T5Config(**{**shape, "feed_forward_proj": "gated-gelu", **changes})))
+    shape = {"vocab_size": 32, "d_model": width, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_heads": 2}
+    return filled(T5EncoderModel(T5Config(**{**shape, **changes})))
 
 
-def t5_tokenizer():
-    """T5's tokenizer, of letters."""
-    from transformers import T5TokenizerFast
+def t5_tokenizer(**settings):
+    """T5's tokenizer, of letters: the mark of a word's beginning is a token of its own."""
+    from transformers import T5Tokenizer
 
     words = ["<pad>", "</s>", "<unk>", "▁", *string.ascii_lowercase]
-    return T5TokenizerFast(vocab=[(word, -1.0) for word in words], extra_ids=0, model_max_length=512)
+    return T5Tokenizer(vocab=[(word, -2.0 if word == "▁" else 0.0) for word in words], extra_ids=0, **settings)
+
+
+def save_pixart(folder, name="Alpha", scheduler=None, encoder=None, **changes):
+    """PixArt-alpha or -Sigma; `scheduler` replaces DPM-Solver++, which the published ones have."""
+    import diffusers
+
+    # Three embeddings of sizes make up one: the width is divided by 3.
+    shape = {"attention_head_dim": 12, "caption_channels": 16, "cross_attention_dim": 24}
+    pipe = getattr(diffusers, f"PixArt{name}Pipeline")(
+        t5_tokenizer(),
+        encoder or t5(),
+        vae(),
+        transformer("PixArtTransformer2DModel", norm_type="ada_norm_single", **{**shape, **changes}),
+        scheduler or diffusers.DPMSolverMultistepScheduler(),
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def as_tensor(images):
+    """Images of a pipeline, `output_type="np"`, as uint8 `[B, 3, H, W]`."""
+    return torch.from_numpy((images * 255).round().astype("uint8")).permute(0, 3, 1, 2)
+
+
+def change_json(file, **changes):
+    """Change entries of an object in a file."""
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
 def save_sd3(folder, with_t5=True, transformer=None, **settings):
@@ -125,8 +170,8 @@ def save_sd3(folder, with_t5=True, transformer=None, **settings):
         tokenizer=words,
         text_encoder_2=clip("CLIPTextModelWithProjection", hidden_act="gelu"),
         tokenizer_2=words,
-        text_encoder_3=t5() if with_t5 else None,
-        tokenizer_3=t5_tokenizer() if with_t5 else None,
+        text_encoder_3=t5(40, feed_forward_proj="gated-gelu") if with_t5 else None,
+        tokenizer_3=t5_tokenizer(model_max_length=512) if with_t5 else None,
     )
     pipe.save_pretrained(folder)
     return folder
@@ -145,8 +190,8 @@ def save_flux(folder, guidance_embeds=True, **settings):
         vae=vae(scaling_factor=1.5, shift_factor=0.06),
         text_encoder=clip(),
         tokenizer=clip_tokenizer(folder.with_name(folder.name + "_words")),
-        text_encoder_2=t5(),
-        tokenizer_2=t5_tokenizer(),
+        text_encoder_2=t5(40, feed_forward_proj="gated-gelu"),
+        tokenizer_2=t5_tokenizer(model_max_length=512),
     )
     pipe.save_pretrained(folder)
     return folder

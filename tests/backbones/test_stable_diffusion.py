@@ -1,11 +1,13 @@
 """Stable Diffusion from a folder: the images and errors of diffusers' own pipeline."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler
+from safetensors.torch import load_file
 
 import bigain
 from bigain.backbones.cache import cache_folder, clear_cache
@@ -23,11 +25,6 @@ KINDS = {
     "xl": lambda folder: save_sdxl(folder),
     "xl, empty prompt": lambda folder: save_sdxl(folder, force_zeros_for_empty_prompt=False),
 }
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("BIGAIN_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -195,3 +192,34 @@ def test_other_bad_input_is_refused_in_words(tmp_path, monkeypatch):
             backbone.embed(given)
     with pytest.raises(SettingError, match="has 102 tokens; the text_encoder of this model sees 77"):
         backbone.embed(["a " * 100])
+
+
+def test_a_repository_is_downloaded_by_components_and_older_weights_only_where_there_are_no_others(
+    tmp_path, monkeypatch
+):
+    """The hub is a folder here: what is asked of it, by the patterns that its client takes."""
+    from fnmatch import fnmatch
+
+    folder, got = save_sd(tmp_path / "model"), []
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    (folder / "v1-5-pruned.safetensors").write_bytes(b"checkpoint of another program")
+    shutil.copy(weights, folder / "unet" / "diffusion_pytorch_model.fp16.safetensors")
+    weights.unlink()
+
+    def download(name, revision, allow_patterns, ignore_patterns):
+        assert (name, revision) == ("owner/name", "main")
+        for file in (file for file in folder.rglob("*") if file.is_file()):
+            path = file.relative_to(folder).as_posix()
+            wanted = any(fnmatch(path, one) for one in allow_patterns)
+            if wanted and not any(fnmatch(path, one) for one in ignore_patterns):
+                (tmp_path / "got" / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, tmp_path / "got" / path)
+                got.append(path)
+        return str(tmp_path / "got")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    found = StableDiffusion("hub:owner/name@main")
+    assert "unet/diffusion_pytorch_model.bin" in got
+    assert not [path for path in got if path.endswith((".fp16.safetensors", "pruned.safetensors"))]
+    assert found.embed(["a cat"]).states.shape == (1, 77, 16)

@@ -1,0 +1,129 @@
+"""A tiny pipeline of each family, saved as users' are, goes through every command with their own images."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from bigain.cli.main import main
+from bigain.results.store import read_result
+from tests.backbones.pipelines import save_dit, save_flux, save_pixart, save_sd, save_sd3, save_sdxl
+
+FAMILIES = {
+    "stable_diffusion": save_sd,
+    "stable_diffusion xl": save_sdxl,
+    "dit": lambda folder: save_dit(folder, num_embeds_ada_norm=2),
+    "pixart": save_pixart,
+    "sd3": save_sd3,
+    "flux": save_flux,
+}
+LGTM = ["--reducer=lgtm", "--reducer.ratio=0.5"]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request, tmp_path_factory):
+    """The registered backbone's name, and a folder."""
+    folder = tmp_path_factory.mktemp("own") / "model"
+    FAMILIES[request.param](folder)
+    return request.param.split()[0], folder
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Two images of each of two classes."""
+    draw = np.random.default_rng(0)
+    for number, name in enumerate(["cat", "cat", "dog", "dog"]):
+        (tmp_path / "images" / name).mkdir(parents=True, exist_ok=True)
+        pixels = draw.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / name / f"{number}.png")
+    return tmp_path / "images"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("BIGAIN_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def size(model):
+    """Sixteen pixels, which all of them take."""
+    return "--image_size=16"
+
+
+def test_it_classifies(model, images, size, tmp_path):
+    out = tmp_path / "out"
+    main(["classify", str(images), f"--model={model[1]}", "--classes=cat,dog", *LGTM, "--timesteps=4", size,
+          "--device=cpu", f"--output={out}"])  # fmt: skip
+    with (out / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["label"] for row in rows} == {"cat", "dog"} >= {row["lgtm"] for row in rows}
+    assert json.loads((out / "result.json").read_text())["settings"]["image_size"] == 16
+
+
+def test_it_generates(model, size, tmp_path):
+    prompt = "1" if model[0] == "dit" else "a cat"
+    main(["generate", prompt, f"--model={model[1]}", *LGTM, "--steps=2", size, "--device=cpu",
+          f"--output={tmp_path / 'out'}"])  # fmt: skip
+    for name in ("none_0", "lgtm_0"):
+        assert Image.open(tmp_path / "out" / f"{name}.png").size == (16, 16)
+
+
+def backbone(model):
+    settings = {"model": str(model[1]), "image_size": 16}
+    return {"class_path": model[0], "init_args": settings}
+
+
+def test_it_goes_through_test(model, images, tmp_path):
+    data = {"test": str(images), "image_size": 16, "classes": ["cat", "dog"], "chunk": 2}
+    recipe = {
+        "trainer": {"accelerator": "cpu", "logger": False},
+        "model": {
+            "class_path": "bigain.tasks.classification.ClassificationTask",
+            "init_args": {
+                "backbone": backbone(model),
+                "reducer": {"class_path": "lgtm", "init_args": {"ratio": 0.5}},
+                "stages": {"trials": [1, 2], "keeps": [2, 1]},
+                "rows": 4,
+                "output": str(tmp_path / "out"),
+            },
+        },
+        "data": {"class_path": "bigain.data.module.ImageData", "init_args": data},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    main(["test", "--config", str(tmp_path / "recipe.yaml")])
+    assert read_result(tmp_path / "out")["images"] == 4
+
+
+def test_it_is_compared(model, images, tiny_features, tmp_path):
+    features = {"class_path": "bigain.metrics.features.EmbeddedFeatures", "init_args": {"folder": str(tiny_features)}}
+    guidance = 1 if model[0] == "flux" else 2
+    classes = ["cat", "dog"]
+    data = {"test": str(images), "image_size": 16, "classes": classes, "chunk": 2}
+    comparison = {
+        "title": "Mine",
+        "backbone": backbone(model),
+        "reducers": {
+            "none": {"class_path": "identity"},
+            "lgtm": {"class_path": "lgtm", "init_args": {"ratio": 0.5}},
+        },
+        "features": features,
+        "data": {"class_path": "bigain.data.module.ImageData", "init_args": data},
+        "prompts": {"class_path": "bigain.data.prompts.ClassPrompts", "init_args": {"count": 2, "classes": classes}},
+        "stages": {"trials": [1, 2], "keeps": [2, 1]},
+        "steps": 2,
+        "guidance": guidance,
+        "rows": 4,
+        "sampling_rows": 2,
+        "timing_repeats": 1,
+        "compile": False,
+        "trainer": {"accelerator": "cpu"},
+    }
+    recipe = {"output": str(tmp_path / "out"), "comparison": comparison}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    main(["compare", "--config", str(tmp_path / "recipe.yaml")])
+    rows = {row["name"]: row for row in read_result(tmp_path / "out" / "comparison.json")["rows"]}
+    assert set(rows) == {"none", "lgtm"}
+    assert (tmp_path / "out" / "report.html").exists()

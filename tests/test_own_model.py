@@ -9,6 +9,7 @@ import yaml
 from PIL import Image
 
 from bigain.cli.main import main
+from bigain.registry import entries
 from bigain.results.store import read_result
 from tests.backbones.pipelines import save_dit, save_flux, save_pixart, save_sd, save_sd3, save_sdxl
 
@@ -72,8 +73,8 @@ def test_it_generates(model, size, tmp_path):
 
 
 def backbone(model):
-    settings = {"model": str(model[1]), "image_size": 16}
-    return {"class_path": model[0], "init_args": settings}
+    (path,) = [entry.target.replace(":", ".") for entry in entries("backbones") if entry.name == model[0]]
+    return {"class_path": path, "init_args": {"model": str(model[1]), "image_size": 16}}
 
 
 def test_it_goes_through_test(model, images, tmp_path):
@@ -84,7 +85,7 @@ def test_it_goes_through_test(model, images, tmp_path):
             "class_path": "bigain.tasks.classification.ClassificationTask",
             "init_args": {
                 "backbone": backbone(model),
-                "reducer": {"class_path": "lgtm", "init_args": {"ratio": 0.5}},
+                "reducer": {"class_path": "bigain.reducers.lgtm.LGTM", "init_args": {"ratio": 0.5}},
                 "stages": {"trials": [1, 2], "keeps": [2, 1]},
                 "rows": 4,
                 "output": str(tmp_path / "out"),
@@ -106,8 +107,8 @@ def test_it_is_compared(model, images, tiny_features, tmp_path):
         "title": "Mine",
         "backbone": backbone(model),
         "reducers": {
-            "none": {"class_path": "identity"},
-            "lgtm": {"class_path": "lgtm", "init_args": {"ratio": 0.5}},
+            "none": {"class_path": "bigain.reducers.base.Identity"},
+            "lgtm": {"class_path": "bigain.reducers.lgtm.LGTM", "init_args": {"ratio": 0.5}},
         },
         "features": features,
         "data": {"class_path": "bigain.data.module.ImageData", "init_args": data},

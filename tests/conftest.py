@@ -1,5 +1,6 @@
 """Tiny real models, images and reference vectors that several tests share."""
 
+import gc
 import json
 import logging
 import os
@@ -24,6 +25,16 @@ pytest_plugins = ["tests.shake"]
 logging.getLogger("torch.__trace").propagate = True
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_finish():
+    """Leave what the imports and the collection made out of garbage collection: it all stays until the end."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -9,12 +9,14 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from PIL import Image
 
 from bigain.assets import asset
 from bigain.cli import commands
 from bigain.cli.main import main
 from bigain.results.scores import scores_of
 from bigain.results.store import read_result
+from tests.backbones.pipelines import save_sd
 
 ROOT = Path(__file__).resolve().parents[1]
 README, CONTRIBUTING = ((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))
@@ -54,10 +56,22 @@ def tiny_unet(tiny_unet_config, tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def own(tmp_path_factory, monkeypatch):
+    """What a reader writes in place of `MODEL` and `PHOTOS`."""
+    folder = tmp_path_factory.mktemp("own")
+    monkeypatch.setenv("BIGAIN_CACHE", str(folder / "cache"))
+    (folder / "photos").mkdir()
+    Image.new("RGB", (20, 16), "red").save(folder / "photos" / "one.png")
+    return {"MODEL": str(save_sd(folder / "model")), "PHOTOS": str(folder / "photos")}
+
+
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_works_as_typed(command, tiny_weights, tiny_reference, tiny_unet, tmp_path, monkeypatch, capsys):
+def test_a_command_works_as_typed(command, tiny_weights, tiny_reference, tiny_unet, own, tmp_path, monkeypatch, capsys):
     """On a tiny model, in an empty folder."""
     monkeypatch.chdir(tmp_path)
+    for word, place in own.items():
+        command = command.replace(word, place)
     verb, *options = shlex.split(command)[1:]
     extra = list(TINY.get(verb, []))
     if verb == "test":
@@ -69,6 +83,8 @@ def test_a_command_works_as_typed(command, tiny_weights, tiny_reference, tiny_un
         extra.append(f"--comparison.reference={tiny_reference}")
     if verb == "flops" and "--recipe" not in options:
         extra += [f"--network={tiny_unet}", "--shape=[16,16]"]
+    if verb == "generate":
+        extra.append("--steps=2")
     if verb == "latency":
         extra.append(f"--network={tiny_weights}")
     if "--print_config" not in options:

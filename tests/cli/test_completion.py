@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from filelock import FileLock
 
 import bigain
 from bigain.cli.commands import COMMANDS
@@ -35,12 +36,18 @@ for shell in ("bash", "zsh"):
 
 
 @pytest.fixture(scope="module")
-def scripts():
+def scripts(tmp_path_factory, worker_id):
     """Both scripts, made in a process of their own: here, classes of other tests would be among the choices.
 
-    In one: most of its time goes to starting.
+    In one, and once for all workers of a run: most of its time goes to starting.
     """
-    made = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True).stdout
+    base = tmp_path_factory.getbasetemp()
+    file = (base if worker_id == "master" else base.parent) / "completion"
+    with FileLock(f"{file}.lock"):
+        if not file.exists():
+            made = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True).stdout
+            file.write_text(made)
+    made = file.read_text()
     scripts = dict(zip(SHELLS, made.split("\0")[:-1], strict=True))
     for script in scripts.values():
         # A reducer that takes a TokenReducer, and nothing else, is completed within itself: 150 MB of it, once.

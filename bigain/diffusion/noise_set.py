@@ -18,9 +18,10 @@ class Stages:
         trials: Timesteps that each stage is spread over, rising (TrialList); those of
             earlier stages are not evaluated again.
         keeps: Classes that survive each stage, falling (KeepList).
+        noises: Noises at each timestep; the paper has one.
 
     Raises:
-        SettingError: Lists of different length, or not rising or falling.
+        SettingError: Lists of different length, or not rising or falling; no noise.
 
     References:
         BiGain, section 5.1; Your Diffusion Model is Secretly a Zero-Shot
@@ -29,6 +30,7 @@ class Stages:
 
     trials: tuple[int, ...] = (5, 20)
     keeps: tuple[int, ...] = (5, 1)
+    noises: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "trials", tuple(self.trials))
@@ -42,34 +44,41 @@ class Stages:
             )
         if self.trials[0] < 1 or self.keeps[-1] < 1:
             raise SettingError(f"Stages got trials={self.trials} and keeps={self.keeps}; all must be >= 1.")
+        if self.noises < 1:
+            raise SettingError(f"noises is the number of noises at each timestep, 1 or more; got {self.noises}.")
 
     @property
     def total(self) -> int:
-        """M: timesteps at which a class that survives to the end is evaluated."""
-        return self.trials[-1]
+        """M: pairs of timestep and noise at which a class that survives to the end is evaluated."""
+        return self.trials[-1] * self.noises
 
     def timesteps(self, steps: int) -> tuple[int, ...]:
-        """Return the centres of M equal parts of the schedule: 25, 75, .., 975 for 20 of 1,000.
+        """Return each pair's timestep: the centres of equal parts of the schedule, 25, 75, .., 975 for 20 of 1,000.
+
+        Those with several noises follow each other.
 
         Raises:
-            SettingError: The schedule has fewer than M timesteps.
+            SettingError: The schedule has too few timesteps.
         """
-        if self.total > steps:
-            raise SettingError(f"{self.total} timesteps were asked for; the schedule has {steps}.")
-        return tuple(steps * (2 * j + 1) // (2 * self.total) for j in range(self.total))
+        count = self.trials[-1]
+        if count > steps:
+            raise SettingError(f"{count} timesteps were asked for; the schedule has {steps}.")
+        centres = (steps * (2 * j + 1) // (2 * count) for j in range(count))
+        return tuple(centre for centre in centres for _ in range(self.noises))
 
     def members(self) -> list[tuple[int, ...]]:
-        """Return the indices of the timesteps that each stage adds, none twice."""
+        """Return the indices of the pairs that each stage adds, none twice."""
         seen: set[int] = set()
         stages = []
         for count in self.trials:
-            spread = [self.total * (2 * k + 1) // (2 * count) for k in range(count)]
+            steps = [self.trials[-1] * (2 * k + 1) // (2 * count) for k in range(count)]
+            spread = [step * self.noises + noise for step in steps for noise in range(self.noises)]
             stages.append(tuple(index for index in spread if index not in seen))
             seen.update(spread)
         return stages
 
     def evaluations(self, classes: int) -> int:
-        """Count the network evaluations of one image with `classes` classes and one noise for each timestep."""
+        """Count the network evaluations of one image with `classes` classes."""
         alive = [classes, *self.keeps]
         return sum(len(new) * min(classes, count) for new, count in zip(self.members(), alive, strict=False))
 

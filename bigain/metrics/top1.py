@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from bigain.errors import SettingError
 from bigain.metrics.base import ClassificationMetric
 from bigain.metrics.intervals import paired_difference, share
+from bigain.metrics.top_k import check_same_images
 from bigain.results.predictions import Predictions
 from bigain.results.scores import Score
 
@@ -25,12 +25,7 @@ class Top1(ClassificationMetric):
         return Score("top1", found.value, found.low, found.high, "top-1", "share", "higher", "With Wilson's interval.")
 
     def compare(self, first: Predictions, second: Predictions) -> Score:
-        if first.names != second.names:
-            raise SettingError(
-                f"Methods are compared on the same images in the same order; one has {len(first)} images "
-                f"({first.names[0] if first.names else 'none'}, ..), the other {len(second)} "
-                f"({second.names[0] if second.names else 'none'}, ..)."
-            )
+        check_same_images(first, second)
         found = paired_difference(_right(first), _right(second))
         note = "Difference on the same images with the same noise, with Tango's score interval."
         return Score("top1_difference", found.value, found.low, found.high, "paired", "points", "higher", note)

@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -40,6 +41,22 @@ class Predictions:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def ranks(self) -> Tensor:
+        """Rank the classes of each image: by the stage of pruning that they survived, then by mean error.
+
+        Returns:
+            int64 `[N, K]`, 0 for the best; classes without any evaluation come last, in label order.
+        """
+        count, classes = len(self), len(self.classes)
+        means = self.errors.mean(count, classes).nan_to_num(torch.inf)
+        place = self.errors.image.long() * classes + self.errors.label.long()
+        # A class that survived a stage was evaluated at more timesteps.
+        evaluations = torch.bincount(place, minlength=count * classes).reshape(count, classes)
+        by_error = means.argsort(dim=1, stable=True)
+        by_stage = evaluations.gather(1, by_error).argsort(dim=1, descending=True, stable=True)
+        order = by_error.gather(1, by_stage)
+        return torch.empty_like(order).scatter_(1, order, torch.arange(classes).expand(count, -1).contiguous())
 
     def save(self, folder: Path) -> None:
         """Write `predictions.csv`, with a row for each image, and `errors.safetensors` into a folder."""

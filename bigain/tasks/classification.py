@@ -135,6 +135,7 @@ class ClassificationTask(EvaluationTask):
         return {
             "trials": self.stages.trials,
             "keeps": self.stages.keeps,
+            **({"noises": self.stages.noises} if self.stages.noises > 1 else {}),
             "loss": self.loss,
             "noise_seed": self.noise_seed,
             "share_plans": self.share_plans,

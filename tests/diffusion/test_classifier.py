@@ -60,7 +60,14 @@ def slow(predict, clean, noise_set, stages, loss):
 
 @pytest.mark.parametrize("loss", ["l2", "l1", "huber"])
 @pytest.mark.parametrize(
-    "stages", [Stages((2, 5), (3, 1)), Stages((4,), (1,)), Stages((1, 2, 6), (4, 2, 1)), Stages((1, 2, 3), (4, 2, 1))]
+    "stages",
+    [
+        Stages((2, 5), (3, 1)),
+        Stages((4,), (1,)),
+        Stages((1, 2, 6), (4, 2, 1)),
+        Stages((1, 2, 3), (4, 2, 1)),
+        Stages((1, 3), (3, 1), 2),
+    ],
 )
 def test_it_agrees_with_the_loop(model, loss, stages):
     clean = torch.randn(4, *SHAPE)
@@ -195,7 +202,13 @@ class Sharing:
             self.size = before
 
 
-STAGED = [Stages((2, 5), (3, 1)), Stages((4,), (1,)), Stages((1, 2, 6), (4, 2, 1)), Stages((2, 4), (6, 1))]
+STAGED = [
+    Stages((2, 5), (3, 1)),
+    Stages((4,), (1,)),
+    Stages((1, 2, 6), (4, 2, 1)),
+    Stages((2, 4), (6, 1)),
+    Stages((1, 3), (3, 1), 2),
+]
 
 
 def sharing_classifier(sharing, stages=STAGED[0], rows=8, share=True):

@@ -62,3 +62,16 @@ def test_the_default_type_does_not_change_the_set():
         torch.set_default_dtype(torch.float32)
     assert drawn.dtype == torch.float32
     assert torch.equal(drawn, expected)
+
+
+def test_several_noises_at_a_timestep_are_evaluated_together():
+    once, twice = Stages((2, 4), (3, 1)), Stages((2, 4), (3, 1), noises=2)
+    assert once.timesteps(1000) == (125, 375, 625, 875)
+    assert twice.timesteps(1000) == (125, 125, 375, 375, 625, 625, 875, 875)
+    assert twice.members() == [(2, 3, 6, 7), (0, 1, 4, 5)]
+    assert once.members() == [(1, 3), (0, 2)]
+    assert twice.evaluations(10) == 2 * once.evaluations(10)
+    noise = NoiseSet.draw(0, twice.timesteps(1000), (2, 3, 3)).noise
+    assert not torch.equal(noise[0], noise[1])
+    with pytest.raises(SettingError, match="noises is the number"):
+        Stages((2, 4), (3, 1), noises=0)

@@ -10,7 +10,9 @@ from bigain.errors import SettingError
 from bigain.metrics.base import ClassificationMetric
 from bigain.metrics.evaluations import Evaluations
 from bigain.metrics.intervals import paired_difference, share
+from bigain.metrics.label_ranking import LabelRankingPrecision
 from bigain.metrics.top1 import Top1
+from bigain.metrics.top_k import TopK
 from bigain.results.errors import Errors
 from bigain.results.predictions import Predictions
 from bigain.results.scores import Score
@@ -84,3 +86,72 @@ def test_a_metric_is_one_class():
         "dogs": 0.5,
     }
     assert DogShare().compare(found, found) is None
+
+
+NAMES = tuple("abcdef")
+
+
+def pruned(seed=0, images=12, labels=None):
+    """Predictions after two stages: six classes at two timesteps, and the best three of them at two more."""
+    generator = torch.Generator().manual_seed(seed)
+    dense = torch.full((images, 6, 4), torch.nan)
+    dense[:, :, [0, 2]] = torch.rand(images, 6, 2, generator=generator)
+    for image in range(images):
+        alive = dense[image, :, [0, 2]].mean(dim=1).argsort()[:3]
+        dense[image, alive[:, None], torch.tensor([1, 3])] = torch.rand(3, 2, generator=generator)
+    order = [slow_order(dense[image]) for image in range(images)]
+    labels = labels or [tuple(torch.randperm(6, generator=generator)[: 1 + i % 3].tolist()) for i in range(images)]
+    errors = Errors.of(dense, torch.arange(images))
+    names = tuple(f"{image}.png" for image in range(images))
+    return Predictions(names, tuple(labels), torch.tensor([one[0] for one in order]), errors, NAMES), order
+
+
+def slow_order(errors):
+    """Classes from best to worst: those that survived before those that did not, each by mean error."""
+
+    def place(label):
+        found = [float(error) for error in errors[label] if not error.isnan()]
+        return -len(found), sum(found) / len(found)
+
+    return sorted(range(len(errors)), key=place)
+
+
+def test_classes_rank_by_the_stage_they_survived_and_then_by_error():
+    found, order = pruned()
+    ranks = found.ranks()
+    for row, expected in zip(ranks, order, strict=True):
+        assert [expected[rank] for rank in row.tolist()] == list(range(6))
+    # An order by error alone would be another one somewhere: fewer evaluations may happen to be small.
+    means = found.errors.mean(12, 6)
+    assert any(means[i].argsort().tolist() != order[i] for i in range(12))
+
+
+@pytest.mark.parametrize("k", [1, 2, 6])
+def test_top_k_counts_a_label_among_the_best_k(k):
+    found, order = pruned()
+    right = [any(label in one[:k] for label in labels) for one, labels in zip(order, found.labels, strict=True)]
+    score = TopK(k).score(found)
+    assert (score.name, score.value) == (f"top{k}", pytest.approx(sum(right) / 12))
+    if k == 1:
+        assert score.value == Top1().score(found).value
+    other, _ = pruned(seed=1, labels=list(found.labels))
+    apart = TopK(k).compare(found, other)
+    assert apart.value == pytest.approx(score.value - TopK(k).score(other).value)
+    with pytest.raises(SettingError, match="k is the number of classes"):
+        TopK(0)
+
+
+def test_label_ranking_precision_is_that_of_a_plain_loop_over_ranks():
+    found, order = pruned()
+    each = []
+    for one, labels in zip(order, found.labels, strict=True):
+        places = [one.index(label) + 1 for label in labels]
+        each.append(sum(sum(other <= place for other in places) / place for place in places) / len(places))
+    score = LabelRankingPrecision().score(found)
+    assert score.value == pytest.approx(sum(each) / 12, abs=1e-6)
+    spread = torch.tensor(each).std().item() / math.sqrt(12)
+    assert score.high - score.value == pytest.approx(2.200985 * spread, rel=1e-4)  # Student's quantile for 11
+    unlabelled, _ = pruned(labels=[*found.labels[:-1], ()])
+    assert LabelRankingPrecision().score(unlabelled).value == pytest.approx(sum(each[:-1]) / 11, abs=1e-6)
+    apart = LabelRankingPrecision().compare(found, pruned(seed=1, labels=list(found.labels))[0])
+    assert apart.low < apart.value < apart.high

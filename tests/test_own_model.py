@@ -5,18 +5,27 @@ import json
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
+from bigain.benchmark.flops import FlopCounter
 from bigain.cli.main import main
-from bigain.registry import entries
+from bigain.registry import build, entries
 from bigain.results.store import read_result
-from tests.backbones.pipelines import save_dit, save_flux, save_pixart, save_sd, save_sd3, save_sdxl
+from tests.backbones.pipelines import change_json, save_dit, save_flux, save_pixart, save_sd, save_sd3, save_sdxl
+
+
+def named(folder):
+    """A DiT whose classes have names, as the published one's have."""
+    change_json(folder / "model_index.json", id2label={"0": "cat, tomcat", "1": "dog"})
+    return folder
+
 
 FAMILIES = {
     "stable_diffusion": save_sd,
     "stable_diffusion xl": save_sdxl,
-    "dit": lambda folder: save_dit(folder, num_embeds_ada_norm=2),
+    "dit": lambda folder: named(save_dit(folder, num_embeds_ada_norm=2)),
     "pixart": save_pixart,
     "sd3": save_sd3,
     "flux": save_flux,
@@ -65,7 +74,7 @@ def test_it_classifies(model, images, size, tmp_path):
 
 
 def test_it_generates(model, size, tmp_path):
-    prompt = "1" if model[0] == "dit" else "a cat"
+    prompt = "tomcat" if model[0] == "dit" else "a cat"
     main(["generate", prompt, f"--model={model[1]}", *LGTM, "--steps=2", size, "--device=cpu",
           f"--output={tmp_path / 'out'}"])  # fmt: skip
     for name in ("none_0", "lgtm_0"):
@@ -128,3 +137,19 @@ def test_it_is_compared(model, images, tiny_features, tmp_path):
     rows = {row["name"]: row for row in read_result(tmp_path / "out" / "comparison.json")["rows"]}
     assert set(rows) == {"none", "lgtm"}
     assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_its_operations_are_counted_with_and_without_values(model, tmp_path):
+    """`bigain flops` builds it without values; a loaded model keeps its own."""
+    count = {"class_path": backbone(model)["class_path"], "init_args": backbone(model)["init_args"]}
+    loaded = build("backbones", count["class_path"], **count["init_args"])
+    before = {name: value.clone() for name, value in loaded.network.state_dict().items()}
+    found = FlopCounter(loaded)
+    with torch.device("meta"):
+        bare = build("backbones", count["class_path"], **count["init_args"])
+    assert FlopCounter(bare).baseline == found.baseline > 0
+    reduced = found.count({"name": "lgtm", "ratio": 0.5})
+    assert reduced.total != reduced.baseline
+    assert all(torch.equal(value, before[name]) for name, value in loaded.network.state_dict().items())
+    if model[0] != "dit":
+        assert not loaded.embed(["another cat"]).states.is_meta

@@ -4,7 +4,9 @@ import hashlib
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -26,14 +28,14 @@ _SAMPLED = 4096
 
 def cache_folder() -> Path:
     """Return the folder of kept tensors: the environment variable `BIGAIN_CACHE`, or `~/.cache/bigain`."""
-    return Path(os.environ.get(_VARIABLE) or Path.home() / ".cache" / "bigain")
+    return Path(os.environ.get(_VARIABLE) or "~/.cache/bigain").expanduser()
 
 
 def clear_cache() -> int:
     """Remove everything that is kept; return how many bytes that were."""
     size = cache_size()
     shutil.rmtree(cache_folder() / "tensors", ignore_errors=True)
-    return size
+    return size - cache_size()
 
 
 def cache_size() -> int:
@@ -65,9 +67,15 @@ class TensorCache:
             return None
 
     def keep(self, given: bytes, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Keep a result and return it, on the host. Where nothing can be written, it is computed anew next time."""
-        file, moved = self._file(given), {name: value.detach().cpu().contiguous() for name, value in found.items()}
+        """Keep a result and return it, on the host.
+
+        Where nothing can be written, it is computed anew next time; NaN and infinity are never kept.
+        """
+        moved = {name: value.detach().cpu().contiguous() for name, value in found.items()}
+        if not all(value.isfinite().all() for value in moved.values()):
+            return moved
         try:
+            file = self._file(given)
             file.parent.mkdir(parents=True, exist_ok=True)
             with write_whole(file) as temporary:
                 save_file(moved, temporary)
@@ -75,21 +83,39 @@ class TensorCache:
             pass
         return moved
 
+    @property
+    def identity(self) -> str:
+        """Fingerprint of the networks and settings: 16 hexadecimal digits."""
+        self._prefix = self._prefix or _fingerprint(self._networks, self._settings)
+        return self._prefix[:16]
+
     def _file(self, given: bytes) -> Path:
-        if not self._prefix:
-            self._prefix = _fingerprint(self._networks, self._settings)
         name = hashlib.sha256(given).hexdigest()
-        return cache_folder() / "tensors" / self._prefix[:16] / name[:2] / f"{name}.safetensors"
+        return cache_folder() / "tensors" / self.identity / name[:2] / f"{name}.safetensors"
 
 
 def _fingerprint(networks: Sequence[nn.Module], settings: Mapping[str, object]) -> str:
-    digest = hashlib.sha256(f"{_FORMAT} {sorted(settings.items())}".encode())
+    versions = [version(name) for name in ("torch", "diffusers", "transformers")]
+    digest = hashlib.sha256(f"{_FORMAT} {versions} {sorted(settings.items())}".encode())
     for network in networks:
-        digest.update(type(network).__name__.encode())
+        digest.update(f"{type(network).__name__} {_configuration(network)}".encode())
         for name, value in sorted(network.state_dict().items()):
             flat = value.detach().reshape(-1)
-            # All of T5 would take minutes; whatever changes a network changes some of these.
+            # To hash all of T5 would take minutes. The sum of the bits sees a change of any value; some values
+            # as they are see what would leave the sum as it was.
             some = flat[:: max(1, len(flat) // _SAMPLED)].cpu().contiguous()
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)} {_sum_of_bits(flat)}".encode())
             digest.update(some.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _configuration(network: nn.Module) -> str:
+    """Return a network's settings, without where it was loaded from."""
+    config: Any = getattr(network, "config", None) or {}
+    settings = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    return str(sorted((name, str(value)) for name, value in settings.items() if not name.startswith("_")))
+
+
+def _sum_of_bits(flat: Tensor) -> int:
+    kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return int(flat.contiguous().view(kinds[flat.element_size()]).sum(dtype=torch.int64))

@@ -43,6 +43,9 @@ class DiT(LabelBackbone, PipelineBackbone):
         super().__init__(model, dtype, image_size)
         without_label_dropout(self.network)
         self.label_count = int(self.network.config.num_embeds_ada_norm)
+        names = self._folder.index.get("id2label")
+        if isinstance(names, dict) and {*names} == {*map(str, range(self.label_count))}:
+            self.class_names = tuple(str(names[str(label)]) for label in range(self.label_count))
 
     def predict(self, noisy: Tensor, t: Tensor, condition: Condition) -> Tensor:
         (found,) = self.network(

@@ -1,5 +1,6 @@
 """A pipeline in diffusers' format: a folder, or a repository of the Hugging Face hub."""
 
+import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,8 +26,11 @@ _INDEX = "model_index.json"
 _FORMER = {"DiTTransformer2DModel": "Transformer2DModel", "PixArtTransformer2DModel": "Transformer2DModel"}
 """Names under which published checkpoints still have a class: the one that these were once part of."""
 
-_FILES = ("model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model")
-"""What is downloaded: configurations, weights and vocabularies of components, and no code."""
+_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
+"""What is downloaded of a component: configuration, weights and vocabulary, and no code."""
+
+_UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
+"""Components that no backbone loads."""
 
 _OTHERS = ("*.fp16.*", "*.bf16.*", "*.ema.*", "*non_ema*")
 """The same weights once more, and checkpoints of other programs."""
@@ -58,17 +62,13 @@ class PipelineFolder:
         Raises:
             DataError: No such folder or repository, no pipeline, or one of another class.
         """
-        path = _downloaded(str(model)) if str(model).startswith(HUB) else Path(model)
+        path = _downloaded(str(model), pipelines) if str(model).startswith(HUB) else Path(model).expanduser()
         if not (path / _INDEX).is_file():
             raise DataError(
                 f"No model at {path}: it has no {_INDEX}. Give a folder that a diffusers pipeline's save_pretrained "
                 f"wrote, or {HUB}owner/name[@revision] for a repository of the Hugging Face hub."
             )
-        index = _read_object(path / _INDEX)
-        found = index.get("_class_name")
-        if found not in pipelines:
-            raise DataError(f"{path} holds a {found}; accepted here: {', '.join(sorted(pipelines))}.")
-        return cls(path, index)
+        return cls(path, _index_of(path / _INDEX, str(path), pipelines))
 
     def has(self, name: str) -> bool:
         """Say whether the pipeline has a component of this name."""
@@ -89,14 +89,31 @@ class PipelineFolder:
         found = self._class(name, accepted)
         try:
             if torch.get_default_device().type == "meta":  # as `bigain flops` builds it
-                return found.from_config(found.load_config(self.path / name)).to(dtype).eval()
+                return _without_values(found, self.path / name).to(dtype).eval()
             # diffusers and transformers name the setting differently.
             kind = "dtype" if found.__module__.startswith("transformers.") else "torch_dtype"
+            settings = {"local_files_only": True, "output_loading_info": True, kind: dtype}
             with _no_progress_bars():
-                return found.from_pretrained(self.path / name, local_files_only=True, **{kind: dtype}).eval()
+                network, about = found.from_pretrained(self.path / name, **settings)
         except Exception as error:  # either library, safetensors and torch raise errors of their own
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise DataError(f"{name} in {self.path} cannot be loaded: {reason}") from error
+        if missing := sorted(about["missing_keys"]):
+            # Both libraries would go on with random values.
+            raise DataError(f"{name} in {self.path} lacks {len(missing)} weights, such as {missing[0]}.")
+        return network.eval()
+
+    def settings(self, name: str) -> dict[str, Any]:
+        """Read a component's `config.json`; empty where there is none."""
+        file = self.path / name / "config.json"
+        return _read_object(file) if file.is_file() else {}
+
+    def digest(self, name: str) -> str:
+        """Fingerprint a component's files; for small ones, such as tokenizers."""
+        found = hashlib.sha256()
+        for file in sorted(file for file in (self.path / name).glob("*") if file.is_file()):
+            found.update(file.name.encode() + file.read_bytes())
+        return found.hexdigest()
 
     def tokenizer(self, name: str) -> Any:
         """Load a tokenizer of transformers.
@@ -149,6 +166,8 @@ class PipelineFolder:
         import transformers
 
         home = transformers if library == "transformers" else diffusers
+        if not hasattr(home, known[found]):
+            raise DataError(f"{self.path / _INDEX} names {found} of {library}, which has no such class.")
         return getattr(home, known[found])
 
 
@@ -166,21 +185,47 @@ def _no_progress_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _downloaded(name: str) -> Path:
+def _without_values(network: Any, folder: Path) -> Any:
+    """Build a network of its configuration alone, on torch's default device."""
+    if network.__module__.startswith("transformers."):
+        return network(network.config_class.from_pretrained(folder))
+    return network.from_config(network.load_config(folder))
+
+
+def _index_of(file: Path, where: str, pipelines: Collection[str]) -> dict[str, Any]:
+    index = _read_object(file)
+    found = index.get("_class_name")
+    if found not in pipelines:
+        raise DataError(f"{where} holds a {found}; accepted here: {', '.join(sorted(pipelines))}.")
+    return index
+
+
+def _downloaded(name: str, pipelines: Collection[str]) -> Path:
+    """Download what a pipeline needs, after a look at what it is; nothing that was downloaded before."""
     owner_and_name, _, revision = name.removeprefix(HUB).partition("@")
     if owner_and_name.count("/") != 1:
         raise SettingError(f"A repository is {HUB}owner/name or {HUB}owner/name@revision; got {name!r}.")
     from huggingface_hub import snapshot_download
 
-    settings: dict[str, Any] = {"revision": revision or None, "ignore_patterns": list(_OTHERS)}
+    def fetched(patterns: list[str]) -> Path:
+        settings: dict[str, Any] = {"revision": revision or None, "ignore_patterns": list(_OTHERS)}
+        return Path(snapshot_download(owner_and_name, allow_patterns=patterns, **settings))
+
     try:
-        path = Path(snapshot_download(owner_and_name, allow_patterns=list(_FILES), **settings))
+        path = fetched([_INDEX])
+        if not (path / _INDEX).is_file():
+            raise DataError(f"{name} is no pipeline of diffusers: it has no {_INDEX}.")
+        index = _index_of(path / _INDEX, name, pipelines)
+        parts = [part for part, entry in index.items() if isinstance(entry, list) and part not in _UNUSED]
+        fetched([_INDEX, *(f"{part}/{ending}" for part in parts for ending in _FILES)])
         if older := [f"{folder.name}/*.bin" for folder in _without_weights(path)]:
-            snapshot_download(owner_and_name, allow_patterns=older, **settings)
-        return path
+            fetched(older)
+    except DataError:
+        raise
     except Exception as error:  # the hub's errors, and those of the network
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise DataError(f"{name} cannot be downloaded: {reason}") from error
+    return path
 
 
 def _without_weights(path: Path) -> list[Path]:

@@ -10,7 +10,11 @@ from bigain.diffusion.backbone import Backbone
 from bigain.diffusion.condition import Condition
 from bigain.errors import SettingError
 
-__all__ = ["LabelBackbone", "without_label_dropout"]
+__all__ = ["LabelBackbone", "label_of", "without_label_dropout"]
+
+
+_SHOWN = 20
+"""Class names that an error lists."""
 
 
 class LabelBackbone(Backbone):
@@ -35,6 +39,23 @@ class LabelBackbone(Backbone):
     def null(self, condition: Condition) -> Condition:
         assert condition.labels is not None
         return Condition(labels=torch.full_like(condition.labels, self.label_count))
+
+
+def label_of(backbone: Backbone, name: str) -> int:
+    """Find the label of a class by its name, one of its synonyms, or its number.
+
+    Raises:
+        SettingError: The model has no such class.
+    """
+    count, known = backbone.label_count or 0, backbone.class_names or ()
+    if name.isdecimal() and int(name) < count:
+        return int(name)
+    for label, names in enumerate(known):
+        if name == names or name in (one.strip() for one in names.split(",")):
+            return label
+    shown = f"{', '.join(known[:_SHOWN])}{f' and {count - _SHOWN} more' if count > _SHOWN else ''}"
+    listed = shown if known else f"the numbers 0 to {count - 1}, since it has no names"
+    raise SettingError(f"This model's classes are {listed}; got {name!r}.")
 
 
 def without_label_dropout(network: nn.Module) -> None:

@@ -28,6 +28,8 @@ def open_model(model: str, device: torch.device, dtype: Dtype | None = None, ima
     Raises:
         DataError: No such model, or one for which no backbone is registered.
     """
+    if not model.startswith(HUB):
+        model = str(Path(model).expanduser())
     if model == EMBEDDED or _is_pixel_model(Path(model)):
         if dtype not in (None, "fp32") or image_size is not None:
             raise DataError(f"{model} is a model on pixels, in fp32 and of one size: leave dtype and image_size out.")
@@ -41,7 +43,7 @@ def open_model(model: str, device: torch.device, dtype: Dtype | None = None, ima
     folder = PipelineFolder.open(model, known)
     found = known[folder.index["_class_name"]]
     chosen = dtype or ("fp32" if device.type == "cpu" else found.half_precision)
-    backbone: Backbone = found(folder.path, chosen, **({"image_size": image_size} if image_size else {}))
+    backbone: Backbone = found(folder.path, chosen, **({} if image_size is None else {"image_size": image_size}))
     return backbone.eval().to(device)
 
 

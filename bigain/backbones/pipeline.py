@@ -13,7 +13,7 @@ from bigain.backbones.cache import TensorCache
 from bigain.backbones.folder import DTYPES, Dtype, PipelineFolder
 from bigain.diffusion.backbone import Backbone
 from bigain.diffusion.condition import Condition
-from bigain.errors import SettingError
+from bigain.errors import NumericalError, SettingError
 
 __all__ = ["Aside", "PipelineBackbone", "PromptBackbone"]
 
@@ -31,9 +31,17 @@ class Aside:
         """Share it: a copied backbone, as operations are counted on, needs no second T5."""
         return self
 
+    @property
+    def is_meta(self) -> bool:
+        """Whether it has shapes and no values."""
+        return bool(next(self.network.parameters()).is_meta)
+
     @contextmanager
     def on(self, device: torch.device) -> Iterator[Any]:
-        """Yield the network on a device."""
+        """Yield the network on a device; where it is, if that is the meta device, which has no values."""
+        if device.type == "meta":
+            yield self.network
+            return
         try:
             yield self.network.to(device)
         finally:
@@ -90,16 +98,16 @@ class PipelineBackbone(Backbone):
         self._latents = TensorCache([self._vae.network], {"scale": self._scale, "shift": self._shift})
 
     def _load_vae(self) -> Any:
-        vae = self._folder.module("vae", self.vaes, self._dtype)
-        if self._dtype == torch.float16 and getattr(vae.config, "force_upcast", False):
-            vae = vae.float()
-        return vae
+        settings = self._folder.settings("vae")
+        # Without the setting the class's default counts, which is that it overflows.
+        overflows = self._dtype == torch.float16 and settings.get("force_upcast", True)
+        return self._folder.module("vae", self.vaes, torch.float32 if overflows else self._dtype)
 
     def _checked_size(self, size: int | None) -> int:
-        found, patch = size or self._default_side * self._factor, self._patch
+        found, patch = self._default_side * self._factor if size is None else size, self._patch
         if found < 1 or found % (self._factor * patch):
             raise SettingError(
-                f"image_size is divided by {self._factor * patch} ({self._factor} pixels a latent"
+                f"image_size is a multiple of {self._factor * patch} ({self._factor} pixels a latent"
                 f"{f', {patch} latents a patch' if patch > 1 else ''}); got {found}."
             )
         return found
@@ -122,6 +130,9 @@ class PipelineBackbone(Backbone):
     def _shift(self) -> float:
         return float(getattr(self._vae.network.config, "shift_factor", None) or 0.0)
 
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), "vae": self._latents.identity}
+
     @property
     def device(self) -> torch.device:
         """Where the network is."""
@@ -133,7 +144,7 @@ class PipelineBackbone(Backbone):
         keys = [f"{tuple(image.shape)} {self.device.type}".encode() + image.numpy().tobytes() for image in given]
         found = [self._latents.find(key) for key in keys]
         if None in found:
-            with torch.inference_mode(), self._vae.on(self.device) as vae:
+            with _exactly(self.device), self._vae.on(self.device) as vae:
                 for index, (key, image) in enumerate(zip(keys, given, strict=True)):
                     if found[index] is None:
                         found[index] = self._latents.keep(key, {"latents": self._encoded(vae, image)})
@@ -147,9 +158,11 @@ class PipelineBackbone(Backbone):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents one at a time, with as little memory as that needs."""
-        with torch.inference_mode(), self._vae.on(latents.device) as vae:
+        with _exactly(latents.device), self._vae.on(latents.device) as vae:
             rows = (latents / self._scale + self._shift).to(vae.dtype)
             images = torch.cat([vae.decode(row[None], return_dict=False)[0].float() for row in rows])
+        if not images.isfinite().all():
+            raise NumericalError(f"The VAE returned NaN or infinity in {rows.dtype}. Try dtype fp32 or bf16.")
         return ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
 
     def without_variance(self, found: Tensor) -> Tensor:
@@ -176,9 +189,10 @@ class PromptBackbone(PipelineBackbone):
         super().__init__(model, dtype, image_size)
         present = {name: accepted for name, accepted in self.encoders.items() if self._needs(name)}
         self._encoders = {name: Aside(self._folder.module(name, kinds, self._dtype)) for name, kinds in present.items()}
-        self._tokenizers = {name: self._folder.tokenizer(name.replace("text_encoder", "tokenizer")) for name in present}
+        self._tokenizers = {name: self._folder.tokenizer(_words_of(name)) for name in present}
         # Models of different lengths may share an encoder, as PixArt-alpha and -Sigma do.
         settings = {"class": type(self).__name__, **{name: self.longest_prompt(name) for name in present}}
+        settings |= {f"words of {name}": self._folder.digest(_words_of(name)) for name in present}
         self._texts = TensorCache([one.network for one in self._encoders.values()], settings)
 
     def _needs(self, name: str) -> bool:
@@ -186,16 +200,20 @@ class PromptBackbone(PipelineBackbone):
 
     def embed(self, conditions: Sequence[int] | Sequence[str] | Tensor) -> Condition:
         prompts = [prompt for prompt in conditions if isinstance(prompt, str)]
-        if not prompts or len(prompts) < len(conditions):
+        if isinstance(conditions, str) or not prompts or len(prompts) < len(conditions):
             raise SettingError(
                 f"{type(self).__name__} is conditioned on prompts, one or more; got {list(conditions)[:3]}."
             )
         for prompt in prompts:
             self.check_prompt(prompt)
+        if any(one.is_meta for one in self._encoders.values()):  # operations are counted, and nothing is kept
+            ready = {name: one.network for name, one in self._encoders.items()}
+            rows = [Condition(**self.encode_prompt(prompt, ready), added=self.added()) for prompt in prompts]
+            return Condition.cat(rows)
         keys = [f"{self.device.type} {prompt}".encode() for prompt in prompts]
         found = [self._texts.find(key) for key in keys]
         if None in found:
-            with torch.inference_mode(), ExitStack() as stack:
+            with _exactly(self.device), ExitStack() as stack:
                 ready = {name: stack.enter_context(one.on(self.device)) for name, one in self._encoders.items()}
                 for index, (key, prompt) in enumerate(zip(keys, prompts, strict=True)):
                     if found[index] is None:
@@ -223,7 +241,8 @@ class PromptBackbone(PipelineBackbone):
 
     def longest_prompt(self, name: str) -> int | None:
         """Return how many tokens a text encoder sees; `None` where it may see less than another one."""
-        return int(self._tokenizers[name].model_max_length)
+        most = getattr(self._encoders[name].network.config, "max_position_embeddings", None)
+        return min(int(self._tokenizers[name].model_max_length), int(most or 1e9))
 
     def token_ids(self, prompt: str, name: str, length: int, encoder: Any) -> Tensor:
         """Return a prompt's tokens for a text encoder, filled up or cut to `length`, on its device: `[1, length]`."""
@@ -236,3 +255,15 @@ class PromptBackbone(PipelineBackbone):
     def added(self) -> Mapping[str, Tensor]:
         """Return what is the same for every prompt, each `[1, ...]`."""
         return {}
+
+
+def _words_of(encoder: str) -> str:
+    """Return the name of a text encoder's tokenizer."""
+    return encoder.replace("text_encoder", "tokenizer")
+
+
+@contextmanager
+def _exactly(device: torch.device) -> Iterator[None]:
+    """Compute in the types that tensors have: Lightning's mixed precision would change them, and results are kept."""
+    with torch.inference_mode(), torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False):
+        yield

@@ -64,10 +64,9 @@ class PixArt(PromptBackbone):
         (encoder,), (tokenizer,) = encoders.values(), self._tokenizers.values()
         length = {"padding": "max_length", "max_length": self.longest_prompt("text_encoder"), "truncation": True}
         found = tokenizer(_cleaned(prompt), **length, return_tensors="pt").to(encoder.device)
-        return {
-            "states": encoder(found.input_ids, attention_mask=found.attention_mask)[0],
-            "mask": found.attention_mask,
-        }
+        # Without values, as operations are counted, T5 cannot see whether a mask leaves anything out.
+        seen = None if found.input_ids.is_meta else found.attention_mask
+        return {"states": encoder(found.input_ids, attention_mask=seen)[0], "mask": found.attention_mask}
 
     def null(self, condition: Condition) -> Condition:
         return self.embed([""]).take([0] * len(condition))

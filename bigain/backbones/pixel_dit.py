@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bigain.assets import asset
 from bigain.backbones.cards import card, check_weights
 from bigain.backbones.labels import LabelBackbone, without_label_dropout
+from bigain.data.classes import CIFAR10_CLASSES
 from bigain.diffusion.condition import Condition
 from bigain.errors import DataError, SettingError
 
@@ -86,6 +87,8 @@ class PixelDiT(LabelBackbone):
         config = cast("Any", self.network.config)
         self.overlap, self.image_size = math.isqrt(config.in_channels // 3), int(config.sample_size)
         self.latent_shape, self.label_count = (3, self.image_size, self.image_size), int(config.num_embeds_ada_norm)
+        if weights is not None and str(weights) == EMBEDDED:
+            self.class_names = CIFAR10_CLASSES
         self.scheduler = dict(scheduler) if scheduler is not None else _scheduler(folder)
         _ = self.process  # raises if the configuration is impossible
 

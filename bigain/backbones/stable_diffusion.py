@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from packaging.version import Version
 from torch import Tensor
 
 from bigain.backbones.folder import Dtype
 from bigain.backbones.pipeline import PromptBackbone
 from bigain.diffusion.condition import Condition
+from bigain.diffusion.schedulers import from_configuration
+from bigain.errors import DataError
 
 __all__ = ["StableDiffusion"]
 
@@ -40,19 +43,39 @@ class StableDiffusion(PromptBackbone):
         "text_encoder": ("CLIPTextModel",),
         "text_encoder_2": ("CLIPTextModelWithProjection",),
     }
-    optional = ("text_encoder_2",)
 
     def __init__(self, model: str | Path, dtype: Dtype = "fp32", image_size: int | None = None) -> None:
         super().__init__(model, dtype, image_size)
         if not self._is_xl:
-            # Checkpoints from before these settings carry defaults that the pipeline corrects in the same way.
+            # Checkpoints from before these settings: the pipeline corrects them in the same way.
+            config = from_configuration(self.scheduler).config
             corrections = {"steps_offset": 1, "clip_sample": False}
-            known = {name: value for name, value in corrections.items() if name in self.scheduler}
-            self.scheduler = {**self.scheduler, **known}
+            self.scheduler = {**self.scheduler, **{name: corrections[name] for name in corrections if name in config}}
+        self._refuse_what_is_ignored()
+
+    def _refuse_what_is_ignored(self) -> None:
+        vae = self._vae.network.config
+        ignored = {
+            "unet/config.json: time_cond_proj_dim": self.network.config.time_cond_proj_dim,
+            "vae/config.json: latents_mean": getattr(vae, "latents_mean", None),
+            "vae/config.json: latents_std": getattr(vae, "latents_std", None),
+        }
+        if named := [name for name, value in ignored.items() if value is not None]:
+            raise DataError(f"{self._folder.path} has {', '.join(named)}, which this backbone would ignore.")
 
     @property
     def _is_xl(self) -> bool:
-        return "text_encoder_2" in self._encoders
+        return str(self._folder.index["_class_name"]) == "StableDiffusionXLPipeline"
+
+    def _needs(self, name: str) -> bool:
+        return name == "text_encoder" or self._is_xl
+
+    @property
+    def _default_side(self) -> int:
+        config = self.network.config
+        # Versions before 0.9 wrote a size for U-Nets trained on 64 latents that is not theirs, as the pipeline knows.
+        old = Version(str(config.get("_diffusers_version") or "0.9")) < Version("0.9")
+        return max(64, int(config.sample_size)) if old else int(config.sample_size)
 
     def encode_prompt(self, prompt: str, encoders: Mapping[str, Any]) -> dict[str, Tensor]:
         if not self._is_xl:
@@ -68,7 +91,7 @@ class StableDiffusion(PromptBackbone):
 
     def _tokens(self, prompt: str, name: str, encoder: Any) -> tuple[Tensor, Tensor | None]:
         tokenizer = self._tokenizers[name]
-        most = tokenizer.model_max_length
+        most = self.longest_prompt(name)
         found = tokenizer(prompt, padding="max_length", max_length=most, truncation=True, return_tensors="pt")
         masked = getattr(encoder.config, "use_attention_mask", False)
         return found.input_ids.to(encoder.device), found.attention_mask.to(encoder.device) if masked else None

@@ -2,9 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,78 +11,30 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from bigain.adapters.placement import Placement
-from bigain.backbones.folder import Dtype
+from bigain.backbones.labels import label_of
 from bigain.backbones.open_model import open_model
-from bigain.benchmark.generate import out_of_memory
+from bigain.benchmark.classify_settings import ClassifySettings
+from bigain.benchmark.generate import applied_to, out_of_memory
 from bigain.benchmark.latency_settings import device_of
 from bigain.benchmark.methods import methods_of
-from bigain.data.classes import classes_of
 from bigain.data.dataset import ImageDataset
-from bigain.data.prompts import PROMPT, fill_prompt
+from bigain.data.prompts import fill_prompt
 from bigain.data.sources.flat import FlatSource
+from bigain.data.sources.folder import SUFFIXES
 from bigain.diffusion.backbone import Backbone
-from bigain.diffusion.classifier import Classified, DiffusionClassifier
+from bigain.diffusion.classifier import DiffusionClassifier
 from bigain.diffusion.condition import Condition
 from bigain.diffusion.noise_set import NoiseSet, Stages
 from bigain.errors import DataError, SettingError
 from bigain.reducers.base import Identity, TokenReducer
-from bigain.tasks.method import Applied, method_of
+from bigain.tasks.method import Applied
 
-__all__ = ["ClassifiedFolder", "ClassifySettings", "MethodPredictions", "classify_folder", "confidence"]
+__all__ = ["ClassifiedFolder", "MethodPredictions", "classify_folder", "confidence"]
 
 Announce = Callable[[str], None]
 
 _AT_ONCE = 8
 """Images that share passes, so that few rows of a pass are left over."""
-
-
-@dataclass(frozen=True)
-class ClassifySettings:
-    """How `bigain classify` classifies.
-
-    Args:
-        model: `embedded` (a small model of CIFAR-10 that ships with bigain), a folder that a
-            diffusers pipeline's `save_pretrained` wrote, or `hub:owner/name[@revision]`.
-        classes: Class names with commas between them, such as cat,dog. Default: the folder's
-            sub-folders, or the classes of a model that takes labels.
-        prompt: The prompt of a class, for models that take prompts; `{class}` is its name.
-        reducer: The reducer to compare with none. Default: none alone.
-        reducers: Several, by name.
-        placement: Which blocks reducers work in. Default: those of the published methods.
-        timesteps: Timesteps at which a class that survives to the end is evaluated.
-        keep: Classes that survive the first quarter of them.
-        limit: Use at most so many images.
-        rows: Rows of one forward pass. Default: 32, and half as many for as long as memory does not suffice.
-        seed: Seeds the noise.
-        dtype: Type of the weights. Default: fp32 on a CPU, half precision on a GPU.
-        image_size: Side of the images, in pixels. Default: the size of the model's training.
-        device: auto (a GPU where there is one), cpu, cuda or cuda:1.
-
-    Raises:
-        SettingError: Impossible numbers.
-    """
-
-    model: str = "embedded"
-    classes: str | None = None
-    prompt: str = PROMPT
-    reducer: TokenReducer = Identity()
-    reducers: dict[str, TokenReducer] = field(default_factory=dict)
-    placement: Placement = Placement()
-    timesteps: int = 20
-    keep: int = 5
-    limit: int | None = None
-    rows: int | None = None
-    seed: int = 0
-    dtype: Dtype | None = None
-    image_size: int | None = None
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        for name, least in (("timesteps", 4), ("keep", 1), ("rows", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise SettingError(f"{name} is {least} or more; got {value}.")
 
 
 @dataclass(frozen=True)
@@ -144,23 +95,22 @@ def classify_folder(
     baseline, methods = methods_of(settings.reducer, settings.reducers)
     labelled = _is_labelled(folder)
     announce(f"loading {settings.model}")
-    backbone = open_model(settings.model, device, settings.dtype, settings.image_size)
-    images, chosen = _opened(folder, labelled, backbone, settings)
-    images = images.subset(settings.limit)
-    images.check()
-    announce(f"{folder}: {len(images)} images, {'labelled by their folders' if labelled else 'without labels'}")
-    stages = Stages((max(1, settings.timesteps // 4), settings.timesteps), (min(settings.keep, len(chosen)), 1))
     try:
-        condition = _condition(backbone, chosen, images.classes, settings.prompt)
+        backbone = open_model(settings.model, device, settings.dtype, settings.image_size)
+        images, labels = _opened(folder, labelled, backbone, settings)
+        images = images.subset(settings.limit)
+        images.check()
+        announce(f"{folder}: {len(images)} images, {'labelled by their folders' if labelled else 'without labels'}")
+        condition = _condition(backbone, labels, images.classes, settings.prompt)
         everything = {baseline: Identity(), **methods}
         for one in everything.values():  # refuse what cannot work before anything is classified
-            with _applied(backbone, one, settings) as applied:
+            with applied_to(backbone, one, settings.placement, settings.seed) as applied:
                 if applied.report:
                     applied.report.check_mixed_timesteps()
-        run = _Run(backbone, images, condition, stages, settings, announce)
-        found = tuple(run.of(name, one) for name, one in everything.items())
+        run = _Run(backbone, images, condition, settings, announce)
+        found = run.of(everything)
     except torch.OutOfMemoryError as error:
-        raise out_of_memory(settings.model, device) from error
+        raise out_of_memory(settings.model, device, "fewer --rows") from error
     resolved = {
         "model": settings.model,
         "backbone": type(backbone).__name__,
@@ -169,12 +119,12 @@ def classify_folder(
         "classes": list(images.classes),
         "prompt": settings.prompt if backbone.conditioned_on == "prompts" else None,
         "placement": str(settings.placement),
-        "trials": stages.trials,
-        "keeps": stages.keeps,
+        "trials": run.stages.trials,
+        "keeps": run.stages.keeps,
         "rows": run.rows,
         "seed": settings.seed,
     }
-    return ClassifiedFolder(images, labelled, device, resolved, stages.evaluations(len(chosen)), found)
+    return ClassifiedFolder(images, labelled, device, resolved, run.stages.evaluations(len(condition)), found)
 
 
 def confidence(errors: Tensor) -> float:
@@ -201,61 +151,90 @@ def confidence(errors: Tensor) -> float:
 
 
 class _Run:
-    """One folder under several methods; the rows of a pass are halved until they fit."""
+    """One folder under several methods; if memory does not suffice, all begin anew with half the rows of a pass."""
 
     def __init__(
         self,
         backbone: Backbone,
         images: ImageDataset,
         condition: Condition,
-        stages: Stages,
         settings: ClassifySettings,
         announce: Announce,
     ) -> None:
-        self._backbone, self._images, self._condition, self._stages = backbone, images, condition, stages
+        self._backbone, self._images, self._condition = backbone, images, condition
         self._settings, self._announce, self.rows = settings, announce, settings.rows or 32
+        kept = min(settings.keep, len(condition))
+        self.stages = Stages((max(1, settings.timesteps // 4), settings.timesteps), (kept, 1))
 
-    def of(self, name: str, reducer: TokenReducer) -> MethodPredictions:
-        """Classify every image under one method."""
+    def of(self, methods: Mapping[str, TokenReducer]) -> tuple[MethodPredictions, ...]:
+        """Classify every image under every method."""
+        self._announce(f"encoding {len(self._images)} images")
+        latents = [self._encoded(first) for first in range(0, len(self._images), _AT_ONCE)]
         while True:
             try:
-                return self._all(name, reducer)
+                return tuple(self._method(name, reducer, latents) for name, reducer in methods.items())
             except torch.OutOfMemoryError:
                 if self._settings.rows is not None or self.rows == 1:
                     raise
-                self.rows //= 2
-                torch.cuda.empty_cache()
-                self._announce(f"memory does not suffice: {self.rows} rows a pass")
+            # Behind the exception, whose traceback has hold of the pass that did not fit.
+            self.rows //= 2
+            torch.cuda.empty_cache()
+            self._announce(f"memory does not suffice: {self.rows} rows a pass")
 
-    def _all(self, name: str, reducer: TokenReducer) -> MethodPredictions:
-        predicted, sure, start = [], [], time.perf_counter()
-        with _applied(self._backbone, reducer, self._settings) as applied, torch.inference_mode():
-            for found in self._classified(applied):
+    def _encoded(self, first: int) -> Tensor:
+        images = [self._images[number]["image"] for number in self._numbers(first)]
+        device = next(self._backbone.network.parameters()).device
+        return self._backbone.encode(torch.stack(images).to(device)).cpu()
+
+    def _numbers(self, first: int) -> range:
+        return range(first, min(first + _AT_ONCE, len(self._images)))
+
+    def _method(self, name: str, reducer: TokenReducer, latents: Sequence[Tensor]) -> MethodPredictions:
+        predicted, sure, settings = list[int](), list[float](), self._settings
+        with applied_to(self._backbone, reducer, settings.placement, settings.seed) as applied, torch.inference_mode():
+            classifier, device = self._classifier(applied), next(self._backbone.network.parameters()).device
+            if device.type == "cuda":
+                classifier(latents[0].to(device))  # what is loaded with the first passes is no time of an image
+            start = time.perf_counter()
+            for number, chunk in enumerate(latents):
+                names = [self._images.names[index] for index in self._numbers(number * _AT_ONCE)]
+                found = classifier(chunk.to(device), names)
                 predicted += found.prediction.tolist()
                 sure += [confidence(errors) for errors in found.errors.cpu()]
                 seconds = (time.perf_counter() - start) / len(predicted)
                 self._announce(f"{name}: {len(predicted)}/{len(self._images)}, {seconds:.1f} s an image")
-        seconds = (time.perf_counter() - start) / len(self._images)
         return MethodPredictions(name, repr(reducer), torch.tensor(predicted), torch.tensor(sure), seconds)
 
-    def _classified(self, applied: Applied) -> Iterator[Classified]:
-        backbone = applied.backbone
+    def _classifier(self, applied: Applied) -> DiffusionClassifier:
+        backbone, steps = applied.backbone, self.stages.timesteps(applied.backbone.process.steps)
         device = next(backbone.network.parameters()).device
-        steps = self._stages.timesteps(backbone.process.steps)
         noise = NoiseSet.draw(self._settings.seed, steps, backbone.latent_shape).to(device)
-        classifier = DiffusionClassifier(
-            backbone.predict_noise, backbone.process, noise, self._stages, self._condition, rows=self.rows
+        return DiffusionClassifier(
+            backbone.predict_noise, backbone.process, noise, self.stages, self._condition, rows=self.rows
         )
-        for first in range(0, len(self._images), _AT_ONCE):
-            numbers = range(first, min(first + _AT_ONCE, len(self._images)))
-            images = torch.stack([self._images[number]["image"] for number in numbers])
-            yield classifier(backbone.encode(images.to(device)), [self._images.names[number] for number in numbers])
 
 
 def _is_labelled(folder: Path) -> bool:
+    """Say whether images lie in class folders.
+
+    Raises:
+        DataError: There is no such folder, or images lie both in it and in its sub-folders.
+    """
     if not folder.is_dir():
         raise DataError(f"No folder at {folder}: give a folder of images, or one with a sub-folder for each class.")
-    return any(child.is_dir() and not child.name.startswith(".") for child in folder.iterdir())
+    here = _images_in(folder.iterdir())
+    folders = [child for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")]
+    below = {child.name: count for child in folders if (count := _images_in(child.rglob("*")))}
+    if here and below:
+        raise DataError(
+            f"{folder} holds {here} images itself and {sum(below.values())} in {', '.join(list(below)[:3])}: give a "
+            "folder of images, or one with a sub-folder for each class."
+        )
+    return bool(below)
+
+
+def _images_in(files: Iterable[Path]) -> int:
+    return sum(file.suffix.lower() in SUFFIXES for file in files)
 
 
 def _opened(
@@ -263,31 +242,22 @@ def _opened(
 ) -> tuple[ImageDataset, tuple[int, ...]]:
     """Open the images, and choose which of the model's labels are asked for."""
     given = tuple(name.strip() for name in settings.classes.split(",")) if settings.classes else ()
-    known = classes_of(backbone.label_count or 0) if backbone.conditioned_on == "labels" else ()
-    if strangers := [name for name in given if known and name not in known]:
-        raise SettingError(f"This model has no class {strangers[0]!r}; accepted are {', '.join(known)}.")
-    if len(set(given)) < len(given):
-        raise SettingError(f"classes={settings.classes} names a class twice.")
-    classes = given or known
+    if given and (len(set(given)) < len(given) or len(given) < 2 or "" in given):
+        raise SettingError(f"classes is two names or more, none twice; got {settings.classes!r}.")
+    # Without names of its own, a model of labels asks for numbers.
+    classes = given or (backbone.class_names if backbone.conditioned_on == "labels" else None)
     if not labelled and not classes:
         raise SettingError(f"{folder} has no class folders: say between which classes to decide, --classes=cat,dog.")
-    source = ImageDataset.open(folder, backbone.image_size, classes or None) if labelled else None
-    images = source or ImageDataset(FlatSource(folder, classes), backbone.image_size)
-    numbers = tuple(known.index(name) for name in images.classes) if known else tuple(range(len(images.classes)))
-    if backbone.conditioned_on == "labels" and not known and len(images.classes) != backbone.label_count:
-        raise SettingError(
-            f"This model has {backbone.label_count} classes without names: give all of them in its order, --classes."
-        )
-    return images, numbers
+    if labelled:
+        images = ImageDataset.open(folder, backbone.image_size, classes)
+    else:
+        images = ImageDataset(FlatSource(folder, classes or ()), backbone.image_size)
+    if backbone.conditioned_on == "prompts":
+        return images, tuple(range(len(images.classes)))
+    return images, tuple(label_of(backbone, name) for name in images.classes)
 
 
 def _condition(backbone: Backbone, labels: Sequence[int], classes: Sequence[str], prompt: str) -> Condition:
     if backbone.conditioned_on == "prompts":
         return backbone.embed(list(fill_prompt(prompt, classes)))
     return backbone.embed(list(labels))
-
-
-def _applied(backbone: Backbone, reducer: TokenReducer, settings: ClassifySettings) -> Any:
-    if isinstance(reducer, Identity):
-        return nullcontext(Applied(backbone))
-    return method_of(reducer).applied(backbone, settings.placement, settings.seed)

@@ -11,6 +11,7 @@ from bigain.adapters.pass_state import modules_taken
 from bigain.adapters.placement import Placement, placement_of
 from bigain.benchmark.cost import backbone_pass
 from bigain.diffusion.backbone import Backbone
+from bigain.diffusion.condition import Condition
 from bigain.errors import SettingError, SiteError
 from bigain.grid import Grid
 from bigain.profiling.operations import COUNTED, META, count_pass, on_meta, operations_of
@@ -93,11 +94,14 @@ class FlopCounter:
         network, _, self.adapter = match(model)
         if modules_taken(network):
             raise SiteError(f"A reducer is attached to this {type(network).__name__} already. Detach it first.")
+        whole = isinstance(model, Backbone) and shape is None
+        condition = _one_condition(model) if whole else None
         model = on_meta(model if isinstance(model, Backbone) else network).eval()
         self.network, *_ = match(model)
-        self.shape = self._checked(shape)
-        whole = isinstance(model, Backbone) and shape is None
-        self.evaluate = _of_backbone(model) if whole else network_pass(self.network, self.adapter, self.shape)
+        self.shape = self._checked(_grid_of(model) if whole else shape)
+        self.evaluate = (
+            _of_backbone(model, condition) if condition else network_pass(self.network, self.adapter, self.shape)
+        )
         size = " x ".join(map(str, self.shape))
         counter = count_pass(self.evaluate, 1, f"{type(self.network).__name__} cannot run on {size} tokens")
         self._counter = counter
@@ -151,7 +155,17 @@ class FlopCounter:
         return tuple(shape)
 
 
-def _of_backbone(backbone: Backbone) -> Callable[[int], Any]:
-    """Return a function that evaluates a number of rows, on one condition since all cost the same."""
-    condition = backbone.embed([0] if backbone.conditioned_on == "labels" else [""])
+def _one_condition(backbone: Backbone) -> Condition:
+    """Return a condition of one row: all cost the same. Text encoders work where their values are."""
+    return backbone.embed([0] if backbone.conditioned_on == "labels" else [""])
+
+
+def _of_backbone(backbone: Backbone, condition: Condition) -> Callable[[int], Any]:
+    """Return a function that evaluates a number of rows."""
     return lambda rows: backbone_pass(backbone, condition, rows, META)()
+
+
+def _grid_of(backbone: Backbone) -> tuple[int, int]:
+    """Return rows and columns of the tokens of a backbone's own images, whatever size it was trained on."""
+    patch = int(getattr(getattr(backbone.network, "config", None), "patch_size", None) or 1)
+    return backbone.grid_shape or (backbone.latent_shape[1] // patch, backbone.latent_shape[2] // patch)

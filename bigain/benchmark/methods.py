@@ -1,5 +1,6 @@
 """The reducers that a command measures, by name."""
 
+import re
 from collections.abc import Mapping
 
 from bigain.errors import SettingError
@@ -9,6 +10,11 @@ from bigain.registry import entries
 __all__ = ["methods_of"]
 
 _BASELINE = "none"
+
+_ALSO = "_ . , = % + - and spaces"
+
+_NAME = re.compile(r"[\w%](?:[\w.,=%+ -]*[\w%+])?")
+"""Names that are a file's on every system."""
 
 
 def methods_of(
@@ -38,6 +44,8 @@ def methods_of(
             "all but one."
         )
     baseline = unreduced[0] if unreduced else _BASELINE
+    if odd := [name for name in given if not _NAME.fullmatch(name)]:
+        raise SettingError(f"A method's name is letters, digits and {_ALSO}, since files have it; got {odd[0]!r}.")
     methods = {name: one for name, one in given.items() if not isinstance(one, Identity)}
     if baseline in methods:
         raise SettingError(f"{baseline!r} is the name of no reduction; here it is {methods[baseline]!r}.")

@@ -42,7 +42,7 @@ def draw_strip(content: Generated) -> Image.Image:
         top = line + row * (side + line + _GAP)
         for column, image in enumerate(one.images):
             left = _GAP + column * (side + _GAP)
-            pen.text((left, top), f"{one.name}, {one.seconds[column]:.2g} s", fill=_INK, font=font)
+            pen.text((left, top), f"{one.name}, {one.seconds[column]:.1f} s", fill=_INK, font=font)
             # A small image is enlarged without inventing anything between its pixels.
             sheet.paste(_picture(image).resize((side, side), Image.Resampling.NEAREST), (left, top + line))
     return sheet

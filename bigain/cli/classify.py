@@ -6,9 +6,11 @@ from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from bigain.benchmark.classified_files import accuracy_of, changed_of, write_classified
-from bigain.benchmark.classify import ClassifiedFolder, ClassifySettings, classify_folder
+from bigain.benchmark.classify import ClassifiedFolder, classify_folder
+from bigain.benchmark.classify_settings import ClassifySettings
 from bigain.cli.parser import Parser
 from bigain.cli.terminal import make_console
 from bigain.results.files import check_absent
@@ -36,11 +38,15 @@ def run(arguments: Sequence[str]) -> None:
     settings = ClassifySettings(**{item.name: getattr(given, item.name) for item in fields(ClassifySettings)})
     check_absent(given.output)
     console = make_console()
-    content = classify_folder(given.folder, settings, lambda line: console.print(line, highlight=False, soft_wrap=True))
+    content = classify_folder(
+        given.folder, settings, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)
+    )
     write_classified(given.output, content)
     console.print(_predictions(content))
     console.print(_costs(content))
-    console.print(f"All predictions: {given.output / 'predictions.csv'}.", highlight=False, soft_wrap=True)
+    console.print(
+        f"All predictions: {given.output / 'predictions.csv'}.", highlight=False, markup=False, soft_wrap=True
+    )
 
 
 def _predictions(content: ClassifiedFolder) -> Table:
@@ -53,7 +59,11 @@ def _predictions(content: ClassifiedFolder) -> Table:
     shown = sorted(range(len(content.images)), key=lambda row: not _differs(content, row))[:_SHOWN]
     for row in shown:
         cells = [f"{classes[int(one.predicted[row])]} {float(one.confidence[row]):.2f}" for one in content.methods]
-        table.add_row(content.images.names[row], *cells, style="bold" if _differs(content, row) else None)
+        table.add_row(
+            Text(content.images.names[row]),
+            *(Text(cell) for cell in cells),
+            style="bold" if _differs(content, row) else None,
+        )
     if len(content.images) > _SHOWN:
         table.add_row(f"and {len(content.images) - _SHOWN} more", *[""] * len(content.methods))
     return table

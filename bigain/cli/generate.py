@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from bigain.benchmark.generate import Generated, GenerateSettings, generate
 from bigain.benchmark.strip import write_generated
@@ -33,10 +34,14 @@ def run(arguments: Sequence[str]) -> None:
     settings = GenerateSettings(**{item.name: getattr(given, item.name) for item in fields(GenerateSettings)})
     check_absent(given.output)
     console = make_console()
-    content = generate(given.prompt, settings, lambda line: console.print(line, highlight=False, soft_wrap=True))
+    content = generate(
+        given.prompt, settings, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)
+    )
     write_generated(given.output, content)
     console.print(_table(content))
-    console.print(f"{given.output / 'strip.png'} shows them side by side.", highlight=False, soft_wrap=True)
+    console.print(
+        f"{given.output / 'strip.png'} shows them side by side.", highlight=False, markup=False, soft_wrap=True
+    )
 
 
 def _table(content: Generated) -> Table:
@@ -47,5 +52,5 @@ def _table(content: Generated) -> Table:
     for one in content.drawn:
         mean = sum(one.seconds) / len(one.seconds)
         apart = sum(one.difference) / len(one.difference)
-        table.add_row(one.name, f"{mean:.2f}", f"{apart:.1f} of 255", one.method)
+        table.add_row(one.name, f"{mean:.2f}", f"{apart:.1f} of 255", Text(one.method))
     return table

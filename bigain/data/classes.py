@@ -1,6 +1,6 @@
 """Lists of class names, in label order."""
 
-__all__ = ["CIFAR10_CLASSES", "classes_of"]
+__all__ = ["CIFAR10_CLASSES"]
 
 CIFAR10_CLASSES = (
     "airplane",
@@ -15,8 +15,3 @@ CIFAR10_CLASSES = (
     "truck",
 )
 """The classes of CIFAR-10."""
-
-
-def classes_of(count: int) -> tuple[str, ...]:
-    """Return the class names of a model with so many labels, where bigain ships them; otherwise none."""
-    return CIFAR10_CLASSES if count == len(CIFAR10_CLASSES) else ()

@@ -26,6 +26,9 @@ class Backbone(nn.Module, ABC):
         conditioned_on: Whether `embed` takes labels or prompts.
         label_count: Number of classes of a model that takes labels.
         usual_guidance: Guidance scale that the family's pipeline takes by default.
+        guidance: Guidance scale that the network itself is given; `None` for all but distilled ones.
+        class_names: Class names of a model that takes labels, in label order, where it has them; synonyms
+            have commas between them.
 
     Raises:
         SettingError: A subclass was written for the interface of bigain 0.1.
@@ -38,6 +41,8 @@ class Backbone(nn.Module, ABC):
     conditioned_on: ClassVar[Literal["labels", "prompts"]] = "labels"
     label_count: int | None = None
     usual_guidance: ClassVar[float] = 1.5
+    guidance: float | None = None
+    class_names: tuple[str, ...] | None = None
 
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)
@@ -88,6 +93,10 @@ class Backbone(nn.Module, ABC):
     def predict_noise(self, noisy: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Predict the noise in each row, whatever the network itself predicts. See `predict`."""
         return self.process.to_noise(self.predict(noisy, t, condition), noisy, t)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what figures depend on beside the network's weights and the process, in types that JSON has."""
+        return {"image_size": self.image_size, **({} if self.guidance is None else {"told": self.guidance})}
 
     @cached_property
     def process(self) -> Process:

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -57,7 +58,7 @@ class Sampler:
     ) -> None:
         if not 1 <= steps <= backbone.process.steps:
             raise SettingError(f"steps is from 1 to {backbone.process.steps}; got {steps}.")
-        if guidance < 1:
+        if not 1 <= guidance < math.inf:
             raise SettingError(f"guidance is a scale of 1 or more; got {guidance}.")
         if rows < 1:
             raise SettingError(f"rows is the number of images drawn at once, 1 or more; got {rows}.")
@@ -210,5 +211,5 @@ def _refuse_nan(finite: Tensor, timesteps: list[float], names: Sequence[str], se
     name = f"image {names[row]}" if names else f"row {row}"
     raise NumericalError(
         f"The model returned NaN or infinity at timestep {timesteps[step]:g} for {name}, seed {seeds[row]}. Try "
-        "another precision (--trainer.precision=bf16-true or 32-true) or check the weights."
+        "bfloat16 or float32 (--trainer.precision=bf16-true or 32-true, or the model's dtype) or check the weights."
     )

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,27 +98,47 @@ def check_absent(place: Path | None) -> None:
 
     Raises:
         SettingError: It exists already.
-        DataError: Its folder is missing.
+        DataError: Its folder is missing, or nothing can be written there.
     """
     if place is None:
         return
+    parent = place.absolute().parent
+    if not parent.is_dir():
+        raise DataError(f"--output {place} cannot be written: there is no folder {place.parent}.")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise DataError(f"--output {place} cannot be written: {parent} lets you write nothing.")
     if place.exists():
         raise SettingError(f"{place} exists already: choose another --output, or remove it. Nothing was overwritten.")
-    if not place.parent.is_dir():
-        raise DataError(f"--output {place} cannot be written: there is no folder {place.parent}.")
 
 
 @contextmanager
 def whole_folder(place: Path, replace: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder, and rename it at the end; it may take the place of an older one."""
-    temporary, old = (place.with_name(f".{place.name}-{os.getpid()}.{end}") for end in ("tmp", "old"))
-    temporary.mkdir()
+    """Yield a temporary folder, and rename it at the end; it may take the place of an older one.
+
+    Raises:
+        DataError: Something else has taken the place meanwhile; what was written stays in the temporary folder.
+    """
+    temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}-", suffix=".tmp", dir=place.absolute().parent))
+    old = temporary.with_suffix(".old")
     try:
         yield temporary
-        if replace and place.exists():
-            place.rename(old)
-        temporary.rename(place)
-        shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    try:
+        temporary.chmod(0o777 & ~_umask())
+        if replace and place.exists():
+            place.rename(old)
+        temporary.rename(place)
+    except OSError as error:
+        raise DataError(
+            f"{place} could not be put in place ({error.strerror}): the result is in {temporary}."
+        ) from error
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _umask() -> int:
+    """Return the mask that new files have; it can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -171,6 +171,7 @@ class EvaluationTask(LightningModule, ABC):
             "backbone": type(self.backbone).__name__,
             "weights": self.weights,
             "process": self.backbone.process.identity(),
+            "model": self.backbone.identity(),
             "method": repr(self.method),
             "code": code_of(self.method.reducer if isinstance(self.method, Reduced) else self.method),
             "placement": str(self.placement),

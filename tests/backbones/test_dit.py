@@ -114,7 +114,7 @@ def test_on_the_meta_device_only_shapes_are_read(tmp_path):
 
 def test_bad_input_is_refused_in_words(tmp_path):
     folder = save_dit(tmp_path / "model")
-    with pytest.raises(SettingError, match=r"divided by 4 \(2 pixels a latent, 2 latents a patch\); got 18"):
+    with pytest.raises(SettingError, match=r"multiple of 4 \(2 pixels a latent, 2 latents a patch\); got 18"):
         DiT(folder, image_size=18)
     with pytest.raises(DataError, match="holds a StableDiffusionPipeline; accepted here: DiTPipeline"):
         DiT(save_sd(tmp_path / "other"))

@@ -159,7 +159,7 @@ def test_a_prompt_is_as_long_as_t5_sees(tmp_path):
 def test_other_bad_input_is_refused_in_words(tmp_path):
     folder = save_flux(tmp_path / "model")
     for settings, words in [
-        ({"image_size": 18}, "image_size is divided by 4 .2 pixels a latent, 2 latents a patch"),
+        ({"image_size": 18}, "image_size is a multiple of 4 .2 pixels a latent, 2 latents a patch"),
         ({"guidance": -1.0}, "0 or more; got -1.0"),
         ({"guidance": float("nan")}, "0 or more; got nan"),
         ({"dtype": "fp8"}, "one of fp32"),

@@ -152,7 +152,7 @@ def test_a_vocabulary_that_cannot_be_read_here_names_what_it_needs(tmp_path, mon
 
 def test_bad_input_is_refused_in_words(tmp_path):
     folder = save_pixart(tmp_path / "model")
-    with pytest.raises(SettingError, match=r"divided by 4 \(2 pixels a latent, 2 latents a patch\); got 18"):
+    with pytest.raises(SettingError, match=r"multiple of 4 \(2 pixels a latent, 2 latents a patch\); got 18"):
         PixArt(folder, image_size=18)
     with pytest.raises(DataError, match="holds a DiTPipeline; accepted here: PixArtAlphaPipeline, PixArtSigmaPipeline"):
         PixArt(save_dit(tmp_path / "other"))

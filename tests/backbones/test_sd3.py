@@ -130,7 +130,7 @@ def test_a_prompt_is_as_long_as_the_encoder_that_sees_most(tmp_path):
 def test_other_bad_input_is_refused_in_words(tmp_path):
     folder = save_sd3(tmp_path / "model")
     for settings, words in [
-        ({"image_size": 18}, "image_size is divided by 4"),
+        ({"image_size": 18}, "image_size is a multiple of 4"),
         ({"image_size": 52}, "at most 48, which this transformer has positions for; got 52"),
         ({"dtype": "fp8"}, "one of fp32"),
     ]:

@@ -13,8 +13,8 @@ import bigain
 from bigain.backbones.cache import cache_folder, clear_cache
 from bigain.backbones.stable_diffusion import StableDiffusion
 from bigain.diffusion.sampler import Sampler
-from bigain.errors import DataError, SettingError
-from tests.backbones.pipelines import save_sd, save_sdxl
+from bigain.errors import DataError, NumericalError, SettingError
+from tests.backbones.pipelines import change_json, save_sd, save_sdxl
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 DDIM = {**BETAS, "clip_sample": False, "steps_offset": 1}
@@ -94,10 +94,13 @@ def test_rows_of_a_batch_are_those_drawn_alone(folder):
     assert (together.int() - alone.int()).abs().max() <= 1
 
 
-def test_outdated_settings_of_a_scheduler_are_corrected_as_the_pipeline_does(tmp_path):
+@pytest.mark.parametrize("absent", [(), ("clip_sample", "steps_offset")])
+def test_outdated_settings_of_a_scheduler_are_corrected_as_the_pipeline_does(tmp_path, absent):
     folder = save_sd(tmp_path / "model", DDIMScheduler(**DDIM))
     file = folder / "scheduler" / "scheduler_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "clip_sample": True, "steps_offset": 0}))
+    settings = {**json.loads(file.read_text()), "clip_sample": True, "steps_offset": 0}
+    # Where a setting is absent, the class's default counts, and the pipeline corrects that.
+    file.write_text(json.dumps({name: value for name, value in settings.items() if name not in absent}))
     with pytest.warns(FutureWarning):
         expected = drawn(pipeline(folder), 3, 2.0)
     backbone = StableDiffusion(folder)
@@ -157,6 +160,16 @@ REFUSED = {
     "no tokenizer": (lambda f: broken(f, lambda i: i.update(tokenizer=["a", "AutoModel"])), "no tokenizer"),
     "no vae": (lambda f: broken(f, lambda i: i.pop("vae")), "names no vae"),
     "no scheduler": (lambda f: (f / "scheduler" / "scheduler_config.json").unlink(), "lacks scheduler"),
+    "no such class": (
+        lambda f: broken(f, lambda i: i.update(unet=["transformers", "UNet2DConditionModel"])),
+        "no such",
+    ),
+    "a layer more than weights": (
+        lambda f: change_json(f / "text_encoder" / "config.json", num_hidden_layers=3),
+        "lacks",
+    ),
+    "a guided U-Net": (lambda f: change_json(f / "unet" / "config.json", time_cond_proj_dim=4), "lacks|would ignore"),
+    "moments of latents": (lambda f: change_json(f / "vae" / "config.json", latents_mean=[0.0] * 4), "would ignore"),
     "truncated": (
         lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"1234"),
         "unet in .* cannot be loaded",
@@ -175,7 +188,11 @@ def test_what_is_no_model_is_refused_in_words(tmp_path, what):
 
 def test_other_bad_input_is_refused_in_words(tmp_path, monkeypatch):
     folder = save_sd(tmp_path / "model")
-    for settings, words in [({"image_size": 15}, "divided by 2"), ({"dtype": "fp8"}, "one of fp32")]:
+    for settings, words in [
+        ({"image_size": 15}, "multiple of 2"),
+        ({"image_size": 0}, "multiple of 2"),
+        ({"dtype": "fp8"}, "one of fp32"),
+    ]:
         with pytest.raises(SettingError, match=words):
             StableDiffusion(folder, **settings)
     with pytest.raises(DataError, match="No model at nowhere"):
@@ -187,7 +204,7 @@ def test_other_bad_input_is_refused_in_words(tmp_path, monkeypatch):
         StableDiffusion("hub:a/b")
     backbone = StableDiffusion(folder, image_size=32)
     assert (backbone.image_size, backbone.latent_shape) == (32, (4, 16, 16))
-    for given in ([1, 2], [], torch.tensor([1])):
+    for given in ([1, 2], [], torch.tensor([1]), "a cat"):
         with pytest.raises(SettingError, match="conditioned on prompts"):
             backbone.embed(given)
     with pytest.raises(SettingError, match="has 102 tokens; the text_encoder of this model sees 77"):
@@ -200,7 +217,7 @@ def test_a_repository_is_downloaded_by_components_and_older_weights_only_where_t
     """The hub is a folder here: what is asked of it, by the patterns that its client takes."""
     from fnmatch import fnmatch
 
-    folder, got = save_sd(tmp_path / "model"), []
+    folder, got, asked = save_sd(tmp_path / "model"), [], []
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     torch.save(load_file(weights), weights.with_suffix(".bin"))
     (folder / "v1-5-pruned.safetensors").write_bytes(b"checkpoint of another program")
@@ -209,6 +226,7 @@ def test_a_repository_is_downloaded_by_components_and_older_weights_only_where_t
 
     def download(name, revision, allow_patterns, ignore_patterns):
         assert (name, revision) == ("owner/name", "main")
+        asked.append(allow_patterns)
         for file in (file for file in folder.rglob("*") if file.is_file()):
             path = file.relative_to(folder).as_posix()
             wanted = any(fnmatch(path, one) for one in allow_patterns)
@@ -223,3 +241,58 @@ def test_a_repository_is_downloaded_by_components_and_older_weights_only_where_t
     assert "unet/diffusion_pytorch_model.bin" in got
     assert not [path for path in got if path.endswith((".fp16.safetensors", "pruned.safetensors"))]
     assert found.embed(["a cat"]).states.shape == (1, 77, 16)
+    assert asked[0] == ["model_index.json"]
+    broken(folder, lambda index: index.update(_class_name="WanPipeline"))
+    with pytest.raises(DataError, match="hub:owner/name@main holds a WanPipeline"):
+        StableDiffusion("hub:owner/name@main")
+    assert len(asked) == 4  # the last time, no more than what it is
+
+
+CHANGES = {
+    "weights": lambda folder: None,
+    "encoder": lambda folder: change_json(folder / "text_encoder" / "config.json", hidden_act="gelu"),
+    "words": lambda folder: change_json(folder / "tokenizer" / "tokenizer_config.json", note="another"),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_what_decides_an_embedding_decides_what_is_kept(tmp_path, what):
+    """The weights of a folder may be right, and its configuration be corrected later."""
+    folder = save_sd(tmp_path / "model")
+    before = StableDiffusion(folder)
+    CHANGES[what](folder)
+    after = StableDiffusion(folder)
+    if what == "weights":
+        with torch.no_grad():  # one value among those that are not sampled
+            after._encoders["text_encoder"].network.get_input_embeddings().weight[7, 3] += 0.5
+    assert before._texts.identity != after._texts.identity
+
+
+def test_mixed_precision_does_not_reach_what_is_kept(tmp_path):
+    backbone = StableDiffusion(save_sd(tmp_path / "model"))
+    image = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = backbone.embed(["a cat"]).states, backbone.encode(image), backbone.decode(torch.ones(1, 4, 8, 8))
+    clear_cache()
+    expected = backbone.embed(["a cat"]).states, backbone.encode(image), backbone.decode(torch.ones(1, 4, 8, 8))
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_nan_is_never_kept_and_never_an_image(tmp_path):
+    backbone = StableDiffusion(save_sd(tmp_path / "model"))
+    with torch.no_grad():
+        next(backbone._vae.network.encoder.parameters()).fill_(torch.nan)
+    assert backbone.encode(torch.zeros(1, 3, 16, 16, dtype=torch.uint8)).isnan().all()
+    assert not list(cache_folder().rglob("*.safetensors"))
+    with pytest.raises(NumericalError, match="The VAE returned NaN"):
+        backbone.decode(torch.full((1, 4, 8, 8), torch.nan))
+
+
+def test_models_that_differ_in_more_than_the_network_are_different_results(tmp_path):
+    folder = save_sd(tmp_path / "model")
+    one, larger = StableDiffusion(folder), StableDiffusion(folder, image_size=32)
+    change_json(folder / "vae" / "config.json", scaling_factor=0.5)
+    scaled = StableDiffusion(folder)
+    assert one.identity() != larger.identity()
+    assert one.identity() != scaled.identity()
+    assert one.identity() == {"image_size": 16, "vae": one._latents.identity}

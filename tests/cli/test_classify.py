@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -86,10 +87,10 @@ def read(file, size):
 
 @pytest.mark.parametrize("kind", ["prompts", "labels"])
 def test_predictions_are_those_of_a_plain_loop(kind, sd, tiny_weights, flat, tmp_path):
-    out, classes = tmp_path / "out", ["cat", "dog"]
-    model = sd if kind == "prompts" else tiny_weights
-    main(["classify", str(flat), f"--model={model}", "--classes=cat,dog", *REDUCER, "--timesteps=8", "--device=cpu",
-          f"--output={out}"])  # fmt: skip
+    out = tmp_path / "out"
+    model, classes = (sd, ["cat", "dog"]) if kind == "prompts" else (tiny_weights, ["3", "5"])
+    asked = [f"--model={model}", f"--classes={','.join(classes)}", *REDUCER, "--timesteps=8"]
+    main(["classify", str(flat), *asked, "--device=cpu", f"--output={out}"])
     if kind == "prompts":
         backbone = StableDiffusion(sd)
         condition = backbone.embed([f"a photo of a {name}" for name in classes])
@@ -149,8 +150,13 @@ REFUSED = {
     "no folder": (["nowhere"], "No folder at nowhere"),
     "no images": (["EMPTY", "--classes=cat,dog"], "holds no images"),
     "no classes": (["FLAT", "--model=SD"], "say between which classes to decide"),
-    "strange class": (["FLAT", "--classes=cat,hut", "--model=DIT"], "no class 'hut'; accepted are airplane"),
-    "class twice": (["FLAT", "--classes=cat,cat", "--model=SD"], "names a class twice"),
+    "strange class": (["FLAT", "--classes=cat,hut"], "classes are airplane, .*; got 'hut'"),
+    "no names": (["FLAT", "--classes=cat,dog", "--model=DIT"], "numbers 0 to 9, since it has no names; got 'cat'"),
+    "one class": (["FLAT", "--classes=cat", "--model=SD"], "two names or more"),
+    "an empty name": (["FLAT", "--classes=cat,", "--model=SD"], "two names or more"),
+    "both": (["BOTH", "--classes=cat,dog", "--model=SD"], "holds 6 images itself and 3 in (cat|dog)"),
+    "a huge seed": (["FLAT", "--classes=cat,dog", f"--seed={2**64}"], "seed is whole numbers from 0 on"),
+    "class twice": (["FLAT", "--classes=cat,cat", "--model=SD"], "none twice"),
     "folder beside": (["LABELLED", "--classes=cat,bird", "--model=SD"], "dog are no classes"),
     "prompt": (["FLAT", "--classes=cat,dog", "--model=SD", "--prompt=a photo"], "names the class as {class}"),
     "model": (["FLAT", "--classes=cat,dog", "--model=EMPTY"], "No model at"),
@@ -162,7 +168,16 @@ REFUSED = {
 def test_bad_input_is_one_sentence_and_writes_nothing(sd, tiny_weights, labelled, flat, tmp_path, capsys, what):
     options, words = REFUSED[what]
     (tmp_path / "empty").mkdir()
-    places = {"SD": sd, "DIT": tiny_weights, "EMPTY": tmp_path / "empty", "FLAT": flat, "LABELLED": labelled}
+    shutil.copytree(labelled, tmp_path / "both")
+    shutil.copytree(flat, tmp_path / "both", dirs_exist_ok=True)
+    places = {
+        "SD": sd,
+        "DIT": tiny_weights,
+        "EMPTY": tmp_path / "empty",
+        "BOTH": tmp_path / "both",
+        "FLAT": flat,
+        "LABELLED": labelled,
+    }
     given = []
     for option in options:
         name, _, value = option.rpartition("=")
@@ -175,3 +190,28 @@ def test_a_broken_image_is_named_before_the_work(sd, flat, tmp_path, capsys):
     (flat / "4.png").write_bytes(b"nothing")
     command = ["classify", str(flat), f"--model={sd}", "--classes=a,b", f"--output={tmp_path / 'out'}"]
     refused(command, r"1 of 9 images cannot be read: 4\.png", capsys)
+
+
+def test_a_folder_without_images_is_no_class(sd, flat, tmp_path):
+    """What an earlier run wrote into the folder, say."""
+    (flat / "classified").mkdir()
+    main(["classify", str(flat), f"--model={sd}", "--classes=a,b", "--timesteps=4", f"--output={tmp_path / 'out'}"])
+    assert len(table_of(tmp_path / "out")) == 9
+
+
+def test_all_begin_anew_with_half_the_rows_when_memory_does_not_suffice(sd, flat, tmp_path, monkeypatch, capsys):
+    seen, forward = [], StableDiffusion.predict
+
+    def predict(self, noisy, t, condition):
+        seen.append(len(noisy))
+        if len(noisy) > 8:
+            raise torch.OutOfMemoryError("no memory")
+        return forward(self, noisy, t, condition)
+
+    monkeypatch.setattr(StableDiffusion, "predict", predict)
+    command = ["classify", str(flat), f"--model={sd}", "--classes=a,b", "--timesteps=4", "--device=cpu"]
+    main([*command, f"--output={tmp_path / 'out'}"])
+    assert seen[:2] == [32, 16]
+    assert {*seen[2:]} == {8}
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["settings"]["rows"] == 8
+    refused([*command, "--rows=16", f"--output={tmp_path / 'other'}"], "does not fit .* fewer --rows", capsys)

@@ -79,7 +79,7 @@ def test_a_scorer_names_the_reducers_that_take_one():
 
 
 def test_an_adapter_names_its_classes_library_and_source_of_plans(capsys):
-    text = " ".join(shown(capsys, "flux").split())
+    text = " ".join(shown(capsys, "adapters/flux").split())
     kind = registry.get("adapters", "flux")
     for part in (*kind.classes, kind.tested, "diffusers", "plan_from='part'", "By default all single blocks", "ToMA"):
         assert part in text

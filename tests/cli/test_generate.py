@@ -10,8 +10,9 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 import bigain
+from bigain.benchmark.strip import draw_strip
 from bigain.cli.main import main
-from tests.backbones.pipelines import save_sd
+from tests.backbones.pipelines import save_flux, save_sd
 
 
 @pytest.fixture(autouse=True)
@@ -68,9 +69,9 @@ def test_none_alone_where_no_reducer_is_given(tiny_weights, tmp_path, monkeypatc
     assert sorted(file.name for file in (tmp_path / "generated").iterdir()) == ["none_0.png", "strip.json", "strip.png"]
 
 
-def test_a_class_is_named_by_its_name_or_number(tiny_weights, tmp_path):
+def test_a_class_is_named_by_its_name_or_number(tmp_path):
     for prompt, out in (("cat", "name"), ("3", "number")):
-        main(["generate", prompt, f"--model={tiny_weights}", "--steps=2", "--device=cpu", f"--output={tmp_path / out}"])
+        main(["generate", prompt, "--steps=1", "--guidance=1", "--device=cpu", f"--output={tmp_path / out}"])
     first, second = ((tmp_path / out / "none_0.png").read_bytes() for out in ("name", "number"))
     assert first == second
 
@@ -85,16 +86,25 @@ def refused(command, words, capsys):
 
 REFUSED = {
     "no model": (["a", "--model=nowhere"], "No model at nowhere"),
-    "prose": (["a cat on a roof", "--model=DIT"], "draws classes, not prose: airplane, .*; got 'a cat on a roof'"),
-    "no such class": (["12", "--model=DIT"], "draws classes"),
-    "negative for classes": (["cat", "--model=DIT", "--negative=dog"], "takes a class, and no negative prompt"),
+    "prose": (["a cat on a roof"], "This model.s classes are airplane, .*truck; got 'a cat on a roof'"),
+    "no such class": (["12", "--model=DIT"], "the numbers 0 to 9, since it has no names; got '12'"),
+    "no digit": (["²", "--model=DIT"], "the numbers 0 to 9"),
+    "a huge seed": (["3", "--model=DIT", f"--seeds={2**63}"], "whole numbers from 0 on"),
+    "many seeds": (["3", "--model=DIT", f"--seeds={','.join(map(str, range(40)))}"], "32 columns at most"),
+    "infinite": (["a", "--model=SD", "--guidance=.inf"], "guidance is a scale"),
+    "size 0": (["a", "--model=SD", "--image_size=0"], "multiple of 2"),
+    "a path for a name": (
+        ["a", "--model=SD", "--reducers", "{a/b: {class_path: bigain.reducers.todo.ToDo, init_args: {factor: 2}}}"],
+        "A method's name is letters",
+    ),
+    "negative for classes": (["3", "--model=DIT", "--negative=dog"], "takes a class, and no negative prompt"),
     "long": (["a " * 90, "--model=SD"], "has 92 tokens; the text_encoder of this model sees 77"),
-    "seeds": (["cat", "--model=DIT", "--seeds=1,x"], "seeds is whole numbers"),
-    "seeds twice": (["cat", "--model=DIT", "--seeds=1,1"], "a seed twice"),
+    "seeds": (["3", "--model=DIT", "--seeds=1,x"], "seeds is whole numbers"),
+    "seeds twice": (["3", "--model=DIT", "--seeds=1,1"], "a seed twice"),
     "guidance": (["a", "--model=SD", "--guidance=0.5"], "guidance is a scale of 1 or more"),
     "negative unguided": (["a", "--model=SD", "--guidance=1", "--negative=b"], "for guidance above 1"),
     "steps": (["a", "--model=SD", "--steps=0"], "steps is from 1 to 1000"),
-    "image_size": (["a", "--model=SD", "--image_size=15"], "divided by 2"),
+    "image_size": (["a", "--model=SD", "--image_size=15"], "multiple of 2"),
     "reducer": (["a", "--model=SD", "--reducer=lgtm", "--reducer.ratio=0.9"], "ratio"),
     "placement": (["a", "--model=SD", "--reducer=lgtm", "--reducer.ratio=0.5", "--placement.layers=[99]"], "99"),
 }
@@ -111,3 +121,29 @@ def test_bad_input_is_one_sentence_and_writes_nothing(sd, tiny_weights, tmp_path
 def test_an_output_that_exists_is_not_touched(tiny_weights, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     refused(["generate", "cat", f"--model={tiny_weights}", f"--output={tmp_path / 'out'}"], "exists already", capsys)
+
+
+def test_flux_is_told_the_guidance_and_nothing_is_guided(tmp_path):
+    folder = save_flux(tmp_path / "model")
+    for scale in ("3.5", "1.0"):
+        command = ["generate", "a cat", f"--model={folder}", f"--guidance={scale}", "--steps=2", "--image_size=16"]
+        main([*command, "--device=cpu", f"--output={tmp_path / scale}"])
+    content = json.loads((tmp_path / "1.0" / "strip.json").read_text())
+    assert content["settings"]["guidance"] == 1
+    images = [(tmp_path / scale / "none_0.png").read_bytes() for scale in ("3.5", "1.0")]
+    assert images[0] != images[1]
+
+
+def test_images_are_not_lost_when_the_place_is_taken_meanwhile(tiny_weights, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+
+    def taken(content):
+        out.mkdir()
+        (out / "other").write_text("another run's")
+        return draw_strip(content)
+
+    monkeypatch.setattr("bigain.benchmark.strip.draw_strip", taken)
+    refused(["generate", "3", f"--model={tiny_weights}", "--steps=1", f"--output={out}"], "the result is in", capsys)
+    (kept,) = tmp_path.glob(".out-*")
+    assert (kept / "none_0.png").exists()
+    assert [file.name for file in out.iterdir()] == ["other"]

@@ -9,9 +9,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 from PIL import Image
 
 from bigain.assets import asset
+from bigain.backbones.cards import card
 from bigain.cli import commands
 from bigain.cli.main import main
 from bigain.results.scores import scores_of
@@ -192,3 +194,13 @@ def test_weights_and_data_stay_under_forty_megabytes():
     kinds = {".safetensors", ".parquet", ".gz", ".pt", ".pth", ".npz"}
     files = [p for top in ("bigain", "recipes", "tests", "plugins") for p in (ROOT / top).rglob("*")]
     assert sum(p.stat().st_size for p in files if p.suffix in kinds) < 40e6
+
+
+def test_the_published_models_are_those_of_the_cards():
+    entries = yaml.safe_load((ROOT / "bigain/backbones/cards.yaml").read_text())
+    shown = README.split("<!-- cards: begin -->")[1].split("<!-- cards: end -->")[0].strip().splitlines()[2:]
+    cells = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in shown]
+    assert cells == [[one["title"], one["repository"], one["licence"]] for one in entries if one["name"] != "embedded"]
+    for one in entries:
+        found = card(one["name"])
+        assert not found.repository.startswith("hub:") or found.repository.count("/") == 1

@@ -22,6 +22,7 @@ from bigain.data.classes import classes_of
 from bigain.data.dataset import ImageDataset
 from bigain.data.prompts import PROMPT, fill_prompt
 from bigain.data.sources.flat import FlatSource
+from bigain.data.sources.official import is_labelled, is_official
 from bigain.diffusion.backbone import Backbone
 from bigain.diffusion.classifier import Classified, DiffusionClassifier
 from bigain.diffusion.condition import Condition
@@ -46,7 +47,7 @@ class ClassifySettings:
         model: `embedded` (a small model of CIFAR-10 that ships with bigain), a folder that a
             diffusers pipeline's `save_pretrained` wrote, or `hub:owner/name[@revision]`.
         classes: Class names with commas between them, such as cat,dog. Default: the folder's
-            sub-folders, or the classes of a model that takes labels.
+            sub-folders, a known data set's own, or the classes of a model that takes labels.
         prompt: The prompt of a class, for models that take prompts; `{class}` is its name.
         reducer: The reducer to compare with none. Default: none alone.
         reducers: Several, by name.
@@ -111,7 +112,7 @@ class ClassifiedFolder:
 
     Args:
         images: The images.
-        labelled: Whether their folders are their labels.
+        labelled: Whether they have labels: their folders, or those of a known data set.
         device: The device.
         settings: Settings with defaults filled in.
         evaluations: Network evaluations an image.
@@ -132,7 +133,7 @@ def classify_folder(
     """Classify the images of a folder without reduction and with every method, on the same noises.
 
     Args:
-        folder: A folder of images, or of class folders.
+        folder: A folder of images, of class folders, or with a known data set as it is published.
         settings: The other settings.
         announce: Called with a line before each step.
 
@@ -142,13 +143,15 @@ def classify_folder(
     """
     device = device_of(settings.device)
     baseline, methods = methods_of(settings.reducer, settings.reducers)
-    labelled = _is_labelled(folder)
+    if not folder.is_dir():
+        raise DataError(f"No folder at {folder}: give a folder of images, or one with a sub-folder for each class.")
+    labelled = is_labelled(folder, settings.classes is not None)
     announce(f"loading {settings.model}")
     backbone = open_model(settings.model, device, settings.dtype, settings.image_size)
     images, chosen = _opened(folder, labelled, backbone, settings)
     images = images.subset(settings.limit)
     images.check()
-    announce(f"{folder}: {len(images)} images, {'labelled by their folders' if labelled else 'without labels'}")
+    announce(f"{folder}: {len(images)} images, {_labels_of(folder, images) if labelled else 'without labels'}")
     stages = Stages((max(1, settings.timesteps // 4), settings.timesteps), (min(settings.keep, len(chosen)), 1))
     try:
         condition = _condition(backbone, chosen, images.classes, settings.prompt)
@@ -252,10 +255,9 @@ class _Run:
             yield classifier(backbone.encode(images.to(device)), [self._images.names[number] for number in numbers])
 
 
-def _is_labelled(folder: Path) -> bool:
-    if not folder.is_dir():
-        raise DataError(f"No folder at {folder}: give a folder of images, or one with a sub-folder for each class.")
-    return any(child.is_dir() and not child.name.startswith(".") for child in folder.iterdir())
+def _labels_of(folder: Path, images: ImageDataset) -> str:
+    by = "with the labels of the data set" if is_official(folder) else "labelled by their folders"
+    return by + (f"; left out for having none: {images.left_out}" if images.left_out else "")
 
 
 def _opened(

@@ -4,8 +4,6 @@ import csv
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bigain.benchmark.classify import ClassifiedFolder, MethodPredictions
 from bigain.results.files import whole_folder, write_result
 from bigain.results.provenance import provenance
@@ -14,11 +12,11 @@ __all__ = ["accuracy_of", "changed_of", "write_classified"]
 
 
 def accuracy_of(content: ClassifiedFolder, method: MethodPredictions) -> float | None:
-    """Return the share of images whose folder was predicted; `None` where folders say nothing."""
+    """Return the share of images of which one label was predicted; `None` where there are no labels."""
     if not content.labelled:
         return None
-    given = torch.tensor([labels[0] for labels in content.images.labels])
-    return float((method.predicted == given).float().mean())
+    pairs = zip(method.predicted.tolist(), content.images.labels, strict=True)
+    return sum(predicted in labels for predicted, labels in pairs) / len(content.images)
 
 
 def changed_of(content: ClassifiedFolder, method: MethodPredictions) -> int:
@@ -41,7 +39,7 @@ def _rows(content: ClassifiedFolder) -> list[list[str]]:
     classes = content.images.classes
     rows = []
     for index, name in enumerate(content.images.names):
-        label = [classes[content.images.labels[index][0]]] if content.labelled else []
+        label = [" | ".join(classes[one] for one in content.images.labels[index])] if content.labelled else []
         found = [
             cell
             for one in content.methods
@@ -57,6 +55,7 @@ def _as_json(content: ClassifiedFolder) -> dict[str, Any]:
         "images": len(content.images),
         "source": content.images.source,
         "labelled": content.labelled,
+        **({"left_out": content.images.left_out} if content.images.left_out else {}),
         "data": content.images.fingerprint,
         "settings": dict(content.settings),
         "evaluations_per_image": content.evaluations,

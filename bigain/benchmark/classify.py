@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from bigain.benchmark.methods import methods_of
 from bigain.data.dataset import ImageDataset
 from bigain.data.prompts import fill_prompt
 from bigain.data.sources.flat import FlatSource
-from bigain.data.sources.folder import SUFFIXES
+from bigain.data.sources.official import is_labelled, is_official
 from bigain.diffusion.backbone import Backbone
 from bigain.diffusion.classifier import DiffusionClassifier
 from bigain.diffusion.condition import Condition
@@ -62,7 +62,7 @@ class ClassifiedFolder:
 
     Args:
         images: The images.
-        labelled: Whether their folders are their labels.
+        labelled: Whether they have labels: their folders, or those of a known data set.
         device: The device.
         settings: Settings with defaults filled in.
         evaluations: Network evaluations an image.
@@ -83,7 +83,7 @@ def classify_folder(
     """Classify the images of a folder without reduction and with every method, on the same noises.
 
     Args:
-        folder: A folder of images, or of class folders.
+        folder: A folder of images, of class folders, or with a known data set as it is published.
         settings: The other settings.
         announce: Called with a line before each step.
 
@@ -93,14 +93,16 @@ def classify_folder(
     """
     device = device_of(settings.device)
     baseline, methods = methods_of(settings.reducer, settings.reducers)
-    labelled = _is_labelled(folder)
+    if not folder.is_dir():
+        raise DataError(f"No folder at {folder}: give a folder of images, or one with a sub-folder for each class.")
+    labelled = is_labelled(folder, settings.classes is not None)
     announce(f"loading {settings.model}")
     try:
         backbone = open_model(settings.model, device, settings.dtype, settings.image_size)
         images, labels = _opened(folder, labelled, backbone, settings)
         images = images.subset(settings.limit)
         images.check()
-        announce(f"{folder}: {len(images)} images, {'labelled by their folders' if labelled else 'without labels'}")
+        announce(f"{folder}: {len(images)} images, {_labels_of(folder, images) if labelled else 'without labels'}")
         condition = _condition(backbone, labels, images.classes, settings.prompt)
         everything = {baseline: Identity(), **methods}
         for one in everything.values():  # refuse what cannot work before anything is classified
@@ -214,27 +216,9 @@ class _Run:
         )
 
 
-def _is_labelled(folder: Path) -> bool:
-    """Say whether images lie in class folders.
-
-    Raises:
-        DataError: There is no such folder, or images lie both in it and in its sub-folders.
-    """
-    if not folder.is_dir():
-        raise DataError(f"No folder at {folder}: give a folder of images, or one with a sub-folder for each class.")
-    here = _images_in(folder.iterdir())
-    folders = [child for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")]
-    below = {child.name: count for child in folders if (count := _images_in(child.rglob("*")))}
-    if here and below:
-        raise DataError(
-            f"{folder} holds {here} images itself and {sum(below.values())} in {', '.join(list(below)[:3])}: give a "
-            "folder of images, or one with a sub-folder for each class."
-        )
-    return bool(below)
-
-
-def _images_in(files: Iterable[Path]) -> int:
-    return sum(file.suffix.lower() in SUFFIXES for file in files)
+def _labels_of(folder: Path, images: ImageDataset) -> str:
+    by = "with the labels of the data set" if is_official(folder) else "labelled by their folders"
+    return by + (f"; left out for having none: {images.left_out}" if images.left_out else "")
 
 
 def _opened(
@@ -244,8 +228,7 @@ def _opened(
     given = tuple(name.strip() for name in settings.classes.split(",")) if settings.classes else ()
     if given and (len(set(given)) < len(given) or len(given) < 2 or "" in given):
         raise SettingError(f"classes is two names or more, none twice; got {settings.classes!r}.")
-    # Without names of its own, a model of labels asks for numbers.
-    classes = given or (backbone.class_names if backbone.conditioned_on == "labels" else None)
+    classes = given or (None if labelled or backbone.conditioned_on == "prompts" else backbone.class_names)
     if not labelled and not classes:
         raise SettingError(f"{folder} has no class folders: say between which classes to decide, --classes=cat,dog.")
     if labelled:

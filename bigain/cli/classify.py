@@ -24,7 +24,7 @@ _SHOWN = 20
 def make_parser() -> Parser:
     """Make the command's parser."""
     parser = Parser(prog="bigain classify", description="Classify images without and with a reducer.")
-    parser.add_argument("folder", type=Path, help="A folder of images, or one with a sub-folder for each class.")
+    parser.add_argument("folder", type=Path, help="A folder of images, of class folders, or a known data set.")
     parser.add_argument("--config", action="config", help="A YAML file with these settings.")
     parser.add_class_arguments(ClassifySettings)
     parser.add_argument("--output", type=Path, default=Path("classified"), help="Folder for predictions and settings.")

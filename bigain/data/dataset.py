@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from bigain.data.decode import decode_image, read_image, reason_of
 from bigain.data.sources.base import ImageSource
 from bigain.data.sources.folder import FolderSource
+from bigain.data.sources.official import open_official
 from bigain.data.sources.parquet import ParquetSource
 from bigain.errors import DataError, SettingError
 
@@ -41,32 +42,35 @@ class ImageDataset(Dataset[dict[str, Any]]):
         self._rows = tuple(range(len(source.names))) if rows is None else tuple(rows)
         self._fingerprint = ""
         self.size = size
-        self.source, self.classes = source.source, source.classes
+        self.source, self.classes, self.left_out = source.source, source.classes, source.left_out
         self.names = tuple(source.names[row] for row in self._rows)
         self.labels = tuple(source.labels[row] for row in self._rows)
         self._most = max(1, *(len(labels) for labels in self.labels)) if self.labels else 1
 
     @classmethod
-    def open(cls, path: Path, size: int, classes: Sequence[str] | None = None) -> "ImageDataset":
-        """Open a parquet file (`image`, `label`, optionally `file`) or a folder of class folders.
+    def open(cls, path: Path, size: int, classes: Sequence[str] | None = None, train: bool = False) -> "ImageDataset":
+        """Open a parquet file, a folder of class folders, or a known data set as it is published.
 
         Args:
-            path: A `.parquet` file, or a folder with one sub-folder of images per class.
+            path: A `.parquet` file (`image`, `label`, optionally `file`), a folder with one sub-folder of images
+                per class, or one with the official layout of CIFAR, COCO, ImageNet or Oxford-IIIT Pets.
             size: Side of the square images, in pixels.
             classes: Class names in label order. A folder's sub-folders must be among
-                them; without it, the sorted sub-folder names are the classes.
+                them; without it, the sorted sub-folder names are the classes. A known data set has names
+                of its own; others must be as many.
+            train: Take a known data set's images to train on.
 
         Raises:
-            DataError: Nothing at the path, no classes, or a label out of range.
+            DataError: Nothing at the path, no classes, a label out of range, or a part of a known data set is missing.
         """
         path = Path(path)
         if path.is_dir():
-            return cls(FolderSource(path, classes), size)
+            return cls(open_official(path, classes, train) or FolderSource(path, classes), size)
         if path.is_file():
             return cls(ParquetSource(path, classes), size)
         raise DataError(
             f"No images at {path}: give a parquet file with the columns image and label, "
-            "or a folder with one sub-folder of images per class."
+            "a folder with one sub-folder of images per class, or CIFAR, COCO, ImageNet or Oxford-IIIT Pets."
         )
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""The LightningDataModule of labelled images: embedded, parquet or class folders."""
+"""The LightningDataModule of labelled images: embedded, parquet, class folders or known data sets."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +14,7 @@ from bigain.data.chunks import Chunk, chunk_loader, finished_chunks
 from bigain.data.classes import CIFAR10_CLASSES
 from bigain.data.dataset import ImageDataset, Subset
 from bigain.data.prompts import PROMPT, fill_prompt
+from bigain.data.sources.official import is_official
 from bigain.errors import DataError, SettingError
 
 __all__ = ["ImageData"]
@@ -23,11 +24,11 @@ class ImageData(LightningDataModule):
     """Labelled images for training and evaluation.
 
     Args:
-        train: Parquet file or class folders to train on; needed by `fit` only.
+        train: Parquet file, class folders or a known data set to train on; needed by `fit` only.
         test: The same for `validate` and `test`. Default: the embedded 5,000
             test images of CIFAR-10 (JPEG).
         image_size: Side of the square images, in pixels.
-        classes: Class names in label order.
+        classes: Class names in label order. Default: those of a known data set, otherwise CIFAR-10's.
         limit: Use at most so many test images.
         subset: Which of them: the `first`, or `balanced`, equal numbers of each class as far as they go.
         subset_seed: Seeds the choice of `balanced`.
@@ -41,7 +42,7 @@ class ImageData(LightningDataModule):
         train: Path | None = None,
         test: Path | None = None,
         image_size: int = 32,
-        classes: tuple[str, ...] = CIFAR10_CLASSES,
+        classes: tuple[str, ...] | None = None,
         limit: int | None = None,
         subset: Subset = "first",
         subset_seed: int = 0,
@@ -55,10 +56,11 @@ class ImageData(LightningDataModule):
         if limit is not None and limit < 1:
             raise DataError(f"limit is the number of images to read, 1 or more; got {limit}.")
         self.train, self.test = train, test
-        self.image_size, self.classes = image_size, tuple(classes)
+        self.image_size, self.classes = image_size, None if classes is None else tuple(classes)
         self.limit, self.subset, self.subset_seed = limit, subset, subset_seed
         self.chunk, self.num_workers = chunk, num_workers
-        self.prompt, self.class_prompts = prompt, fill_prompt(prompt, classes)
+        fill_prompt(prompt, ())  # refused before any image is read
+        self.prompt = prompt
         self._train_set: _Decoded | None = None
         self._test_set: ImageDataset | None = None
 
@@ -66,7 +68,14 @@ class ImageData(LightningDataModule):
         if stage == "fit" and self._train_set is None:
             if self.train is None:
                 raise DataError("fit needs images to train on: give --data.train, a parquet file or class folders.")
-            self._train_set = _Decoded(ImageDataset.open(self.train, self.image_size, self.classes))
+            images = ImageDataset.open(self.train, self.image_size, self._classes_at(self.train), train=True)
+            if images.classes != self.test_set.classes:
+                raise DataError(
+                    f"{self.train} has {len(images.classes)} classes ({images.classes[0]} ..), "
+                    f"{self.test_set.source} {len(self.test_set.classes)} ({self.test_set.classes[0]} ..): "
+                    "give images of the same classes, --data.test."
+                )
+            self._train_set = _Decoded(images)
         _ = self.test_set
 
     @property
@@ -74,11 +83,22 @@ class ImageData(LightningDataModule):
         """The images that `validate` and `test` see, checked to be readable."""
         if self._test_set is None:
             path = self.test or asset("cifar10_test/test.parquet")
-            images = ImageDataset.open(path, self.image_size, self.classes)
+            images = ImageDataset.open(path, self.image_size, self._classes_at(path))
             images = images.subset(self.limit, self.subset, self.subset_seed)
             images.check()
             self._test_set = images
         return self._test_set
+
+    @property
+    def class_prompts(self) -> tuple[str, ...]:
+        """The prompt of each class, in label order."""
+        return fill_prompt(self.prompt, self.test_set.classes)
+
+    def _classes_at(self, path: Path) -> tuple[str, ...] | None:
+        """Return the class names to open a path with; none for a data set that has its own."""
+        if self.classes is not None:
+            return self.classes
+        return None if is_official(path) else CIFAR10_CLASSES
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         assert self._train_set is not None

@@ -143,6 +143,7 @@ class ClassificationTask(EvaluationTask):
             "images": len(images),
             "data": images.fingerprint,
             "source": Path(images.source).name,
+            **({"left_out": images.left_out} if images.left_out else {}),
             "subset": data.subset if data.limit else "all",
             "subset_seed": data.subset_seed,
             "chunk": data.chunk,

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bigain.adapters.placement import Placement
+from bigain.data.captions import CaptionPrompts
 from bigain.data.prompts import ClassPrompts
 from bigain.diffusion.backbone import Backbone
 from bigain.diffusion.condition import Condition
@@ -103,6 +104,10 @@ class GenerationTask(EvaluationTask):
         return self.data
 
     def check(self) -> None:
+        if isinstance(self._prompts, CaptionPrompts) and self.backbone.conditioned_on != "prompts":
+            raise SettingError(
+                f"{type(self.backbone).__name__} takes labels: captions are for models that take prompts."
+            )
         self._condition = embed_classes(self.backbone, self._prompts.classes, self._prompts.class_prompts)
         if self.guidance > 1 and self.backbone.null(self._condition) is None:
             raise SettingError(

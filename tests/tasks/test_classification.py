@@ -213,6 +213,23 @@ def test_another_number_of_classes_is_refused(run, folder):
         run(data=ImageData(test=folder, image_size=8, classes=(*CIFAR10_CLASSES, "lion")))
 
 
+def test_images_that_a_data_set_leaves_out_stand_in_the_result(run, tmp_path):
+    """COCO's, of which the first has no label and the second has two."""
+    (tmp_path / "coco" / "val2017").mkdir(parents=True)
+    (tmp_path / "coco" / "annotations").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "coco" / "val2017" / "b.jpg")
+    content = {
+        "images": [{"id": 0, "file_name": "a.jpg"}, {"id": 1, "file_name": "b.jpg"}],
+        "annotations": [{"image_id": 1, "category_id": kind, "iscrowd": 0} for kind in (90, 11)],
+        "categories": [{"id": 10 * label + 1 - label // 9, "name": f"kind {label}"} for label in range(10)],
+    }
+    (tmp_path / "coco" / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
+    place = run(data=ImageData(test=tmp_path / "coco", image_size=8))
+    settings = json.loads((place / "result.json").read_text())["settings"]
+    assert (settings["images"], settings["left_out"]) == (1, 1)
+    assert Predictions.load(place).labels == ((1, 9),)
+
+
 def test_a_reducer_and_a_method_are_refused(tiny_weights):
     with pytest.raises(SettingError, match="not both"):
         ClassificationTask(PixelDiT(tiny_weights), LGTM(0.5), method=Reduced(ToMe(0.5)))

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from bigain.backbones.pixel_dit import PixelDiT
 from bigain.cli.main import main
+from bigain.data.captions import CaptionPrompts
 from bigain.data.prompts import ClassPrompts
 from bigain.errors import DataError, SettingError
 from bigain.metrics.features import EmbeddedFeatures
@@ -143,6 +144,13 @@ def test_a_missing_reference_ends_before_any_work(run, tmp_path):
 def test_prompts_of_another_number_of_classes_are_refused(run):
     with pytest.raises(SettingError, match=r"the model 10: give --data\.classes"):
         run(prompts=ClassPrompts(count=4, classes=("cat", "dog", "ship")))
+
+
+def test_captions_are_no_labels(run, tmp_path):
+    captions = [{"image_id": number, "id": number, "caption": "A cat."} for number in range(10)]
+    (tmp_path / "captions.json").write_text(json.dumps({"annotations": captions}))
+    with pytest.raises(SettingError, match="PixelDiT takes labels: captions are for models that take prompts"):
+        run(prompts=CaptionPrompts(tmp_path / "captions.json"))
 
 
 def test_guidance_of_a_model_without_an_unconditional_prediction_ends_before_any_work(run, tmp_path, monkeypatch):

@@ -16,12 +16,14 @@ class ImageSource(ABC):
         classes: Class names in label order.
         names: A name for each image, unique within the source.
         labels: The labels of each image: none, one or several.
+        left_out: How many images are not among these because they have no labels.
     """
 
     source: str
     classes: tuple[str, ...]
     names: tuple[str, ...]
     labels: tuple[tuple[int, ...], ...]
+    left_out: int = 0
 
     @abstractmethod
     def read(self, row: int) -> bytes:

@@ -37,8 +37,7 @@ def tiny(folder, **settings):
     return Flux(folder, image_size=16, **settings)
 
 
-@pytest.mark.parametrize("guidance", [3.5, 1.5])
-@pytest.mark.parametrize("reducer", [None, LGTM])
+@pytest.mark.parametrize(("guidance", "reducer"), [(3.5, None), (1.5, None), (1.5, LGTM)])
 def test_an_image_is_that_of_the_pipeline(folder, guidance, reducer):
     pipe, backbone = loaded(folder), tiny(folder, guidance=guidance)
     sampler, condition = Sampler(backbone, steps=4, guidance=1, rows=1), backbone.embed(["a cat"])

@@ -12,6 +12,8 @@ from bigain.diffusion.sampler import Sampler
 from bigain.errors import DataError, SettingError
 from tests.backbones.pipelines import as_tensor, change_json, loaded, save_dit, save_pixart, t5
 
+LGTM = {"name": "lgtm", "ratio": 0.5}
+
 KINDS = {
     "alpha": lambda folder: save_pixart(folder),
     "alpha, ddim": lambda folder: save_pixart(folder, scheduler=DDIMScheduler(clip_sample=False)),
@@ -33,8 +35,7 @@ def drawn(pipe, prompt, seed, guidance):
     return as_tensor(pipe(prompt, generator=torch.Generator("cpu").manual_seed(seed), **call, **asked).images)
 
 
-@pytest.mark.parametrize("guidance", [1.0, 4.5])
-@pytest.mark.parametrize("reducer", [None, {"name": "lgtm", "ratio": 0.5}])
+@pytest.mark.parametrize(("guidance", "reducer"), [(1.0, None), (4.5, None), (4.5, LGTM)])
 def test_an_image_is_that_of_the_pipeline(folder, guidance, reducer):
     pipe, backbone = loaded(folder), PixArt(folder, image_size=16)
     sampler = Sampler(backbone, steps=4, guidance=guidance, rows=1)

@@ -16,6 +16,8 @@ from bigain.diffusion.sampler import Sampler
 from bigain.errors import DataError, NumericalError, SettingError
 from tests.backbones.pipelines import change_json, save_sd, save_sdxl
 
+LGTM = {"name": "lgtm", "ratio": 0.5}
+
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 DDIM = {**BETAS, "clip_sample": False, "steps_offset": 1}
 KINDS = {
@@ -45,8 +47,7 @@ def drawn(pipe, seed, guidance):
     return torch.from_numpy((images * 255).round().astype(np.uint8)).permute(0, 3, 1, 2)
 
 
-@pytest.mark.parametrize("guidance", [1.0, 7.5])
-@pytest.mark.parametrize("reducer", [None, {"name": "lgtm", "ratio": 0.5}])
+@pytest.mark.parametrize(("guidance", "reducer"), [(1.0, None), (7.5, None), (7.5, LGTM)])
 def test_an_image_is_that_of_the_pipeline(folder, guidance, reducer):
     pipe, backbone = pipeline(folder), StableDiffusion(folder)
     sampler = Sampler(backbone, steps=4, guidance=guidance, rows=1)

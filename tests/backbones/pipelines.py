@@ -215,3 +215,10 @@ def drawn(pipe, seed, **call):
     call = {"num_inference_steps": 4, "height": 16, "width": 16, "output_type": "np", **call}
     images = torch.from_numpy(pipe("a cat", generator=generator, **call).images)
     return (images * 255).round().to(torch.uint8).permute(0, 3, 1, 2)
+
+
+def assert_same_image(found, expected):
+    """The same image but for rounding: the last bits of products depend on where their operands lie in memory."""
+    apart = (found.int() - expected.int()).abs()
+    assert apart.max() <= 1
+    assert (apart > 0).float().mean() <= 0.05

@@ -10,7 +10,7 @@ import bigain
 from bigain.backbones.flux import Flux
 from bigain.diffusion.sampler import Sampler
 from bigain.errors import DataError, SettingError
-from tests.backbones.pipelines import drawn, loaded, save_flux
+from tests.backbones.pipelines import assert_same_image, drawn, loaded, save_flux
 
 LGTM = {"name": "lgtm", "ratio": 0.5}
 # The tiny model has 16 tokens, which the usual range of the shift, 256 to 4096, does not tell from none.
@@ -37,7 +37,9 @@ def tiny(folder, **settings):
     return Flux(folder, image_size=16, **settings)
 
 
-@pytest.mark.parametrize(("guidance", "reducer"), [(3.5, None), (1.5, None), (1.5, LGTM)])
+@pytest.mark.parametrize(
+    ("guidance", "reducer"), [(3.5, None), (1.5, None), pytest.param(1.5, LGTM, marks=pytest.mark.same_digits)]
+)
 def test_an_image_is_that_of_the_pipeline(folder, guidance, reducer):
     pipe, backbone = loaded(folder), tiny(folder, guidance=guidance)
     sampler, condition = Sampler(backbone, steps=4, guidance=1, rows=1), backbone.embed(["a cat"])
@@ -49,7 +51,7 @@ def test_an_image_is_that_of_the_pipeline(folder, guidance, reducer):
         with bigain.attach(backbone.network, dict(reducer)):
             found = sampler(condition, [3])
         assert not torch.equal(found, sampler(condition, [3]))  # it did something
-    assert torch.equal(found, expected)
+    assert_same_image(found, expected)
     assert expected.float().std() > 5  # an image, not a plain colour
 
 
@@ -86,7 +88,7 @@ def test_what_the_network_predicts_is_what_the_pipelines_parts_give(folder):
         flow = pipe.transformer(packed, timestep=sigma.flatten(), **text, **ids).sample
         flow = FluxPipeline._unpack_latents(flow, 16, 16, 2)
         condition = backbone.embed(["a cat", "a cat"])
-        torch.testing.assert_close(condition.states, text["encoder_hidden_states"], rtol=0, atol=0)
+        torch.testing.assert_close(condition.states, text["encoder_hidden_states"], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(backbone.predict(noisy, t, condition), flow)
         torch.testing.assert_close(backbone.predict_noise(noisy, t, condition), noisy + (1 - sigma) * flow)
 
@@ -123,6 +125,7 @@ def test_rows_of_a_batch_are_those_drawn_alone(folder):
     assert (together.int() - alone.int()).abs().max() <= 1
 
 
+@pytest.mark.same_digits
 def test_half_precision_is_that_of_the_pipeline(tmp_path):
     """Time and guidance are rounded as there, which changes a prediction by more than the weights do."""
     folder = save_flux(tmp_path / "model")
@@ -149,8 +152,8 @@ def test_a_prompt_is_as_long_as_t5_sees(tmp_path):
     backbone, prompt = tiny(folder), "a" * 90 + "b"
     with torch.no_grad():
         states, pooled, _ = loaded(folder).encode_prompt(prompt, device="cpu")
-    assert torch.equal(backbone.embed([prompt]).states, states)
-    assert torch.equal(backbone.embed([prompt]).pooled, pooled)
+    torch.testing.assert_close(backbone.embed([prompt]).states, states, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(backbone.embed([prompt]).pooled, pooled)
     with pytest.raises(SettingError, match="text_encoder_2 of this model sees 512"):
         backbone.embed(["a" * 600])
 

@@ -83,10 +83,6 @@ class Flux(PromptBackbone):
     def _default_side(self) -> int:
         return _SIDE
 
-    @property
-    def image_tokens(self) -> int:
-        return self.latent_shape[1] // _PACKED * (self.latent_shape[2] // _PACKED)
-
     def sampling_sigmas(self, steps: int) -> list[float]:
         sigmas: list[float] = np.linspace(1, 1 / steps, steps).tolist()
         return sigmas

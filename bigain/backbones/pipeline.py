@@ -221,6 +221,10 @@ class PromptBackbone(PipelineBackbone):
         added = self.added()
         return Condition.cat([Condition(**one, added=added) for one in found if one is not None])
 
+    def null(self, condition: Condition) -> Condition | None:
+        """Return the empty prompt's condition for each row."""
+        return self.embed([""]).take([0] * len(condition))
+
     @abstractmethod
     def encode_prompt(self, prompt: str, encoders: Mapping[str, Any]) -> dict[str, Tensor]:
         """Run the text encoders on one prompt; return the tensors of a condition of one row."""

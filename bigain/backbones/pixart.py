@@ -1,13 +1,11 @@
 """PixArt-alpha and PixArt-Sigma."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bigain.backbones.folder import Dtype
 from bigain.backbones.pipeline import PromptBackbone
 from bigain.diffusion.condition import Condition
 
@@ -51,9 +49,6 @@ class PixArt(PromptBackbone):
     networks = ("PixArtTransformer2DModel",)
     encoders = {"text_encoder": ("T5EncoderModel",)}  # noqa: RUF012 a constant
 
-    def __init__(self, model: str | Path, dtype: Dtype = "fp32", image_size: int | None = None) -> None:
-        super().__init__(model, dtype, image_size)
-
     def longest_prompt(self, name: str) -> int:
         return _TOKENS[self._folder.index["_class_name"]]
 
@@ -67,9 +62,6 @@ class PixArt(PromptBackbone):
         # Without values, as operations are counted, T5 cannot see whether a mask leaves anything out.
         seen = None if found.input_ids.is_meta else found.attention_mask
         return {"states": encoder(found.input_ids, attention_mask=seen)[0], "mask": found.attention_mask}
-
-    def null(self, condition: Condition) -> Condition:
-        return self.embed([""]).take([0] * len(condition))
 
     def added(self) -> Mapping[str, Tensor]:
         if not self.network.use_additional_conditions:  # only PixArt-alpha of 1024 pixels takes sizes

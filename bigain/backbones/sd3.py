@@ -88,9 +88,6 @@ class SD3(PromptBackbone):
         clip = F.pad(clip, (0, t5.shape[-1] - clip.shape[-1]))
         return {"states": torch.cat([clip, t5], dim=1), "pooled": torch.cat(pooled, dim=-1)}
 
-    def null(self, condition: Condition) -> Condition:
-        return self.embed([""]).take([0] * len(condition))
-
     def predict(self, noisy: Tensor, t: Tensor, condition: Condition) -> Tensor:
         assert condition.states is not None
         assert condition.pooled is not None

@@ -96,11 +96,11 @@ class StableDiffusion(PromptBackbone):
         masked = getattr(encoder.config, "use_attention_mask", False)
         return found.input_ids.to(encoder.device), found.attention_mask.to(encoder.device) if masked else None
 
-    def null(self, condition: Condition) -> Condition:
+    def null(self, condition: Condition) -> Condition | None:
         if self._is_xl and self._folder.index.get("force_zeros_for_empty_prompt", True):
             zeros = {name: torch.zeros_like(value) for name, value in condition.tensors.items()}
             return Condition(**zeros, added=condition.added)
-        return self.embed([""]).take([0] * len(condition))
+        return super().null(condition)
 
     def added(self) -> Mapping[str, Tensor]:
         if not self._is_xl:

@@ -98,7 +98,7 @@ class FlopCounter:
         condition = _one_condition(model) if whole else None
         model = on_meta(model if isinstance(model, Backbone) else network).eval()
         self.network, *_ = match(model)
-        self.shape = self._checked(_grid_of(model) if whole else shape)
+        self.shape = self._checked(model.grid_shape if whole else shape)
         self.evaluate = (
             _of_backbone(model, condition) if condition else network_pass(self.network, self.adapter, self.shape)
         )
@@ -163,9 +163,3 @@ def _one_condition(backbone: Backbone) -> Condition:
 def _of_backbone(backbone: Backbone, condition: Condition) -> Callable[[int], Any]:
     """Return a function that evaluates a number of rows."""
     return lambda rows: backbone_pass(backbone, condition, rows, META)()
-
-
-def _grid_of(backbone: Backbone) -> tuple[int, int]:
-    """Return rows and columns of the tokens of a backbone's own images, whatever size it was trained on."""
-    patch = int(getattr(getattr(backbone.network, "config", None), "patch_size", None) or 1)
-    return backbone.grid_shape or (backbone.latent_shape[1] // patch, backbone.latent_shape[2] // patch)

@@ -1,7 +1,7 @@
 """`bigain classify`: what a diffusion model takes images for, without and with a reducer."""
 
 from collections.abc import Sequence
-from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -11,7 +11,7 @@ from rich.text import Text
 from bigain.benchmark.classified_files import accuracy_of, changed_of, write_classified
 from bigain.benchmark.classify import ClassifiedFolder, classify_folder
 from bigain.benchmark.classify_settings import ClassifySettings
-from bigain.cli.parser import Parser
+from bigain.cli.parser import Parser, settings_of
 from bigain.cli.terminal import make_console
 from bigain.results.files import check_absent
 
@@ -35,18 +35,15 @@ def run(arguments: Sequence[str]) -> None:
     """Classify, write the folder, and print what changed and what it cost."""
     parser = make_parser()
     given = parser.instantiate(parser.parse_args([*arguments]))
-    settings = ClassifySettings(**{item.name: getattr(given, item.name) for item in fields(ClassifySettings)})
+    settings = settings_of(ClassifySettings, given)
     check_absent(given.output)
     console = make_console()
-    content = classify_folder(
-        given.folder, settings, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)
-    )
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    content = classify_folder(given.folder, settings, say)
     write_classified(given.output, content)
     console.print(_predictions(content))
     console.print(_costs(content))
-    console.print(
-        f"All predictions: {given.output / 'predictions.csv'}.", highlight=False, markup=False, soft_wrap=True
-    )
+    say(f"All predictions: {given.output / 'predictions.csv'}.")
 
 
 def _predictions(content: ClassifiedFolder) -> Table:

@@ -1,13 +1,12 @@
 """`bigain flops`: the operations of one network evaluation under reducers; no weights, no GPU."""
 
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 from bigain.benchmark.flops import COUNTED
 from bigain.benchmark.flops_settings import FlopsSettings, count_methods
 from bigain.benchmark.flops_table import check_writable, parts_note, terminal_table, write_csv
-from bigain.cli.parser import Parser, recipe_parser
+from bigain.cli.parser import Parser, recipe_parser, settings_of
 from bigain.cli.terminal import make_console
 
 __all__ = ["make_parser", "run"]
@@ -26,7 +25,7 @@ def run(arguments: Sequence[str]) -> None:
     """Count and print a table."""
     parser = make_parser()
     given = parser.instantiate(parser.parse_args([*arguments]))
-    settings = FlopsSettings(**{item.name: getattr(given, item.name) for item in fields(FlopsSettings)})
+    settings = settings_of(FlopsSettings, given)
     check_writable(given.csv)
     content = count_methods(settings)
     if given.csv is not None:

@@ -1,7 +1,7 @@
 """`bigain generate`: the same images without and with a reducer, from a prompt or a class."""
 
 from collections.abc import Sequence
-from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -10,7 +10,7 @@ from rich.text import Text
 
 from bigain.benchmark.generate import Generated, GenerateSettings, generate
 from bigain.benchmark.strip import write_generated
-from bigain.cli.parser import Parser
+from bigain.cli.parser import Parser, settings_of
 from bigain.cli.terminal import make_console
 from bigain.results.files import check_absent
 
@@ -31,17 +31,14 @@ def run(arguments: Sequence[str]) -> None:
     """Draw, write the folder, and print what each method took."""
     parser = make_parser()
     given = parser.instantiate(parser.parse_args([*arguments]))
-    settings = GenerateSettings(**{item.name: getattr(given, item.name) for item in fields(GenerateSettings)})
+    settings = settings_of(GenerateSettings, given)
     check_absent(given.output)
     console = make_console()
-    content = generate(
-        given.prompt, settings, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)
-    )
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    content = generate(given.prompt, settings, say)
     write_generated(given.output, content)
     console.print(_table(content))
-    console.print(
-        f"{given.output / 'strip.png'} shows them side by side.", highlight=False, markup=False, soft_wrap=True
-    )
+    say(f"{given.output / 'strip.png'} shows them side by side.")
 
 
 def _table(content: Generated) -> Table:

@@ -1,7 +1,6 @@
 """`bigain latency`: networks of random weights, or one self-attention, under reducers, timed on this device."""
 
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 from bigain.benchmark.flops import COUNTED
@@ -9,7 +8,7 @@ from bigain.benchmark.latency import LatencyTable, measure_latency
 from bigain.benchmark.latency_files import write_latency
 from bigain.benchmark.latency_settings import LatencySettings
 from bigain.benchmark.latency_table import notes_below, terminal_tables
-from bigain.cli.parser import Parser, recipe_parser
+from bigain.cli.parser import Parser, recipe_parser, settings_of
 from bigain.cli.terminal import make_console
 from bigain.results.files import check_absent
 
@@ -37,7 +36,7 @@ def run(arguments: Sequence[str]) -> None:
     parser = make_parser()
     written_out = ["--self_attention=true" if given == _FLAG else given for given in arguments]
     given = parser.instantiate(parser.parse_args(written_out))
-    settings = LatencySettings(**{item.name: getattr(given, item.name) for item in fields(LatencySettings)})
+    settings = settings_of(LatencySettings, given)
     check_absent(given.output)
     console = make_console()
     console.width = min(80, console.width)

@@ -5,7 +5,7 @@ from argparse import Action
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from importlib import import_module
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, NoReturn, TypeVar, cast, get_type_hints
 
 from jsonargparse import ArgumentParser, set_loader
 from yaml import YAMLError  # type: ignore[import-untyped] # comes with jsonargparse
@@ -15,9 +15,11 @@ from bigain.cli.messages import shortened, users_error
 from bigain.cli.terminal import did_you_mean
 from bigain.errors import SettingError
 
-__all__ = ["Parser", "recipe_parser"]
+__all__ = ["Parser", "recipe_parser", "settings_of"]
 
 set_loader("yaml", load_strictly, exceptions=(YAMLError,))
+
+Settings = TypeVar("Settings")
 
 _CLASS = re.compile(r"\b(?:\w+\.){2,}[A-Z]\w*(?=: )")
 _REFUSED = re.compile(r"(?:unrecognized arguments: --|[Oo]ption ')([\w.-]+)")
@@ -67,6 +69,11 @@ def recipe_parser(name: str, description: str, example: str) -> Parser:
     parser = Parser(prog=f"bigain {name}", description=description)
     parser.add_argument("--config", action="config", help=f"A YAML recipe, such as {example}.")
     return parser
+
+
+def settings_of(kind: type[Settings], given: Any) -> Settings:
+    """Make the settings class of a command from what was parsed."""
+    return kind(**{item.name: getattr(given, item.name) for item in fields(cast("Any", kind))})
 
 
 def _spaced(hint: str) -> str:

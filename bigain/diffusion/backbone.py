@@ -106,13 +106,13 @@ class Backbone(nn.Module, ABC):
     @property
     def image_tokens(self) -> int:
         """Image tokens that the network sees; schedulers that shift by resolution depend on it."""
-        patch = int(getattr(getattr(self.network, "config", None), "patch_size", None) or 1)
-        return self.latent_shape[1] // patch * (self.latent_shape[2] // patch)
+        return self.grid_shape[0] * self.grid_shape[1]
 
     @property
-    def grid_shape(self) -> tuple[int, int] | None:
-        """Rows and columns of the network's tokens, for networks that cannot tell from their input; else `None`."""
-        return None
+    def grid_shape(self) -> tuple[int, int]:
+        """Rows and columns of these tokens."""
+        patch = int(getattr(getattr(self.network, "config", None), "patch_size", None) or 1)
+        return self.latent_shape[1] // patch, self.latent_shape[2] // patch
 
     def sampling_sigmas(self, steps: int) -> list[float] | None:
         """Return the sigmas that this family's pipeline passes to its scheduler; `None` where it passes none."""

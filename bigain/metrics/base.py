@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bigain.errors import SettingError
 from bigain.results.predictions import Predictions
 from bigain.results.scores import Score
 
-__all__ = ["ClassificationMetric", "FeatureNetwork", "GenerationMetric"]
+__all__ = ["ClassificationMetric", "FeatureNetwork", "GenerationMetric", "check_same_images"]
 
 
 class ClassificationMetric(ABC):
@@ -27,6 +28,20 @@ class ClassificationMetric(ABC):
     def compare(self, first: Predictions, second: Predictions) -> Score | None:
         """Score the difference of two methods on the same images, first minus second; `None` if it has no score."""
         return None
+
+
+def check_same_images(first: Predictions, second: Predictions) -> None:
+    """Refuse to compare methods on different images.
+
+    Raises:
+        SettingError: Names or their order differ.
+    """
+    if first.names != second.names:
+        raise SettingError(
+            f"Methods are compared on the same images in the same order; one has {len(first)} images "
+            f"({first.names[0] if first.names else 'none'}, ..), the other {len(second)} "
+            f"({second.names[0] if second.names else 'none'}, ..)."
+        )
 
 
 class GenerationMetric(ABC):

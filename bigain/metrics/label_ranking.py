@@ -6,8 +6,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from bigain.metrics.base import ClassificationMetric
-from bigain.metrics.top_k import check_same_images
+from bigain.metrics.base import ClassificationMetric, check_same_images
 from bigain.results.predictions import Predictions
 from bigain.results.scores import Score
 

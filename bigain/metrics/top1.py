@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-from bigain.metrics.base import ClassificationMetric
+from bigain.metrics.base import ClassificationMetric, check_same_images
 from bigain.metrics.intervals import paired_difference, share
-from bigain.metrics.top_k import check_same_images
 from bigain.results.predictions import Predictions
 from bigain.results.scores import Score
 

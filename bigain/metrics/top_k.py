@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from bigain.errors import SettingError
-from bigain.metrics.base import ClassificationMetric
+from bigain.metrics.base import ClassificationMetric, check_same_images
 from bigain.metrics.intervals import paired_difference, share
 from bigain.results.predictions import Predictions
 from bigain.results.scores import Score
@@ -48,17 +48,3 @@ class TopK(ClassificationMetric):
         best = (predictions.ranks() < self.k).tolist()
         pairs = zip(best, predictions.labels, strict=True)
         return torch.tensor([any(row[label] for label in labels) for row, labels in pairs], dtype=torch.bool)
-
-
-def check_same_images(first: Predictions, second: Predictions) -> None:
-    """Refuse to compare methods on different images.
-
-    Raises:
-        SettingError: Names or their order differ.
-    """
-    if first.names != second.names:
-        raise SettingError(
-            f"Methods are compared on the same images in the same order; one has {len(first)} images "
-            f"({first.names[0] if first.names else 'none'}, ..), the other {len(second)} "
-            f"({second.names[0] if second.names else 'none'}, ..)."
-        )

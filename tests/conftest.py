@@ -127,6 +127,12 @@ def forking():
 
 
 @pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """Keep no tensors of a test where others would find them."""
+    monkeypatch.setenv("BIGAIN_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
 def golden():
     """Load the reference vectors of a grid: `golden("8x8_c16")`."""
     return lambda name: load_file(Path(__file__).parent / "golden" / f"grid_{name}.safetensors")

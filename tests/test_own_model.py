@@ -13,7 +13,7 @@ from bigain.benchmark.flops import FlopCounter
 from bigain.cli.main import main
 from bigain.registry import build, entries
 from bigain.results.store import read_result
-from tests.backbones.pipelines import change_json, save_dit, save_flux, save_pixart, save_sd, save_sd3, save_sdxl
+from tests.pipelines import change_json, save_dit, save_flux, save_pixart, save_sd, save_sd3, save_sdxl
 
 
 def named(folder):
@@ -52,20 +52,16 @@ def images(tmp_path):
     return tmp_path / "images"
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("BIGAIN_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
-@pytest.fixture
-def size(model):
-    """Sixteen pixels, which all of them take."""
-    return "--image_size=16"
+SIZE = "--image_size=16"
+"""Pixels that all of them take."""
 
 
-def test_it_classifies(model, images, size, tmp_path):
+def test_it_classifies(model, images, tmp_path):
     out = tmp_path / "out"
-    main(["classify", str(images), f"--model={model[1]}", "--classes=cat,dog", *LGTM, "--timesteps=4", size,
+    main(["classify", str(images), f"--model={model[1]}", "--classes=cat,dog", *LGTM, "--timesteps=4", SIZE,
           "--device=cpu", f"--output={out}"])  # fmt: skip
     with (out / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -73,9 +69,9 @@ def test_it_classifies(model, images, size, tmp_path):
     assert json.loads((out / "result.json").read_text())["settings"]["image_size"] == 16
 
 
-def test_it_generates(model, size, tmp_path):
+def test_it_generates(model, tmp_path):
     prompt = "tomcat" if model[0] == "dit" else "a cat"
-    main(["generate", prompt, f"--model={model[1]}", *LGTM, "--steps=2", size, "--device=cpu",
+    main(["generate", prompt, f"--model={model[1]}", *LGTM, "--steps=2", SIZE, "--device=cpu",
           f"--output={tmp_path / 'out'}"])  # fmt: skip
     for name in ("none_0", "lgtm_0"):
         assert Image.open(tmp_path / "out" / f"{name}.png").size == (16, 16)

@@ -18,7 +18,7 @@ from bigain.cli import commands
 from bigain.cli.main import main
 from bigain.results.scores import scores_of
 from bigain.results.store import read_result
-from tests.backbones.pipelines import save_sd
+from tests.pipelines import save_sd
 
 ROOT = Path(__file__).resolve().parents[1]
 README, CONTRIBUTING = ((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))

@@ -2,6 +2,5 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    """Keep no tensors of a test where others would find them."""
-    monkeypatch.setenv("BIGAIN_CACHE", str(tmp_path / "cache"))
+def use_own_cache(own_cache):
+    """Every model of these tests keeps what it computes."""

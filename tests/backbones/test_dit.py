@@ -8,7 +8,7 @@ import bigain
 from bigain.backbones.dit import DiT
 from bigain.diffusion.sampler import Sampler
 from bigain.errors import DataError, SettingError
-from tests.backbones.pipelines import as_tensor, assert_same_image, change_json, loaded, save_dit, save_sd
+from tests.pipelines import as_tensor, assert_same_image, change_json, loaded, save_dit, save_sd
 
 LGTM = {"name": "lgtm", "ratio": 0.5}
 

@@ -10,7 +10,7 @@ import bigain
 from bigain.backbones.flux import Flux
 from bigain.diffusion.sampler import Sampler
 from bigain.errors import DataError, SettingError
-from tests.backbones.pipelines import assert_same_image, drawn, loaded, save_flux
+from tests.pipelines import assert_same_image, drawn, loaded, save_flux
 
 LGTM = {"name": "lgtm", "ratio": 0.5}
 # The tiny model has 16 tokens, which the usual range of the shift, 256 to 4096, does not tell from none.
@@ -21,11 +21,6 @@ KINDS = {
     "schnell": {"guidance_embeds": False, "shift": 1.0},
     "schnell, dynamic shift": {"guidance_embeds": False, **SHIFTED},
 }
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("BIGAIN_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module", params=KINDS)

@@ -10,7 +10,7 @@ import bigain
 from bigain.backbones.pixart import PixArt
 from bigain.diffusion.sampler import Sampler
 from bigain.errors import DataError, SettingError
-from tests.backbones.pipelines import as_tensor, assert_same_image, change_json, loaded, save_dit, save_pixart, t5
+from tests.pipelines import as_tensor, assert_same_image, change_json, loaded, save_dit, save_pixart, t5
 
 LGTM = {"name": "lgtm", "ratio": 0.5}
 

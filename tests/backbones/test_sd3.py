@@ -9,7 +9,7 @@ import bigain
 from bigain.backbones.sd3 import SD3
 from bigain.diffusion.sampler import Sampler
 from bigain.errors import DataError, SettingError
-from tests.backbones.pipelines import assert_same_image, drawn, loaded, save_sd3
+from tests.pipelines import assert_same_image, drawn, loaded, save_sd3
 
 LGTM = {"name": "lgtm", "ratio": 0.5}
 KINDS = {
@@ -18,11 +18,6 @@ KINDS = {
     "dynamic shift": {"use_dynamic_shifting": True},
     "3.5": {"transformer": {"dual_attention_layers": (0,), "qk_norm": "rms_norm"}},
 }
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("BIGAIN_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module", params=KINDS)

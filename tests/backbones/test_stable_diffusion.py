@@ -3,10 +3,9 @@
 import json
 import shutil
 
-import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler
+from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from safetensors.torch import load_file
 
 import bigain
@@ -14,7 +13,7 @@ from bigain.backbones.cache import cache_folder, clear_cache
 from bigain.backbones.stable_diffusion import StableDiffusion
 from bigain.diffusion.sampler import Sampler
 from bigain.errors import DataError, NumericalError, SettingError
-from tests.backbones.pipelines import assert_same_image, change_json, save_sd, save_sdxl
+from tests.pipelines import assert_same_image, change_json, drawn, loaded, save_sd, save_sdxl
 
 LGTM = {"name": "lgtm", "ratio": 0.5}
 
@@ -34,30 +33,17 @@ def folder(request, tmp_path_factory):
     return KINDS[request.param](tmp_path_factory.mktemp("models") / "model")
 
 
-def pipeline(folder):
-    pipe = DiffusionPipeline.from_pretrained(folder)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def drawn(pipe, seed, guidance):
-    generator = torch.Generator("cpu").manual_seed(seed)
-    call = {"num_inference_steps": 4, "guidance_scale": guidance, "height": 16, "width": 16, "output_type": "np"}
-    images = pipe("a cat", generator=generator, **call).images
-    return torch.from_numpy((images * 255).round().astype(np.uint8)).permute(0, 3, 1, 2)
-
-
 @pytest.mark.parametrize(
     ("guidance", "reducer"), [(1.0, None), (7.5, None), pytest.param(7.5, LGTM, marks=pytest.mark.same_digits)]
 )
 def test_an_image_is_that_of_the_pipeline(folder, guidance, reducer):
-    pipe, backbone = pipeline(folder), StableDiffusion(folder)
+    pipe, backbone = loaded(folder), StableDiffusion(folder)
     sampler = Sampler(backbone, steps=4, guidance=guidance, rows=1)
     if reducer is None:
-        expected, found = drawn(pipe, 3, guidance), sampler(backbone.embed(["a cat"]), [3])
+        expected, found = drawn(pipe, 3, guidance_scale=guidance), sampler(backbone.embed(["a cat"]), [3])
     else:
         with bigain.attach(pipe.unet, dict(reducer)):
-            expected = drawn(pipe, 3, guidance)
+            expected = drawn(pipe, 3, guidance_scale=guidance)
         with bigain.attach(backbone.network, dict(reducer)):
             found = sampler(backbone.embed(["a cat"]), [3])
     assert_same_image(found, expected)
@@ -66,7 +52,7 @@ def test_an_image_is_that_of_the_pipeline(folder, guidance, reducer):
 
 def test_what_the_network_predicts_is_what_the_pipelines_parts_give(folder):
     """A plain loop over the pipeline's components."""
-    pipe, backbone = pipeline(folder), StableDiffusion(folder)
+    pipe, backbone = loaded(folder), StableDiffusion(folder)
     image = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         mean = pipe.vae.encode(image.float() / 127.5 - 1).latent_dist.mean
@@ -105,7 +91,7 @@ def test_outdated_settings_of_a_scheduler_are_corrected_as_the_pipeline_does(tmp
     # Where a setting is absent, the class's default counts, and the pipeline corrects that.
     file.write_text(json.dumps({name: value for name, value in settings.items() if name not in absent}))
     with pytest.warns(FutureWarning):
-        expected = drawn(pipeline(folder), 3, 2.0)
+        expected = drawn(loaded(folder), 3, guidance_scale=2.0)
     backbone = StableDiffusion(folder)
     assert_same_image(Sampler(backbone, 4, 2.0, rows=1)(backbone.embed(["a cat"]), [3]), expected)
 

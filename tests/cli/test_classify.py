@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import re
 import shutil
 
 import numpy as np
@@ -18,14 +17,12 @@ from bigain.backbones.stable_diffusion import StableDiffusion
 from bigain.benchmark.classify import confidence
 from bigain.cli.main import main
 from bigain.data.dataset import ImageDataset
-from tests.backbones.pipelines import save_sd
+from tests.pipelines import save_sd
 
 REDUCER = ["--reducer=lgtm", "--reducer.ratio=0.5"]
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("BIGAIN_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")
@@ -159,14 +156,6 @@ def test_confidence_is_that_of_a_paired_test():
     assert confidence(torch.ones(2, 4)) == 0.5
 
 
-def refused(command, words, capsys):
-    """The command ends with status 2 and one line."""
-    with pytest.raises(SystemExit, match="2"):
-        main(command)
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert re.search(words, line)
-
-
 REFUSED = {
     "no folder": (["nowhere"], "No folder at nowhere"),
     "no images": (["EMPTY", "--classes=cat,dog"], "holds no images"),
@@ -186,7 +175,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_bad_input_is_one_sentence_and_writes_nothing(sd, tiny_weights, labelled, flat, tmp_path, capsys, what):
+def test_bad_input_is_one_sentence_and_writes_nothing(sd, tiny_weights, labelled, flat, tmp_path, refused, what):
     options, words = REFUSED[what]
     (tmp_path / "empty").mkdir()
     shutil.copytree(labelled, tmp_path / "both")
@@ -203,14 +192,14 @@ def test_bad_input_is_one_sentence_and_writes_nothing(sd, tiny_weights, labelled
     for option in options:
         name, _, value = option.rpartition("=")
         given.append(f"{name}{'=' if name else ''}{places.get(value, value)}")
-    refused(["classify", *given, "--device=cpu", f"--output={tmp_path / 'out'}"], words, capsys)
+    refused(["classify", *given, "--device=cpu", f"--output={tmp_path / 'out'}"], words)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_broken_image_is_named_before_the_work(sd, flat, tmp_path, capsys):
+def test_a_broken_image_is_named_before_the_work(sd, flat, tmp_path, refused):
     (flat / "4.png").write_bytes(b"nothing")
     command = ["classify", str(flat), f"--model={sd}", "--classes=a,b", f"--output={tmp_path / 'out'}"]
-    refused(command, r"1 of 9 images cannot be read: 4\.png", capsys)
+    refused(command, r"1 of 9 images cannot be read: 4\.png")
 
 
 def test_a_folder_without_images_is_no_class(sd, flat, tmp_path):
@@ -220,7 +209,7 @@ def test_a_folder_without_images_is_no_class(sd, flat, tmp_path):
     assert len(table_of(tmp_path / "out")) == 9
 
 
-def test_all_begin_anew_with_half_the_rows_when_memory_does_not_suffice(sd, flat, tmp_path, monkeypatch, capsys):
+def test_all_begin_anew_with_half_the_rows_when_memory_does_not_suffice(sd, flat, tmp_path, monkeypatch, refused):
     seen, forward = [], StableDiffusion.predict
 
     def predict(self, noisy, t, condition):
@@ -235,4 +224,4 @@ def test_all_begin_anew_with_half_the_rows_when_memory_does_not_suffice(sd, flat
     assert seen[:2] == [32, 16]
     assert {*seen[2:]} == {8}
     assert json.loads((tmp_path / "out" / "result.json").read_text())["settings"]["rows"] == 8
-    refused([*command, "--rows=16", f"--output={tmp_path / 'other'}"], "does not fit .* fewer --rows", capsys)
+    refused([*command, "--rows=16", f"--output={tmp_path / 'other'}"], "does not fit .* fewer --rows")

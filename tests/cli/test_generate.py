@@ -1,7 +1,6 @@
 """`bigain generate`: the same seeds without and with a reducer."""
 
 import json
-import re
 
 import numpy as np
 import pytest
@@ -12,12 +11,9 @@ from PIL import Image
 import bigain
 from bigain.benchmark.strip import draw_strip
 from bigain.cli.main import main
-from tests.backbones.pipelines import assert_same_image, save_flux, save_sd
+from tests.pipelines import assert_same_image, save_flux, save_sd
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("BIGAIN_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")
@@ -77,14 +73,6 @@ def test_a_class_is_named_by_its_name_or_number(tmp_path):
     assert first == second
 
 
-def refused(command, words, capsys):
-    """The command ends with status 2 and one line."""
-    with pytest.raises(SystemExit, match="2"):
-        main(command)
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert re.search(words, line)
-
-
 REFUSED = {
     "no model": (["a", "--model=nowhere"], "No model at nowhere"),
     "prose": (["a cat on a roof"], "This model.s classes are airplane, .*truck; got 'a cat on a roof'"),
@@ -112,16 +100,16 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_bad_input_is_one_sentence_and_writes_nothing(sd, tiny_weights, tmp_path, capsys, what):
+def test_bad_input_is_one_sentence_and_writes_nothing(sd, tiny_weights, tmp_path, refused, what):
     options, words = REFUSED[what]
     given = [option.replace("=SD", f"={sd}").replace("=DIT", f"={tiny_weights}") for option in options]
-    refused(["generate", *given, "--device=cpu", f"--output={tmp_path / 'out'}"], words, capsys)
+    refused(["generate", *given, "--device=cpu", f"--output={tmp_path / 'out'}"], words)
     assert not (tmp_path / "out").exists()
 
 
-def test_an_output_that_exists_is_not_touched(tiny_weights, tmp_path, capsys):
+def test_an_output_that_exists_is_not_touched(tiny_weights, tmp_path, refused):
     (tmp_path / "out").mkdir()
-    refused(["generate", "cat", f"--model={tiny_weights}", f"--output={tmp_path / 'out'}"], "exists already", capsys)
+    refused(["generate", "cat", f"--model={tiny_weights}", f"--output={tmp_path / 'out'}"], "exists already")
 
 
 def test_flux_is_told_the_guidance_and_nothing_is_guided(tmp_path):
@@ -135,7 +123,7 @@ def test_flux_is_told_the_guidance_and_nothing_is_guided(tmp_path):
     assert images[0] != images[1]
 
 
-def test_images_are_not_lost_when_the_place_is_taken_meanwhile(tiny_weights, tmp_path, monkeypatch, capsys):
+def test_images_are_not_lost_when_the_place_is_taken_meanwhile(tiny_weights, tmp_path, monkeypatch, refused):
     out = tmp_path / "out"
 
     def taken(content):
@@ -144,7 +132,7 @@ def test_images_are_not_lost_when_the_place_is_taken_meanwhile(tiny_weights, tmp
         return draw_strip(content)
 
     monkeypatch.setattr("bigain.benchmark.strip.draw_strip", taken)
-    refused(["generate", "3", f"--model={tiny_weights}", "--steps=1", f"--output={out}"], "the result is in", capsys)
+    refused(["generate", "3", f"--model={tiny_weights}", "--steps=1", f"--output={out}"], "the result is in")
     (kept,) = tmp_path.glob(".out-*")
     assert (kept / "none_0.png").exists()
     assert [file.name for file in out.iterdir()] == ["other"]

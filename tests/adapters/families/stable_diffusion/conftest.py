@@ -1,43 +1,23 @@
 """Tiny Stable Diffusion pipelines of the real classes, in double precision, with weights that are nowhere zero."""
 
-import json
-import string
 from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from tests.pipelines import clip_tokenizer, unet, vae
+
 PARTS = ("self", "cross", "mlp")
 
 
-def _filled(model):
-    torch.manual_seed(0)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, mean=1.0 if parameter.ndim == 1 else 0.0, std=0.15)
-    # In double precision, two ways to the same tokens do not differ by what could decide which tokens are merged.
-    return model.eval().double()
-
-
 def _unet(**changes):
-    from diffusers import UNet2DConditionModel
-
-    shape = {"sample_size": 8, "in_channels": 4, "out_channels": 4, "block_out_channels": (8, 16)}
-    down, up = ("CrossAttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")
-    fixed = {"layers_per_block": 1, "norm_num_groups": 4, "cross_attention_dim": 16, "attention_head_dim": 2}
-    torch.manual_seed(0)
-    return _filled(
-        UNet2DConditionModel(**{**shape, "down_block_types": down, "up_block_types": up, **fixed, **changes})
-    )
+    # In double precision, two ways to the same tokens do not differ by what could decide which tokens are merged.
+    return unet(**changes).double()
 
 
 def _vae():
-    from diffusers import AutoencoderKL
-
-    down, up = ["DownEncoderBlock2D"] * 2, ["UpDecoderBlock2D"] * 2
-    shape = {"block_out_channels": (4, 8), "latent_channels": 4, "norm_num_groups": 2, "sample_size": 16}
-    torch.manual_seed(0)
-    return AutoencoderKL(down_block_types=down, up_block_types=up, **shape).eval().double()
+    return vae().double()
 
 
 def _text_encoder(name="CLIPTextModel"):
@@ -52,15 +32,7 @@ def _text_encoder(name="CLIPTextModel"):
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory):
     """CLIP's tokenizer, of letters."""
-    from transformers import CLIPTokenizer
-
-    folder = tmp_path_factory.mktemp("tokenizer")
-    letters = list(string.ascii_lowercase)
-    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
-    (folder / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    files = {"vocab": str(folder / "vocab.json"), "merges": str(folder / "merges.txt")}
-    return CLIPTokenizer(**files, model_max_length=77)
+    return clip_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="session")

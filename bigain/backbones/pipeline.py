@@ -15,10 +15,10 @@ from bigain.diffusion.backbone import Backbone
 from bigain.diffusion.condition import Condition
 from bigain.errors import NumericalError, SettingError
 
-__all__ = ["Aside", "PipelineBackbone", "PromptBackbone"]
+__all__ = ["Offloaded", "PipelineBackbone", "PromptBackbone"]
 
 
-class Aside:
+class Offloaded:
     """A network that works seldom: it is on the device while it works, and on the host otherwise.
 
     It is no submodule of a backbone, so that Lightning neither moves it nor changes its type.
@@ -27,7 +27,7 @@ class Aside:
     def __init__(self, network: Any) -> None:
         self.network: Any = network.requires_grad_(requires_grad=False)
 
-    def __deepcopy__(self, memo: object) -> "Aside":
+    def __deepcopy__(self, memo: object) -> "Offloaded":
         """Share it: a copied backbone, as operations are counted on, needs no second T5."""
         return self
 
@@ -89,7 +89,7 @@ class PipelineBackbone(Backbone):
         self.scheduler = self._folder.scheduler
         _ = self.process  # raises if the configuration is impossible
         self.network = self._folder.module(self.network_name, self.networks, self._dtype)
-        self._vae = Aside(self._load_vae())
+        self._vae = Offloaded(self._load_vae())
         config = self._vae.network.config
         self._factor = 2 ** (len(config.block_out_channels) - 1)
         self.image_size = self._checked_size(image_size)
@@ -188,7 +188,7 @@ class PromptBackbone(PipelineBackbone):
     def __init__(self, model: str | Path, dtype: Dtype = "fp32", image_size: int | None = None) -> None:
         super().__init__(model, dtype, image_size)
         present = {name: accepted for name, accepted in self.encoders.items() if self._needs(name)}
-        self._encoders = {name: Aside(self._folder.module(name, kinds, self._dtype)) for name, kinds in present.items()}
+        self._encoders = {name: Offloaded(self._folder.module(name, kinds, self._dtype)) for name, kinds in present.items()}
         self._tokenizers = {name: self._folder.tokenizer(_words_of(name)) for name in present}
         # Models of different lengths may share an encoder, as PixArt-alpha and -Sigma do.
         settings = {"class": type(self).__name__, **{name: self.longest_prompt(name) for name in present}}

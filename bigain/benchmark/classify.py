@@ -109,7 +109,7 @@ def classify_folder(
             with applied_to(backbone, one, settings.placement, settings.seed) as applied:
                 if applied.report:
                     applied.report.check_mixed_timesteps()
-        run = _Run(backbone, images, condition, settings, announce)
+        run = _FolderRun(backbone, images, condition, settings, announce)
         found = run.of(everything)
     except torch.OutOfMemoryError as error:
         raise out_of_memory(settings.model, device, "fewer --rows") from error
@@ -152,7 +152,7 @@ def confidence(errors: Tensor) -> float:
     return min(levels, default=0.5)
 
 
-class _Run:
+class _FolderRun:
     """One folder under several methods; if memory does not suffice, all begin anew with half the rows of a pass."""
 
     def __init__(

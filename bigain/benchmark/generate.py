@@ -127,7 +127,7 @@ def generate(prompt: str, settings: GenerateSettings, announce: Announce = lambd
     announce(f"loading {settings.model}")
     try:
         backbone = open_model(settings.model, device, settings.dtype, settings.image_size)
-        run = _Run(prompt, settings, backbone, announce)
+        run = _PromptRun(prompt, settings, backbone, announce)
         everything = {baseline: Identity(), **methods}
         for one in everything.values():  # refuse what cannot work before anything is drawn
             with applied_to(backbone, one, settings.placement) as applied:
@@ -167,7 +167,7 @@ def applied_to(
     return method_of(reducer).applied(backbone, placement, seed)
 
 
-class _Run:
+class _PromptRun:
     """One prompt on one model."""
 
     def __init__(self, prompt: str, settings: GenerateSettings, backbone: Backbone, announce: Announce) -> None:

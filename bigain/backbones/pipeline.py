@@ -188,7 +188,9 @@ class PromptBackbone(PipelineBackbone):
     def __init__(self, model: str | Path, dtype: Dtype = "fp32", image_size: int | None = None) -> None:
         super().__init__(model, dtype, image_size)
         present = {name: accepted for name, accepted in self.encoders.items() if self._needs(name)}
-        self._encoders = {name: Offloaded(self._folder.module(name, kinds, self._dtype)) for name, kinds in present.items()}
+        self._encoders = {
+            name: Offloaded(self._folder.module(name, kinds, self._dtype)) for name, kinds in present.items()
+        }
         self._tokenizers = {name: self._folder.tokenizer(_words_of(name)) for name in present}
         # Models of different lengths may share an encoder, as PixArt-alpha and -Sigma do.
         settings = {"class": type(self).__name__, **{name: self.longest_prompt(name) for name in present}}

@@ -27,17 +27,34 @@ def _place(
     BLOCK: tl.constexpr,
     BLOCK_DESTINATIONS: tl.constexpr,
 ):
-    """One row. The removed-th largest cosine is found bit by bit; of those that equal it, the first ones merge."""
+    """One row. A search over the cosines' bits finds the removed-th largest; of its equals, the first ones merge."""
     row = tl.program_id(0).to(tl.int64)
     number = tl.arange(0, BLOCK)
     there = number < source_count
     # -0 becomes 0, since both are equal and their bits are not. Then the bits, as an integer, are in the values' order.
     bits = (tl.load(best + row * source_count + number, mask=there, other=0.0) + 0.0).to(tl.int32, bitcast=True)
     key = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    bound = tl.where(tl.sum((there & (key >= 0)).to(tl.int32)) >= removed, 0, -2147483648)
-    for bit in range(30, -1, -1):
-        higher = bound | (1 << bit)
-        bound = tl.where(tl.sum((there & (key >= higher)).to(tl.int32)) >= removed, higher, bound)
+    low = tl.min(tl.where(there, key, 2147483647)).to(tl.int64)
+    high = tl.max(tl.where(there, key, -2147483648)).to(tl.int64)
+    key = tl.where(there, key, -2147483648)  # below every bound that is tried
+    while low < high:
+        # Three bounds at once: a sum over the block costs the same for one count and for three in one number.
+        step = (high - low) // 4 + 1
+        first = low + step
+        second = tl.minimum(first + step, high)
+        third = tl.minimum(second + step, high)
+        counts = tl.sum(
+            (key >= first.to(tl.int32)).to(tl.int64)
+            + ((key >= second.to(tl.int32)).to(tl.int64) << 20)
+            + ((key >= third.to(tl.int32)).to(tl.int64) << 40)
+        )
+        one, two, three = counts & 0xFFFFF, (counts >> 20) & 0xFFFFF, counts >> 40
+        below = tl.where(one >= removed, second - 1, first - 1)
+        below = tl.where(three >= removed, high, tl.where(two >= removed, third - 1, below))
+        low = tl.where(one >= removed, tl.where(two >= removed, tl.where(three >= removed, third, second), first), low)
+        # A bound that just so many cosines reach parts them as well as the removed-th largest.
+        high = tl.where((one == removed) | (two == removed) | (three == removed), low, below)
+    bound = low.to(tl.int32)
     above = there & (key > bound)
     equal = (there & (key == bound)).to(tl.int32)
     wanted = removed - tl.sum(above.to(tl.int32))

@@ -107,9 +107,16 @@ def test_other_names_of_images_and_other_folders_are_no_imagenet(imagenet, tmp_p
 def test_class_folders_have_the_names_of_their_identifiers(tmp_path):
     folder = write_class_folders(tmp_path / "val.X", "n02119789", "n01440764")
     source = ImageNetSource(folder)
-    assert source.classes == ("n01440764", "n02119789")
+    assert source.classes == ("tench", "kit fox")
     assert source.names == ("n01440764/n01440764_1.JPEG", "n02119789/n02119789_0.JPEG")
     assert source.labels == ((0,), (1,))
+
+
+def test_identifiers_that_nobody_names_are_names(tmp_path):
+    folder = write_class_folders(tmp_path, "n99999999", "n01440764")
+    assert ImageNetSource(folder).classes == ("tench", "n99999999")
+    write(folder / "words.txt", "n99999999\tnever seen\n")
+    assert ImageNetSource(folder).classes == ("tench", "never seen")
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def class_list(name: str) -> ClassList:
     content = _read(name)
     named = content.pop("classes")
     if name.startswith("imagenet"):
-        named = name_synsets([*named], synset_words())
+        named = name_synsets([*named])
     return ClassList(name, classes=tuple(named), **content)
 
 
@@ -79,19 +79,22 @@ def synset_words() -> Mapping[str, str]:
     return words
 
 
-def name_synsets(wnids: Sequence[str], words: Mapping[str, str]) -> tuple[str, ...]:
-    """Name classes by the first of their words, each otherwise than the others.
+def name_synsets(wnids: Sequence[str], words: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """Name classes by the first of their words, each otherwise than all of ImageNet-1K, so that a part has its names.
 
     Args:
         wnids: WordNet identifiers.
-        words: The words of each, with commas between them; an identifier without any is its name.
+        words: The words of some, with commas between them, in place of those that ship; an identifier without any
+            is its name.
     """
-    full = [words.get(wnid, wnid) for wnid in wnids]
+    known, every = {**synset_words(), **(words or {})}, sorted({*synset_words(), *wnids})
+    full = [known.get(wnid, wnid) for wnid in every]
     names = [text.split(",")[0].strip() for text in full]
-    for longer in (full, [f"{text} ({wnid})" for text, wnid in zip(full, wnids, strict=True)]):
+    for longer in (full, [f"{text} ({wnid})" for text, wnid in zip(full, every, strict=True)]):
         count = Counter(names)
         names = [name if count[name] == 1 else more for name, more in zip(names, longer, strict=True)]
-    return tuple(names)
+    name_of = dict(zip(every, names, strict=True))
+    return tuple(name_of[wnid] for wnid in wnids)
 
 
 def _read(name: str) -> dict[str, Any]:

@@ -149,11 +149,12 @@ class ImageDataset(Dataset[dict[str, Any]]):
         self.checked()
         return self._fingerprint
 
-    def checked(self, skip: bool = False, say: Callable[[str], object] = print) -> "ImageDataset":
+    def checked(self, skip: bool | None = None, say: Callable[[str], object] = print) -> "ImageDataset":
         """Decode every image, unless that was done before, and return those that can be read.
 
         Args:
-            skip: Leave out images that cannot be read; their names become those of `skipped`.
+            skip: Leave out images that cannot be read; their names become those of `skipped`. Without a choice,
+                the error does not offer it.
             say: Called with a sentence that counts and names them.
 
         Raises:
@@ -175,8 +176,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
             return self
         found = f"{self.source}: {len(broken)} of {len(self)} images cannot be read: {_named(broken)}."
         if not (skip and whole):
-            remedy = "" if skip else " Replace or remove them, or leave them out: skip_corrupt."
-            raise DataError(f"{found} Nothing was run.{remedy}")
+            offer = ", or leave them out: skip_corrupt" if skip is False else ""
+            raise DataError(f"{found} Nothing was run. Replace or remove them{offer}.")
         say(f"{found} They are left out.")
         images = ImageDataset(self._source, self.size, whole, (*self.skipped, *broken))
         images._fingerprint = fingerprint

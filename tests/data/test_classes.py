@@ -64,8 +64,21 @@ def test_a_list_may_be_named_where_names_are_given():
 
 
 def test_synsets_of_one_first_word_are_told_apart():
-    words = {"n1": "crane", "n2": "crane", "n3": "maillot, tank suit", "n4": "maillot"}
-    assert name_synsets([*words, "n5"], words) == ("crane (n1)", "crane (n2)", "maillot, tank suit", "maillot", "n5")
+    words = {"n02012849": "crane", "n99999998": "tench, of another kind"}
+    assert name_synsets(["n02012849", "n03126707", "n99999999"], words) == (
+        "crane (n02012849)",
+        "crane (n03126707)",
+        "n99999999",
+    )
+    assert name_synsets(["n99999998"], words) == ("tench, of another kind",)
+
+
+def test_a_part_of_imagenet_has_the_names_of_the_whole():
+    """Or a folder of one swimsuit alone would be taken for the other by a model of 1,000 labels."""
+    whole = dict(zip(synset_words(), class_list("imagenet-1k").classes, strict=True))
+    for wnid in ("n03710721", "n03710637", "n02012849", "n03126707", "n01440764"):
+        assert name_synsets([wnid]) == (whole[wnid],)
+    assert whole["n03710721"] == "maillot, tank suit"
 
 
 def test_lists_are_listed_and_described_by_nobody():

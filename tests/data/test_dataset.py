@@ -311,7 +311,9 @@ def test_what_is_left_has_the_fingerprint_of_a_folder_without_the_broken_images(
 def test_nothing_but_broken_images_is_refused_all_the_same(broken):
     (broken / "cat" / "0.png").write_text("no image")
     (broken / "dog" / "0.png").write_text("no image")
-    with pytest.raises(DataError, match=r"4 of 4 images cannot be read: .*\. Nothing was run\.$"):
+    with pytest.raises(
+        DataError, match=r"4 of 4 images cannot be read: .*\. Nothing was run\. Replace or remove them\.$"
+    ):
         ImageDataset.open(broken, 8).checked(skip=True)
 
 
@@ -326,3 +328,24 @@ def test_broken_images_are_left_out_of_training_too(broken):
     data = ImageData(train=broken, test=broken, image_size=8, classes=("cat", "dog"), chunk=2, skip_corrupt=True)
     data.setup("fit")
     assert [batch["label"].sort().values.tolist() for batch in data.train_dataloader()] == [[0, 1]]
+
+
+class FiftyThousand(ImageSource):
+    """As many images and classes as ImageNet's validation images, none of them drawn."""
+
+    source, classes = "names alone", tuple(map(str, range(1000)))
+    names = tuple(f"ILSVRC2012_val_{number:08d}.JPEG" for number in range(1, 50_001))
+    labels = tuple((number * 7 % 1000,) for number in range(50_000))
+
+    def read(self, row):
+        raise AssertionError
+
+
+def test_two_and_ten_thousand_of_imagenet_are_balanced_seeded_and_nested():
+    images = ImageDataset(FiftyThousand(), 8)
+    small, large = (images.subset(count, "balanced") for count in (2000, 10_000))
+    assert set(torch.tensor(small.labels)[:, 0].bincount().tolist()) == {2}
+    assert set(torch.tensor(large.labels)[:, 0].bincount().tolist()) == {10}
+    assert set(small.names) < set(large.names)
+    assert images.subset(2000, "balanced").names == small.names
+    assert images.subset(2000, "balanced", seed=1).names != small.names

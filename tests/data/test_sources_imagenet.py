@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
+from bigain.data.classes import class_list, synset_words
 from bigain.data.dataset import ImageDataset
 from bigain.data.sources.imagenet import ImageNetSource
 from bigain.data.sources.official import is_labelled, is_official
@@ -150,3 +151,11 @@ def test_given_identifiers_are_the_models_order(tmp_path):
     images = ImageDataset.open(folder, 8, ("n02119789", "n99999999", "n01440764"))
     assert images.classes == ("n02119789", "n99999999", "n01440764")
     assert images.labels == ((2,), (0,))  # n01440764, n02119789
+
+
+def test_a_few_classes_have_the_labels_of_the_whole_list(tmp_path):
+    folder = write_class_folders(tmp_path, "n03710721", "n02012849")
+    images = ImageDataset.open(folder, 8, class_list("imagenet-1k").classes)
+    place = [*synset_words()]
+    assert images.labels == ((place.index("n02012849"),), (place.index("n03710721"),))
+    assert [images.classes[label] for (label,) in images.labels] == ["crane bird", "maillot, tank suit"]

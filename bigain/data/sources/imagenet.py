@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.io import loadmat
 
-from bigain.data.classes import name_synsets, synset_words
+from bigain.data.classes import name_synsets
 from bigain.data.decode import reason_of
 from bigain.data.sources.base import ImageSource
 from bigain.data.sources.folder import FolderSource
@@ -33,8 +33,8 @@ class ImageNetSource(ImageSource):
     Either class folders that are named so, of ImageNet-1K, ImageNet-100 or others; or the 50,000 validation images in
     one folder, whose labels are in the devkit, `ILSVRC2012_devkit_t12`, in the folder or beside it.
 
-    A class is named by the first of its words, or all of them where another class has the same first, or with its
-    identifier where these are the same as well. The words are those of the devkit's `meta.mat`, or else of
+    A class is named by the first of its words, or all of them where another class of ImageNet-1K has the same first, or
+    with its identifier where these are the same as well. The words are those of the devkit's `meta.mat`, or else of
     `LOC_synset_mapping.txt`, `words.txt` or `Labels.json`, in the folder or beside it, or else those that ship. An
     identifier that none of them has is the class's name.
 
@@ -95,7 +95,7 @@ def _labelled_by_folders(
 ) -> tuple[list[str], dict[str, str], list[tuple[str, int]]]:
     """Return identifiers, words, and each image with its label."""
     source = FolderSource(folder)
-    words = {wnid: text for _, wnid, text in _read_meta(meta)} if meta else {**synset_words(), **_mapped_words(places)}
+    words = {wnid: text for _, wnid, text in _read_meta(meta)} if meta else _mapped_words(places)
     labels = (labels[0] for labels in source.labels)
     return list(source.classes), words, list(zip(source.names, labels, strict=True))
 

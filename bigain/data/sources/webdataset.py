@@ -70,12 +70,11 @@ class WebDatasetSource(ImageSource):
         """Say whether shards are in a folder or in its splits, or a path is one."""
         if path.is_file():
             return path.suffix == ".tar" or path.name.endswith((".tar.gz", ".tgz"))
-        # An archive beside class folders is what these were unpacked from.
         splits = {name for names in _SPLITS.values() for name in names}
-        beside = [child for child in path.glob("[!.]*") if child.is_dir() and child.name not in splits]
-        return not beside and any(
-            True for place in (path, *(path / name for name in splits)) for _ in place.glob("*.tar")
-        )
+        if not any(True for place in (path, *(path / name for name in splits)) for _ in place.glob("*.tar")):
+            return False
+        # An archive beside class folders is what these were unpacked from.
+        return all(child.name in splits or not child.is_dir() for child in path.glob("[!.]*"))
 
     def read(self, row: int) -> bytes:
         shard, offset, size = self._places[row]

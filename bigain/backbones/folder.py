@@ -150,7 +150,7 @@ class PipelineFolder:
         if not file.is_file() or (file.parent / "tokenizer.json").is_file():
             return
         if not (is_sentencepiece_available() and is_protobuf_available()):
-            raise DataError(f"{file} needs two packages to be read: pip install sentencepiece protobuf.")
+            raise DataError(f"{file} needs sentencepiece and protobuf to be read: pip install 'bigain[sentencepiece]'.")
 
     def _entry(self, name: str) -> list[Any]:
         if not self.has(name):

@@ -25,13 +25,14 @@ def changed_of(content: ClassifiedFolder, method: MethodPredictions) -> int:
 
 
 def write_classified(place: Path, content: ClassifiedFolder) -> None:
-    """Write `predictions.csv` and `result.json`; the folder appears whole or not at all."""
+    """Write the predictions, the images' names and `result.json`; the folder appears whole or not at all."""
     with whole_folder(place) as folder:
         with (folder / "predictions.csv").open("w", newline="") as target:
             table = csv.writer(target)
             names = [column for one in content.methods for column in (one.name, f"{one.name}_confidence")]
             table.writerow(["image", *(["label"] if content.labelled else []), *names])
             table.writerows(_rows(content))
+        (folder / "manifest.txt").write_text("".join(f"{name}\n" for name in content.images.names), encoding="utf-8")
         write_result(folder / "result.json", _as_json(content))
 
 
@@ -56,6 +57,7 @@ def _as_json(content: ClassifiedFolder) -> dict[str, Any]:
         "source": content.images.source,
         "labelled": content.labelled,
         **({"left_out": content.images.left_out} if content.images.left_out else {}),
+        **({"skipped": len(content.images.skipped)} if content.images.skipped else {}),
         "data": content.images.fingerprint,
         "settings": dict(content.settings),
         "evaluations_per_image": content.evaluations,

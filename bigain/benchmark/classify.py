@@ -101,7 +101,7 @@ def classify_folder(
         backbone = open_model(settings.model, device, settings.dtype, settings.image_size)
         images, labels = _opened(folder, labelled, backbone, settings)
         images = images.subset(settings.limit)
-        images.check()
+        images = images.checked(settings.skip_corrupt, announce)
         announce(f"{folder}: {len(images)} images, {_labels_of(folder, images) if labelled else 'without labels'}")
         condition = _condition(backbone, labels, images.classes, settings.prompt)
         everything = {baseline: Identity(), **methods}

@@ -29,6 +29,7 @@ class ClassifySettings:
         timesteps: Timesteps at which a class that survives to the end is evaluated.
         keep: Classes that survive the first quarter of them.
         limit: Use at most so many images.
+        skip_corrupt: Leave out images that cannot be read, and say which, instead of refusing to begin.
         rows: Rows of one forward pass. Default: 32, and half as many for as long as memory does not suffice.
         seed: Seeds the noise.
         dtype: Type of the weights. Default: fp32 on a CPU, half precision on a GPU.
@@ -48,6 +49,7 @@ class ClassifySettings:
     timesteps: int = 20
     keep: int = 5
     limit: int | None = None
+    skip_corrupt: bool = False
     rows: int | None = None
     seed: int = 0
     dtype: Dtype | None = None

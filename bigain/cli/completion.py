@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from bigain import registry
 from bigain.cli.classes import class_paths
 from bigain.cli.commands import COMMANDS, load
-from bigain.cli.list_ import KINDS, rows_of
+from bigain.cli.list_ import LISTED, rows_of
 from bigain.cli.parser import Parser
 from bigain.cli.schema import RECIPE_COMMANDS
 from bigain.errors import SettingError
@@ -68,7 +68,7 @@ def _choices(command: str) -> dict[str, list[str]]:
     """Say what the arguments of a command may be."""
     known = {
         "completion": {"shell": [*SHELLS]},
-        "list": {"kinds": [*KINDS]},
+        "list": {"kinds": [*LISTED]},
         "schema": {"command": [*RECIPE_COMMANDS]},
         "describe": {"name": list(dict.fromkeys(row.name for row in rows_of()))} if command == "describe" else {},
     }

@@ -11,15 +11,19 @@ from bigain import registry
 from bigain.cli.classes import summary_of
 from bigain.cli.parser import Parser
 from bigain.cli.terminal import make_console
+from bigain.data.classes import class_list, class_lists
 from bigain.errors import SettingError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["KINDS", "Row", "make_parser", "rows_of", "run"]
+__all__ = ["KINDS", "LISTED", "Row", "make_parser", "rows_of", "run"]
 
 KINDS = (*registry.KINDS, "tasks")
-"""What can be listed."""
+"""What has a class, which can be described."""
+
+LISTED = (*KINDS, "classes")
+"""What can be listed: lists of class names, too."""
 
 _TASK_PACKAGES = ("tasks", "training")
 """Packages of bigain whose LightningModules recipes name by class path."""
@@ -30,11 +34,11 @@ class Row:
     """One line of the list.
 
     Args:
-        kind: `scorers`, `reducers`, `adapters`, `backbones` or `tasks`.
+        kind: `scorers`, `reducers`, `adapters`, `backbones`, `tasks` or `classes`.
         name: The name users write; for a task, its class's name.
-        target: `module:Class`.
+        target: `module:Class`; for class names, the module.
         package: Its distribution and version.
-        summary: First sentence of the class's docstring.
+        summary: First sentence of the class's docstring; for class names, what they are.
         problem: Why it cannot be used; empty for one that can.
     """
 
@@ -49,7 +53,7 @@ class Row:
 def make_parser() -> Parser:
     """Make the command's parser."""
     parser = Parser(prog="bigain list", description="List what recipes may name, and the package each comes from.")
-    parser.add_argument("kinds", nargs="*", default=[], help=f"Any of {', '.join(KINDS)}; all by default.")
+    parser.add_argument("kinds", nargs="*", default=[], help=f"Any of {', '.join(LISTED)}; all by default.")
     parser.add_argument("--json", action="store_true", help="Print JSON.")
     return parser
 
@@ -57,7 +61,7 @@ def make_parser() -> Parser:
 def run(arguments: Sequence[str]) -> None:
     """Print the list, as a table or as JSON."""
     given = make_parser().parse_args([*arguments])
-    rows = rows_of(given.kinds)
+    rows = rows_of(given.kinds or LISTED)
     if given.json:
         print(_as_json(rows))
     else:
@@ -65,20 +69,21 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def rows_of(kinds: Sequence[str] = ()) -> list[Row]:
-    """List kinds, all of them by default.
+    """List kinds, by default those whose members are classes.
 
     Registered classes are imported, so that broken ones are listed with the reason. Tasks are
     read from their source code, since importing them would import Lightning, which takes seconds.
 
     Args:
-        kinds: Any of `KINDS`.
+        kinds: Any of `LISTED`.
 
     Raises:
         SettingError: There is no such kind.
     """
-    if unknown := [kind for kind in kinds if kind not in KINDS]:
-        raise SettingError(f"There are {', '.join(KINDS)}; got {unknown[0]!r}.")
-    return [row for kind in kinds or KINDS for row in (_tasks() if kind == "tasks" else _registered(kind))]
+    if unknown := [kind for kind in kinds if kind not in LISTED]:
+        raise SettingError(f"There are {', '.join(LISTED)}; got {unknown[0]!r}.")
+    own = {"tasks": _tasks, "classes": _class_lists}
+    return [row for kind in kinds or KINDS for row in (own[kind]() if kind in own else _registered(kind))]
 
 
 def _registered(kind: str) -> Iterator[Row]:
@@ -96,6 +101,13 @@ def _tasks() -> list[Row]:
         for name, (module, node) in found.items()
         if _is_task(name, {key: inner for key, (_, inner) in found.items()}) and not _is_abstract(node)
     ]
+
+
+def _class_lists() -> Iterator[Row]:
+    package = f"bigain {registry.running_version()}"
+    for one in map(class_list, class_lists()):
+        summary = f"{one.title}: {len(one.classes)} classes. Prompt: {one.prompt}. Licence: {one.licence}."
+        yield Row("classes", one.name, "bigain.data.classes", package, summary, "")
 
 
 def _task_classes() -> Iterator[tuple[str, ast.ClassDef]]:

@@ -1,7 +1,7 @@
 """Labelled images, read one at a time."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -35,10 +35,13 @@ class ImageDataset(Dataset[dict[str, Any]]):
         source: Where encoded images, names and labels come from.
         size: Side of the square images, in pixels.
         rows: Which images of the source, in order; all of them by default.
+        skipped: Names of images that would be among them and cannot be read.
     """
 
-    def __init__(self, source: ImageSource, size: int, rows: Sequence[int] | None = None) -> None:
-        self._source = source
+    def __init__(
+        self, source: ImageSource, size: int, rows: Sequence[int] | None = None, skipped: Sequence[str] = ()
+    ) -> None:
+        self._source, self.skipped = source, tuple(skipped)
         self._rows = tuple(range(len(source.names))) if rows is None else tuple(rows)
         self._fingerprint = ""
         self.size = size
@@ -49,29 +52,32 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
     @classmethod
     def open(cls, path: Path, size: int, classes: Sequence[str] | None = None, train: bool = False) -> "ImageDataset":
-        """Open a parquet file, a folder of class folders, or a known data set as it is published.
+        """Open a parquet file, a folder of class folders, or a data set as it is published.
 
         Args:
             path: A `.parquet` file (`image`, `label`, optionally `file`), a folder with one sub-folder of images
-                per class, or one with the official layout of CIFAR, COCO, ImageNet or Oxford-IIIT Pets.
+                per class, one with the official layout of CIFAR, COCO, ImageNet or Oxford-IIIT Pets, what
+                `save_to_disk` of Hugging Face's `datasets` wrote, or WebDataset shards (`.tar`).
             size: Side of the square images, in pixels.
             classes: Class names in label order. A folder's sub-folders must be among
-                them; without it, the sorted sub-folder names are the classes. A known data set has names
-                of its own; others must be as many.
-            train: Take a known data set's images to train on.
+                them; without it, the sorted sub-folder names are the classes. A data set that has names
+                of its own takes others if they are as many.
+            train: Take a data set's images to train on.
 
         Raises:
-            DataError: Nothing at the path, no classes, a label out of range, or a part of a known data set is missing.
+            DataError: Nothing at the path, no classes, a label out of range, or a part of a data set is missing.
         """
         path = Path(path)
-        if path.is_dir():
-            return cls(open_official(path, classes, train) or FolderSource(path, classes), size)
-        if path.is_file():
-            return cls(ParquetSource(path, classes), size)
-        raise DataError(
-            f"No images at {path}: give a parquet file with the columns image and label, "
-            "a folder with one sub-folder of images per class, or CIFAR, COCO, ImageNet or Oxford-IIIT Pets."
-        )
+        if not path.exists():
+            raise DataError(
+                f"No images at {path}: give a parquet file with the columns image and label, a folder with one "
+                "sub-folder of images per class, CIFAR, COCO, ImageNet or Oxford-IIIT Pets, a data set that Hugging "
+                "Face's save_to_disk wrote, or WebDataset shards."
+            )
+        source = open_official(path, classes, train)
+        if source is None:
+            source = FolderSource(path, classes) if path.is_dir() else ParquetSource(path, classes)
+        return cls(source, size)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -121,11 +127,11 @@ class ImageDataset(Dataset[dict[str, Any]]):
         if count is None or count >= len(self):
             return self
         chosen = range(count) if how == "first" else _balanced(self.names, self.labels, count, seed)
-        return ImageDataset(self._source, self.size, [self._rows[index] for index in chosen])
+        return ImageDataset(self._source, self.size, [self._rows[index] for index in chosen], self.skipped)
 
     def resized(self, size: int) -> "ImageDataset":
         """Return the same images at another size."""
-        images = ImageDataset(self._source, size, self._rows)
+        images = ImageDataset(self._source, size, self._rows, self.skipped)
         images._fingerprint = self._fingerprint
         return images
 
@@ -140,25 +146,42 @@ class ImageDataset(Dataset[dict[str, Any]]):
         Raises:
             DataError: Some images are unreadable or truncated; the message names them.
         """
+        self.checked()
+        return self._fingerprint
+
+    def checked(self, skip: bool | None = None, say: Callable[[str], object] = print) -> "ImageDataset":
+        """Decode every image, unless that was done before, and return those that can be read.
+
+        Args:
+            skip: Leave out images that cannot be read; their names become those of `skipped`. Without a choice,
+                the error does not offer it.
+            say: Called with a sentence that counts and names them.
+
+        Raises:
+            DataError: Some images are unreadable or truncated and are not to be skipped, or all are.
+        """
         if self._fingerprint:
-            return self._fingerprint
-        digest = hashlib.sha256()
-        broken: list[str] = []
+            return self
+        digest, whole, broken = hashlib.sha256(), list[int](), dict[str, str]()
         for index, (content, reason) in enumerate(self._inspected()):
+            if reason:
+                broken[self.names[index]] = reason
+                continue
+            whole.append(self._rows[index])
             digest.update(content)
             digest.update(f"{self.names[index]}\0{self.labels[index]}\n".encode())
-            if reason:
-                broken.append(f"{self.names[index]} ({reason})")
-        if broken:
-            more = f" and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
-            raise DataError(
-                f"{self.source}: {len(broken)} of {len(self)} images cannot be read: "
-                + "; ".join(broken[:_SHOWN])
-                + more
-                + ". Nothing was run. Replace or remove them."
-            )
-        self._fingerprint = digest.hexdigest()[:16]
-        return self._fingerprint
+        fingerprint = digest.hexdigest()[:16]
+        if not broken:
+            self._fingerprint = fingerprint
+            return self
+        found = f"{self.source}: {len(broken)} of {len(self)} images cannot be read: {_named(broken)}."
+        if not (skip and whole):
+            offer = ", or leave them out: skip_corrupt" if skip is False else ""
+            raise DataError(f"{found} Nothing was run. Replace or remove them{offer}.")
+        say(f"{found} They are left out.")
+        images = ImageDataset(self._source, self.size, whole, (*self.skipped, *broken))
+        images._fingerprint = fingerprint
+        return images
 
     def _inspected(self) -> Iterator[tuple[bytes, str]]:
         """Yield each image's digest and, if it cannot be read, the reason."""
@@ -173,6 +196,12 @@ class ImageDataset(Dataset[dict[str, Any]]):
         except Exception as error:  # each of Pillow's decoders has errors of its own
             return b"", reason_of(error)
         return hashlib.sha256(encoded).digest(), ""
+
+
+def _named(broken: Mapping[str, str]) -> str:
+    """List broken images, each with the reason."""
+    first = "; ".join(f"{name} ({reason})" for name, reason in [*broken.items()][:_SHOWN])
+    return first + (f" and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else "")
 
 
 def _balanced(names: Sequence[str], labels: Sequence[tuple[int, ...]], count: int, seed: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""The LightningDataModule of labelled images: embedded, parquet, class folders or known data sets."""
+"""The LightningDataModule of labelled images: embedded, parquet, class folders or data sets as published."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from bigain.assets import asset
 from bigain.data.chunks import Chunk, chunk_loader, finished_chunks
-from bigain.data.classes import CIFAR10_CLASSES
+from bigain.data.classes import CIFAR10_CLASSES, named_classes
 from bigain.data.dataset import ImageDataset, Subset
 from bigain.data.prompts import PROMPT, fill_prompt
 from bigain.data.sources.official import is_official
@@ -24,17 +25,20 @@ class ImageData(LightningDataModule):
     """Labelled images for training and evaluation.
 
     Args:
-        train: Parquet file, class folders or a known data set to train on; needed by `fit` only.
+        train: Parquet file, class folders, a known data set, a Hugging Face data set on disk or WebDataset shards to
+            train on; needed by `fit` only.
         test: The same for `validate` and `test`. Default: the embedded 5,000
             test images of CIFAR-10 (JPEG).
         image_size: Side of the square images, in pixels.
-        classes: Class names in label order. Default: those of a known data set, otherwise CIFAR-10's.
+        classes: Class names in label order, or a list that ships, such as imagenet-1k (`bigain list classes`).
+            Default: those of a data set that has its own, otherwise CIFAR-10's.
         limit: Use at most so many test images.
         subset: Which of them: the `first`, or `balanced`, equal numbers of each class as far as they go.
         subset_seed: Seeds the choice of `balanced`.
         chunk: Images in a chunk, the unit of work and of resuming; in training, images in a batch.
         num_workers: Processes that read and decode images.
         prompt: The prompt of a class, for models that take prompts; `{class}` is its name.
+        skip_corrupt: Leave out images that cannot be read, and say which, instead of refusing to begin.
     """
 
     def __init__(
@@ -42,13 +46,14 @@ class ImageData(LightningDataModule):
         train: Path | None = None,
         test: Path | None = None,
         image_size: int = 32,
-        classes: tuple[str, ...] | None = None,
+        classes: tuple[str, ...] | str | None = None,
         limit: int | None = None,
         subset: Subset = "first",
         subset_seed: int = 0,
         chunk: int = 128,
         num_workers: int = 0,
         prompt: str = PROMPT,
+        skip_corrupt: bool = False,
     ) -> None:
         super().__init__()
         if chunk < 1:
@@ -56,11 +61,11 @@ class ImageData(LightningDataModule):
         if limit is not None and limit < 1:
             raise DataError(f"limit is the number of images to read, 1 or more; got {limit}.")
         self.train, self.test = train, test
-        self.image_size, self.classes = image_size, None if classes is None else tuple(classes)
+        self.image_size, self.classes = image_size, named_classes(classes)
         self.limit, self.subset, self.subset_seed = limit, subset, subset_seed
         self.chunk, self.num_workers = chunk, num_workers
         fill_prompt(prompt, ())  # refused before any image is read
-        self.prompt = prompt
+        self.prompt, self.skip_corrupt = prompt, skip_corrupt
         self._train_set: _Decoded | None = None
         self._test_set: ImageDataset | None = None
 
@@ -75,7 +80,7 @@ class ImageData(LightningDataModule):
                     f"{self.test_set.source} {len(self.test_set.classes)} ({self.test_set.classes[0]} ..): "
                     "give images of the same classes, --data.test."
                 )
-            self._train_set = _Decoded(images)
+            self._train_set = _Decoded(images.checked(self.skip_corrupt, _say))
         _ = self.test_set
 
     @property
@@ -85,8 +90,7 @@ class ImageData(LightningDataModule):
             path = self.test or asset("cifar10_test/test.parquet")
             images = ImageDataset.open(path, self.image_size, self._classes_at(path))
             images = images.subset(self.limit, self.subset, self.subset_seed)
-            images.check()
-            self._test_set = images
+            self._test_set = images.checked(self.skip_corrupt, _say)
         return self._test_set
 
     @property
@@ -128,7 +132,6 @@ class _Decoded(Dataset[dict[str, Tensor]]):
         several = [name for name, labels in zip(images.names, images.labels, strict=True) if len(labels) != 1]
         if several:
             raise DataError(f"{images.source}: training takes images with one label each; {several[0]} has another.")
-        images.check()
         whole = images.batch(range(len(images)))
         self._images, self._labels = whole["image"], whole["labels"][:, 0]
 
@@ -142,6 +145,11 @@ class _Decoded(Dataset[dict[str, Tensor]]):
         """Fetch a whole batch in three indexing operations (a DataLoader calls this)."""
         rows = torch.as_tensor(indices)
         return {"image": self._images[rows], "label": self._labels[rows], "index": rows}
+
+
+@rank_zero_only
+def _say(line: str) -> None:
+    print(line)
 
 
 def _already_batched(batch: Any) -> Any:

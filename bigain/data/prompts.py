@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from bigain.data.chunks import Chunk, chunk_loader, finished_chunks
-from bigain.data.classes import CIFAR10_CLASSES
+from bigain.data.classes import CIFAR10_CLASSES, named_classes
 from bigain.errors import SettingError
 
 __all__ = ["ClassPrompts", "fill_prompt"]
@@ -24,7 +24,7 @@ class ClassPrompts(LightningDataModule):
 
     Args:
         count: Images to generate.
-        classes: Class names in label order.
+        classes: Class names in label order, or a list that ships, such as imagenet-1k (`bigain list classes`).
         prompt: The prompt of a class, for models that take prompts; `{class}` is its name.
         first_seed: Seed of the first image.
         chunk: Images in a chunk, the unit of work and of resuming.
@@ -33,18 +33,19 @@ class ClassPrompts(LightningDataModule):
     def __init__(
         self,
         count: int = 5000,
-        classes: tuple[str, ...] = CIFAR10_CLASSES,
+        classes: tuple[str, ...] | str = CIFAR10_CLASSES,
         prompt: str = PROMPT,
         first_seed: int = 0,
         chunk: int = 64,
     ) -> None:
         super().__init__()
+        classes = named_classes(classes) or ()
         if count < 2 or not classes or chunk < 1:
             raise SettingError(
                 f"ClassPrompts got count={count}, {len(classes)} classes, chunk={chunk}; accepted are "
                 "count >= 2 (a distance needs two images), one class or more, chunk >= 1."
             )
-        self.count, self.classes, self.first_seed, self.chunk = count, tuple(classes), first_seed, chunk
+        self.count, self.classes, self.first_seed, self.chunk = count, classes, first_seed, chunk
         self.prompt, self.class_prompts = prompt, fill_prompt(prompt, classes)
 
     def __len__(self) -> int:

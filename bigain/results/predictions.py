@@ -15,7 +15,7 @@ from bigain.results.errors import Errors
 
 __all__ = ["Predictions"]
 
-_TABLE, _ERRORS = "predictions.csv", "errors.safetensors"
+_TABLE, _ERRORS, _MANIFEST = "predictions.csv", "errors.safetensors", "manifest.txt"
 
 _BETWEEN = " | "
 """Separates the labels of one image."""
@@ -59,8 +59,13 @@ class Predictions:
         return torch.empty_like(order).scatter_(1, order, torch.arange(classes).expand(count, -1).contiguous())
 
     def save(self, folder: Path) -> None:
-        """Write `predictions.csv`, with a row for each image, and `errors.safetensors` into a folder."""
+        """Write three files into a folder.
+
+        `predictions.csv` has a row for each image, `manifest.txt` the images' names, one a line, `errors.safetensors`
+        the errors.
+        """
         _write_table(folder / _TABLE, self)
+        (folder / _MANIFEST).write_text("".join(f"{name}\n" for name in self.names), encoding="utf-8")
         tensors = {**self.errors.tensors(), "predicted": self.predicted}
         save_file({key: value.contiguous() for key, value in tensors.items()}, folder / _ERRORS)
 

@@ -32,9 +32,10 @@ __all__ = ["ClassificationTask", "default_metrics"]
 class ClassificationTask(EvaluationTask):
     """Accuracy of the diffusion classifier.
 
-    Writes `result.json`, `predictions.csv` (each image with its labels, its predicted
-    class and the error of every class) and `errors.safetensors` (every error that was
-    evaluated, by image, class and timestep), from which other schedules can be scored.
+    Writes `result.json`, `manifest.txt` (the images' names, one a line), `predictions.csv`
+    (each image with its labels, its predicted class and the error of every class) and
+    `errors.safetensors` (every error that was evaluated, by image, class and timestep),
+    from which other schedules can be scored.
 
     Args:
         backbone: The model.
@@ -144,6 +145,7 @@ class ClassificationTask(EvaluationTask):
             "data": images.fingerprint,
             "source": Path(images.source).name,
             **({"left_out": images.left_out} if images.left_out else {}),
+            **({"skipped": len(images.skipped)} if images.skipped else {}),
             "subset": data.subset if data.limit else "all",
             "subset_seed": data.subset_seed,
             "chunk": data.chunk,

@@ -7,6 +7,7 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
 import bigain
+from bigain.backbones.folder import PipelineFolder
 from bigain.backbones.pixart import PixArt
 from bigain.diffusion.sampler import Sampler
 from bigain.errors import DataError, SettingError
@@ -149,8 +150,34 @@ def test_a_vocabulary_that_cannot_be_read_here_names_what_it_needs(tmp_path, mon
     (folder / "tokenizer" / "tokenizer.json").unlink()
     for name in ("sentencepiece", "protobuf"):
         monkeypatch.setattr(f"transformers.utils.is_{name}_available", lambda there=name != missing: there)
-    with pytest.raises(DataError, match="pip install sentencepiece protobuf"):
+    with pytest.raises(
+        DataError, match=r"sentencepiece and protobuf to be read: pip install 'bigain\[sentencepiece\]'"
+    ):
         PixArt(folder)
+
+
+def test_a_vocabulary_of_sentencepiece_alone_is_read_as_by_its_own_library(tmp_path):
+    """Published folders have spiece.model and no tokenizer.json."""
+    import sentencepiece
+
+    folder = save_pixart(tmp_path / "model")
+    words = ["a photo of a cat", "two dogs on a red roof", "the quick brown fox", "jumps over lazy boats"]
+    (folder / "tokenizer" / "tokenizer.json").unlink()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(words * 20),
+        model_prefix=str(folder / "tokenizer" / "spiece"),
+        vocab_size=40,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    usual = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer" / "spiece.model"))
+    tokenizer = PipelineFolder.open(folder, ["PixArtAlphaPipeline"]).tokenizer("tokenizer")
+    for text in (*words, "a zebra, 3 cats!"):
+        assert tokenizer(text).input_ids == [*usual.encode(text), usual.eos_id()]
 
 
 def test_bad_input_is_refused_in_words(tmp_path):

@@ -270,3 +270,82 @@ def test_another_size_is_the_same_images(folder):
 
 def test_the_embedded_parquet_is_where_it_is_said_to_be():
     assert asset("cifar10_test/test.parquet").stat().st_size < 2e6
+
+
+@pytest.fixture
+def broken(folder):
+    """The second of four images is truncated, the last is none."""
+    whole = (folder / "cat" / "1.png").read_bytes()
+    (folder / "cat" / "1.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "dog" / "1.png").write_text("no image")
+    return folder
+
+
+def test_broken_images_are_left_out_on_request_counted_and_named(broken, capsys):
+    data = ImageData(test=broken, image_size=8, classes=("cat", "dog"), skip_corrupt=True, chunk=2)
+    images = data.test_set
+    assert images.names == ("cat/0.png", "dog/0.png")
+    assert images.skipped == ("cat/1.png", "dog/1.png")
+    said = capsys.readouterr().out
+    assert "2 of 4 images cannot be read: cat/1.png (" in said
+    assert "They are left out." in said
+    assert images.batch([0, 1])["labels"].tolist() == [[0], [1]]
+    assert images.batch([1])["image"][0, 1].min() == 255  # of the dog, green
+    (chunk,) = data.test_dataloader()
+    assert chunk["index"].tolist() == [0, 1]
+    assert images.resized(16).skipped == images.subset(1).skipped == images.skipped
+    with pytest.raises(DataError, match="leave them out: skip_corrupt"):
+        ImageData(test=broken, image_size=8).setup("test")
+
+
+def test_what_is_left_has_the_fingerprint_of_a_folder_without_the_broken_images(broken):
+    kept = ImageDataset.open(broken, 8).checked(skip=True, say=lambda line: None)
+    (broken / "cat" / "1.png").unlink()
+    (broken / "dog" / "1.png").unlink()
+    images = ImageDataset.open(broken, 8)
+    assert kept.fingerprint == images.fingerprint
+    assert kept.names == images.names
+    assert images.checked(skip=True) is images
+
+
+def test_nothing_but_broken_images_is_refused_all_the_same(broken):
+    (broken / "cat" / "0.png").write_text("no image")
+    (broken / "dog" / "0.png").write_text("no image")
+    with pytest.raises(
+        DataError, match=r"4 of 4 images cannot be read: .*\. Nothing was run\. Replace or remove them\.$"
+    ):
+        ImageDataset.open(broken, 8).checked(skip=True)
+
+
+def test_a_subset_is_chosen_before_broken_images_are_left_out(broken):
+    """So the same images are taken whether or not some of them are broken."""
+    data = ImageData(test=broken, image_size=8, skip_corrupt=True, limit=2)
+    assert data.test_set.names == ("cat/0.png",)
+    assert data.test_set.skipped == ("cat/1.png",)
+
+
+def test_broken_images_are_left_out_of_training_too(broken):
+    data = ImageData(train=broken, test=broken, image_size=8, classes=("cat", "dog"), chunk=2, skip_corrupt=True)
+    data.setup("fit")
+    assert [batch["label"].sort().values.tolist() for batch in data.train_dataloader()] == [[0, 1]]
+
+
+class FiftyThousand(ImageSource):
+    """As many images and classes as ImageNet's validation images, none of them drawn."""
+
+    source, classes = "names alone", tuple(map(str, range(1000)))
+    names = tuple(f"ILSVRC2012_val_{number:08d}.JPEG" for number in range(1, 50_001))
+    labels = tuple((number * 7 % 1000,) for number in range(50_000))
+
+    def read(self, row):
+        raise AssertionError
+
+
+def test_two_and_ten_thousand_of_imagenet_are_balanced_seeded_and_nested():
+    images = ImageDataset(FiftyThousand(), 8)
+    small, large = (images.subset(count, "balanced") for count in (2000, 10_000))
+    assert set(torch.tensor(small.labels)[:, 0].bincount().tolist()) == {2}
+    assert set(torch.tensor(large.labels)[:, 0].bincount().tolist()) == {10}
+    assert set(small.names) < set(large.names)
+    assert images.subset(2000, "balanced").names == small.names
+    assert images.subset(2000, "balanced", seed=1).names != small.names

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
+from bigain.data.classes import class_list, synset_words
 from bigain.data.dataset import ImageDataset
 from bigain.data.sources.imagenet import ImageNetSource
 from bigain.data.sources.official import is_labelled, is_official
@@ -107,9 +108,16 @@ def test_other_names_of_images_and_other_folders_are_no_imagenet(imagenet, tmp_p
 def test_class_folders_have_the_names_of_their_identifiers(tmp_path):
     folder = write_class_folders(tmp_path / "val.X", "n02119789", "n01440764")
     source = ImageNetSource(folder)
-    assert source.classes == ("n01440764", "n02119789")
+    assert source.classes == ("tench", "kit fox")
     assert source.names == ("n01440764/n01440764_1.JPEG", "n02119789/n02119789_0.JPEG")
     assert source.labels == ((0,), (1,))
+
+
+def test_identifiers_that_nobody_names_are_names(tmp_path):
+    folder = write_class_folders(tmp_path, "n99999999", "n01440764")
+    assert ImageNetSource(folder).classes == ("tench", "n99999999")
+    write(folder / "words.txt", "n99999999\tnever seen\n")
+    assert ImageNetSource(folder).classes == ("tench", "never seen")
 
 
 @pytest.mark.parametrize(
@@ -143,3 +151,11 @@ def test_given_identifiers_are_the_models_order(tmp_path):
     images = ImageDataset.open(folder, 8, ("n02119789", "n99999999", "n01440764"))
     assert images.classes == ("n02119789", "n99999999", "n01440764")
     assert images.labels == ((2,), (0,))  # n01440764, n02119789
+
+
+def test_a_few_classes_have_the_labels_of_the_whole_list(tmp_path):
+    folder = write_class_folders(tmp_path, "n03710721", "n02012849")
+    images = ImageDataset.open(folder, 8, class_list("imagenet-1k").classes)
+    place = [*synset_words()]
+    assert images.labels == ((place.index("n02012849"),), (place.index("n03710721"),))
+    assert [images.classes[label] for (label,) in images.labels] == ["crane bird", "maillot, tank suit"]

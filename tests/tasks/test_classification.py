@@ -1,6 +1,7 @@
 """Classification through Lightning: figures, files, resuming, devices."""
 
 import json
+import shutil
 import subprocess
 import sys
 from functools import partialmethod
@@ -17,6 +18,7 @@ from bigain.data.module import ImageData
 from bigain.diffusion.noise_set import Stages
 from bigain.errors import NumericalError, SettingError, SiteError
 from bigain.metrics.base import ClassificationMetric
+from bigain.metrics.top1 import Top1
 from bigain.profiling.modes import GRAPHS
 from bigain.reducers.base import Identity
 from bigain.reducers.lgtm import LGTM
@@ -85,7 +87,9 @@ def test_it_writes_figures_predictions_and_every_error(run):
     predictions = Predictions.load(place)
     scores = scores_of(result)
     right = [found in labels for found, labels in zip(predictions.predicted.tolist(), predictions.labels, strict=True)]
-    assert sorted(path.name for path in place.iterdir()) == ["errors.safetensors", "predictions.csv", "result.json"]
+    files = ["errors.safetensors", "manifest.txt", "predictions.csv", "result.json"]
+    assert sorted(path.name for path in place.iterdir()) == files
+    assert (place / "manifest.txt").read_text().splitlines() == [*predictions.names]
     assert result["images"] == 7
     assert scores["evaluations_per_image"].value == Stages((2, 4), (3, 1)).evaluations(10)
     assert scores["top1"].value == pytest.approx(sum(right) / 7)
@@ -97,6 +101,34 @@ def test_it_writes_figures_predictions_and_every_error(run):
     rows = (place / "predictions.csv").read_text().splitlines()
     assert len(rows) == 8
     assert rows[1].startswith("airplane/x.png,airplane,")
+
+
+def test_the_manifest_is_the_subset_and_says_what_a_seed_chose(run, folder):
+    chosen = {}
+    for seed in (0, 1):
+        data = ImageData(test=folder, image_size=8, limit=3, subset="balanced", subset_seed=seed)
+        place = run(f"seed {seed}", data=data)
+        chosen[seed] = (place / "manifest.txt").read_text().splitlines()
+        assert chosen[seed] == [*data.test_set.names]
+        assert json.loads((place / "result.json").read_text())["settings"]["subset_seed"] == seed
+    assert chosen[0] != chosen[1]
+    assert len(chosen[0]) == 3
+
+
+def test_skipped_images_are_counted_and_other_images_are_not_compared(run, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / CIFAR10_CLASSES[1] / "x.png").write_text("no image")
+    data = ImageData(test=tmp_path / "copy", image_size=8, chunk=3, skip_corrupt=True)
+    whole, part = run("whole"), run("part", data=data)
+    settings = json.loads((part / "result.json").read_text())["settings"]
+    assert (settings["skipped"], settings["images"]) == (1, 6)
+    assert "skipped" not in json.loads((whole / "result.json").read_text())["settings"]
+    names = (part / "manifest.txt").read_text().splitlines()
+    assert names == [name for name in (whole / "manifest.txt").read_text().splitlines() if "automobile" not in name]
+    kept = [0, *range(2, 7)]  # an image's errors are its own, whatever was before it
+    torch.testing.assert_close(found_in(part), tuple(one[kept] for one in found_in(whole)), equal_nan=True)
+    with pytest.raises(SettingError, match="on the same images in the same order; one has 7 images"):
+        Top1().compare(Predictions.load(whole), Predictions.load(part))
 
 
 def test_predictions_can_be_scored_again_from_the_file(run):

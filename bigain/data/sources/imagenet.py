@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.io import loadmat
 
+from bigain.data.classes import name_synsets
 from bigain.data.decode import reason_of
 from bigain.data.sources.base import ImageSource
 from bigain.data.sources.folder import FolderSource
@@ -33,10 +33,10 @@ class ImageNetSource(ImageSource):
     Either class folders that are named so, of ImageNet-1K, ImageNet-100 or others; or the 50,000 validation images in
     one folder, whose labels are in the devkit, `ILSVRC2012_devkit_t12`, in the folder or beside it.
 
-    A class is named by the first of its words, or all of them where another class has the same first, or with its
-    identifier where these are the same as well. The words are those of the devkit's `meta.mat`, or else of
-    `LOC_synset_mapping.txt`, `words.txt` or `Labels.json`, in the folder or beside it. Without any, identifiers are
-    the names.
+    A class is named by the first of its words, or all of them where another class of ImageNet-1K has the same first, or
+    with its identifier where these are the same as well. The words are those of the devkit's `meta.mat`, or else of
+    `LOC_synset_mapping.txt`, `words.txt` or `Labels.json`, in the folder or beside it, or else those that ship. An
+    identifier that none of them has is the class's name.
 
     Args:
         path: The folder of images or of class folders, or the one in which it is as `split`.
@@ -65,7 +65,7 @@ class ImageNetSource(ImageSource):
             wnids, words, found = _labelled_by_devkit(self.path, devkit, meta)
         else:
             wnids, words, found = _labelled_by_folders(self.path, places, meta)
-        own = wnids if classes and set(wnids) <= set(classes) else _class_names(wnids, words)
+        own = wnids if classes and set(wnids) <= set(classes) else name_synsets(wnids, words)
         self.classes, number = name_classes(_KIND, path, own, classes)
         self.names = tuple(name for name, _ in found)
         self.labels = tuple((number[label],) for _, label in found)
@@ -151,13 +151,3 @@ def _mapped_words(places: Sequence[Path]) -> dict[str, str]:
         return {str(wnid): str(words) for wnid, words in json.loads(file.read_text(encoding="utf-8")).items()}
     except (OSError, ValueError, AttributeError) as error:
         raise DataError(f"{_KIND}: {file} is no mapping of identifiers to words: {reason_of(error)}") from error
-
-
-def _class_names(wnids: Sequence[str], words: dict[str, str]) -> list[str]:
-    """Name the classes, each otherwise than the others (ImageNet-1K has two cranes)."""
-    full = [words.get(wnid, wnid) for wnid in wnids]
-    names = [text.split(",")[0].strip() for text in full]
-    for longer in (full, [f"{text} ({wnid})" for text, wnid in zip(full, wnids, strict=True)]):
-        count = Counter(names)
-        names = [name if count[name] == 1 else more for name, more in zip(names, longer, strict=True)]
-    return names

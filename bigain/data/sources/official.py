@@ -1,4 +1,4 @@
-"""Which data set is in a folder."""
+"""Which data set is at a path."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,8 +8,10 @@ from bigain.data.sources.base import ImageSource
 from bigain.data.sources.cifar import CifarSource
 from bigain.data.sources.coco import CocoSource
 from bigain.data.sources.folder import SUFFIXES
+from bigain.data.sources.hugging_face import HuggingFaceSource
 from bigain.data.sources.imagenet import ImageNetSource
 from bigain.data.sources.pets import PetsSource
+from bigain.data.sources.webdataset import WebDatasetSource
 from bigain.errors import DataError
 
 __all__ = ["is_labelled", "is_official", "open_official"]
@@ -26,12 +28,14 @@ _KINDS: tuple[tuple[_Kind, str, str], ...] = (
     (CocoSource, "val2017", "train2017"),
     (PetsSource, "test", "trainval"),
     (ImageNetSource, "val", "train"),
+    (HuggingFaceSource, "test", "train"),
+    (WebDatasetSource, "test", "train"),
 )
-"""Each layout with its splits to test and to train on; the first that a folder looks like is taken."""
+"""Each layout with its splits to test and to train on; the first that a folder or file looks like is taken."""
 
 
 def is_official(path: Path) -> bool:
-    """Say whether a folder has the official layout of a known data set, or a part of it."""
+    """Say whether a path has a layout with classes of its own: a known data set's, Hugging Face's or WebDataset's."""
     return any(source.is_at(path) for source, _, _ in _KINDS)
 
 
@@ -61,15 +65,15 @@ def is_labelled(path: Path, named: bool) -> bool:
 
 
 def open_official(path: Path, classes: Sequence[str] | None = None, train: bool = False) -> ImageSource | None:
-    """Open a folder with the official layout of a known data set.
+    """Open what has a layout with classes of its own.
 
     Args:
-        path: The folder.
+        path: The folder, or a file of Hugging Face's or WebDataset's.
         classes: Other names for the classes; the data set's own by default.
         train: Take the images to train on.
 
     Returns:
-        The data set; nothing if the folder has no official layout.
+        The data set; nothing if the path has no such layout.
 
     Raises:
         DataError: A part of the data set is missing or damaged.

@@ -13,6 +13,14 @@ import pyarrow.parquet as pq
 
 from bigain.data.decode import reason_of
 from bigain.data.sources.base import ImageSource
+from bigain.data.sources.cells import (
+    check_labels,
+    has_image,
+    image_fields,
+    number_classes,
+    read_cell,
+    unique_names,
+)
 from bigain.errors import DataError
 
 __all__ = ["ParquetSource"]
@@ -48,9 +56,9 @@ class ParquetSource(ImageSource):
         with _readable(path):
             table = file.read(columns=["label", *({"file"} & columns)])
         labels = table["label"].to_pylist()
-        self.names = _unique_names(table["file"].to_pylist() if "file" in columns else [None] * len(labels))
-        self.classes = tuple(classes) if classes else _numbered(labels, path)
-        _check_labels(labels, self.names, self.classes, path)
+        self.names = unique_names(table["file"].to_pylist() if "file" in columns else [None] * len(labels))
+        self.classes = tuple(classes) if classes else number_classes(labels, path)
+        check_labels(labels, self.names, self.classes, path)
         self.labels = tuple((label,) for label in labels)
         self._forget()
         self._check_images(file)
@@ -63,9 +71,7 @@ class ParquetSource(ImageSource):
                 self._rows = _cells(self._file.read_row_group(group, columns=self._image_columns))
                 self._group = group
             rows = self._rows
-        cell = rows[row - (self._ends[group - 1] if group else 0)].as_py()
-        encoded, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
-        return bytes(encoded or b"") if path is None or encoded else (self.path.parent / path).read_bytes()
+        return read_cell(rows[row - (self._ends[group - 1] if group else 0)], self.path.parent)
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker process opens the file for itself.
@@ -92,7 +98,7 @@ class ParquetSource(ImageSource):
             with _readable(self.path):
                 rows = _cells(file.read_row_group(group, columns=self._image_columns))
             first = self._ends[group - 1] if group else 0
-            empty += [first + row for row in range(len(rows)) if not _has_image(rows[row])]
+            empty += [first + row for row in range(len(rows)) if not has_image(rows[row])]
         if empty:
             raise DataError(f"{self.path}: {len(empty)} rows hold no image bytes, the first is {self.names[empty[0]]}.")
 
@@ -105,16 +111,7 @@ def _image_columns(path: Path, schema: pa.Schema) -> list[str]:
             f"{path} has the columns {', '.join(schema.names)}; "
             f"missing: {', '.join(sorted(missing))}. image holds encoded bytes, label an integer."
         )
-    column = schema.field("image").type
-    if pa.types.is_binary(column) or pa.types.is_large_binary(column):
-        return ["image"]
-    fields = [field.name for field in column] if pa.types.is_struct(column) else []
-    if not {"bytes", "path"} & set(fields):
-        raise DataError(
-            f"{path}: the column image is {column}; accepted are encoded bytes, "
-            "or a struct with the encoded bytes as bytes or the file's path as path."
-        )
-    return [f"image.{field}" for field in ("bytes", "path") if field in fields]
+    return [f"image.{field}" for field in image_fields(path, "image", schema.field("image").type)] or ["image"]
 
 
 def _cells(table: pa.Table) -> Any:
@@ -126,35 +123,6 @@ def _is_full(group: Any, name: str) -> bool:
     columns = [group.column(number) for number in range(group.num_columns)]
     found = next(column for column in columns if column.path_in_schema == name).statistics
     return found is not None and found.has_null_count and found.null_count == 0
-
-
-def _has_image(cell: Any) -> bool:
-    if not cell.is_valid:
-        return False
-    if not isinstance(cell, pa.StructScalar):
-        return True
-    return any(name in cell and cell[name].is_valid for name in ("bytes", "path"))
-
-
-def _unique_names(files: Sequence[object]) -> tuple[str, ...]:
-    names = tuple(str(name) if name else f"row {row}" for row, name in enumerate(files))
-    return names if len(set(names)) == len(names) else tuple(f"{name} (row {row})" for row, name in enumerate(names))
-
-
-def _numbered(labels: Sequence[object], path: Path) -> tuple[str, ...]:
-    """Number the classes of a file without class names."""
-    if not labels:
-        raise DataError(f"{path}: no images found.")
-    return tuple(f"class {k}" for k in range(1 + max(label if isinstance(label, int) else -1 for label in labels)))
-
-
-def _check_labels(labels: Sequence[object], names: Sequence[str], classes: Sequence[str], path: Path) -> None:
-    if not labels:
-        raise DataError(f"{path}: no images found.")
-    for label, name in zip(labels, names, strict=True):
-        if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < len(classes):
-            accepted = f"0 to {len(classes) - 1} ({classes[0]} .. {classes[-1]})" if classes else "from 0"
-            raise DataError(f"{path}: image {name} has label {label}; accepted are whole numbers {accepted}.")
 
 
 @contextmanager

@@ -22,7 +22,17 @@ def rows_of(name):
         return list(csv.DictReader(file))
 
 
-NAMES = ["sd2_512", "sd2_1024", "sd2_2048", "sdxl_1024", "dit_xl_2_512", "flux1_1024"]
+NAMES = [
+    "sd2_512",
+    "sd2_768",
+    "sd2_1024",
+    "sd2_2048",
+    "sdxl_1024",
+    "sd3_1024",
+    "dit_xl_2_512",
+    "flux1_1024",
+    "vit_l_16_384",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)

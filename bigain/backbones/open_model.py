@@ -11,7 +11,7 @@ from bigain.backbones.pixel_dit import EMBEDDED, PixelDiT
 from bigain.diffusion.backbone import Backbone
 from bigain.errors import DataError
 
-__all__ = ["open_model"]
+__all__ = ["is_pixel_model", "open_model"]
 
 
 def open_model(model: str, device: torch.device, dtype: Dtype | None = None, image_size: int | None = None) -> Backbone:
@@ -30,7 +30,7 @@ def open_model(model: str, device: torch.device, dtype: Dtype | None = None, ima
     """
     if not model.startswith(HUB):
         model = str(Path(model).expanduser())
-    if model == EMBEDDED or _is_pixel_model(Path(model)):
+    if is_pixel_model(model):
         if dtype not in (None, "fp32") or image_size is not None:
             raise DataError(f"{model} is a model on pixels, in fp32 and of one size: leave dtype and image_size out.")
         return PixelDiT(weights=model).eval().to(device)
@@ -47,8 +47,10 @@ def open_model(model: str, device: torch.device, dtype: Dtype | None = None, ima
     return backbone.eval().to(device)
 
 
-def _is_pixel_model(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and not (folder / "model_index.json").is_file()
+def is_pixel_model(model: str) -> bool:
+    """Say whether a model works on pixels, in fp32 and at one size: the embedded one, or a folder of its kind."""
+    folder = Path(model).expanduser()
+    return model == EMBEDDED or ((folder / "config.json").is_file() and not (folder / "model_index.json").is_file())
 
 
 def _pipelines() -> dict[str, Any]:

@@ -239,7 +239,8 @@ class PromptBackbone(PipelineBackbone):
         """
         for name, tokenizer in self._tokenizers.items():
             most = self.longest_prompt(name)
-            if most is not None and (count := len(tokenizer(prompt).input_ids)) > most:
+            # Quietly: transformers would warn of what is refused here.
+            if most is not None and (count := len(tokenizer(prompt, verbose=False).input_ids)) > most:
                 raise SettingError(
                     f"The prompt {prompt[:40]!r}.. has {count} tokens; the {name} of this model sees {most}. Shorten "
                     "it."

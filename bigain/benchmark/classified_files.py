@@ -8,7 +8,7 @@ from bigain.benchmark.classify import ClassifiedFolder, MethodPredictions
 from bigain.results.files import whole_folder, write_result
 from bigain.results.provenance import provenance
 
-__all__ = ["accuracy_of", "changed_of", "write_classified"]
+__all__ = ["accuracy_of", "changed_first", "changed_of", "differs", "write_classified"]
 
 
 def accuracy_of(content: ClassifiedFolder, method: MethodPredictions) -> float | None:
@@ -22,6 +22,16 @@ def accuracy_of(content: ClassifiedFolder, method: MethodPredictions) -> float |
 def changed_of(content: ClassifiedFolder, method: MethodPredictions) -> int:
     """Count the images that the first method predicts otherwise."""
     return int((method.predicted != content.methods[0].predicted).sum())
+
+
+def differs(content: ClassifiedFolder, row: int) -> bool:
+    """Say whether the methods predict different classes of an image."""
+    return len({int(one.predicted[row]) for one in content.methods}) > 1
+
+
+def changed_first(content: ClassifiedFolder) -> list[int]:
+    """Return the numbers of the images, those on which methods differ first: what a reader looks for."""
+    return sorted(range(len(content.images)), key=lambda row: not differs(content, row))
 
 
 def write_classified(place: Path, content: ClassifiedFolder) -> None:
@@ -54,7 +64,7 @@ def _as_json(content: ClassifiedFolder) -> dict[str, Any]:
     return {
         "kind": "classified folder",
         "images": len(content.images),
-        "source": content.images.source,
+        "source": Path(content.images.source).resolve().name,
         "labelled": content.labelled,
         **({"left_out": content.images.left_out} if content.images.left_out else {}),
         **({"skipped": len(content.images.skipped)} if content.images.skipped else {}),
@@ -68,6 +78,7 @@ def _as_json(content: ClassifiedFolder) -> dict[str, Any]:
                 "accuracy": accuracy_of(content, one),
                 "changed": changed_of(content, one),
                 "seconds_per_image": one.seconds,
+                **one.cost.to_json(),
             }
             for one in content.methods
         ],

@@ -1,9 +1,9 @@
 """Classify a folder of images without and with reducers: what `bigain classify` does."""
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,13 @@ from torch import Tensor
 
 from bigain.backbones.labels import label_of
 from bigain.backbones.open_model import open_model
+from bigain.backbones.pipeline import PromptBackbone
+from bigain.benchmark.at_work import Cost, at_work, count_gflops, peak_gib, timed, warm_up
 from bigain.benchmark.classify_settings import ClassifySettings
-from bigain.benchmark.generate import applied_to, out_of_memory
 from bigain.benchmark.latency_settings import device_of
+from bigain.benchmark.memory import is_out_of_memory, saying_what_to_lower
 from bigain.benchmark.methods import methods_of
+from bigain.benchmark.progress import Progress
 from bigain.data.dataset import ImageDataset
 from bigain.data.prompts import fill_prompt
 from bigain.data.sources.flat import FlatSource
@@ -27,11 +30,13 @@ from bigain.diffusion.condition import Condition
 from bigain.diffusion.noise_set import NoiseSet, Stages
 from bigain.errors import DataError, SettingError
 from bigain.reducers.base import Identity, TokenReducer
+from bigain.results.provenance import without_home
+from bigain.results.wording import decimal, quantity
 from bigain.tasks.method import Applied
 
 __all__ = ["ClassifiedFolder", "MethodPredictions", "classify_folder", "confidence"]
 
-Announce = Callable[[str], None]
+PredictNoise = Callable[[Tensor, Tensor, Condition], Tensor]
 
 _AT_ONCE = 8
 """Images that share passes, so that few rows of a pass are left over."""
@@ -47,6 +52,7 @@ class MethodPredictions:
         predicted: The predicted label of each image, int64, `[N]`.
         confidence: How sure it is, `[N]`; see `confidence`.
         seconds: Seconds an image.
+        cost: What it costs beside its time.
     """
 
     name: str
@@ -54,6 +60,7 @@ class MethodPredictions:
     predicted: Tensor
     confidence: Tensor
     seconds: float
+    cost: Cost
 
 
 @dataclass(frozen=True)
@@ -77,44 +84,41 @@ class ClassifiedFolder:
     methods: tuple[MethodPredictions, ...]
 
 
-def classify_folder(
-    folder: Path, settings: ClassifySettings, announce: Announce = lambda line: None
-) -> ClassifiedFolder:
+def classify_folder(folder: Path, settings: ClassifySettings, progress: Progress | None = None) -> ClassifiedFolder:
     """Classify the images of a folder without reduction and with every method, on the same noises.
 
     Args:
         folder: A folder of images, of class folders, or with a known data set as it is published.
         settings: The other settings.
-        announce: Called with a line before each step.
+        progress: Hears how far it is.
 
     Raises:
-        BigainError: No such folder or model, a class that the model does not know, images that
-            cannot be read, or not enough memory.
+        BigainError: No such folder or model, a class that the model does not know, a prompt that is
+            too long, images that cannot be read, or not enough memory.
     """
-    device = device_of(settings.device)
+    device, progress = device_of(settings.device), progress or Progress()
     baseline, methods = methods_of(settings.reducer, settings.reducers)
     if not folder.is_dir():
         raise DataError(f"No folder at {folder}: give a folder of images, or one with a sub-folder for each class.")
     labelled = is_labelled(folder, settings.classes is not None)
-    announce(f"loading {settings.model}")
-    try:
+    progress.say(f"loading {settings.model}")
+    with saying_what_to_lower(settings.model, device, settings.dtype, "fewer --rows"):
         backbone = open_model(settings.model, device, settings.dtype, settings.image_size)
-        images, labels = _opened(folder, labelled, backbone, settings)
+        images, given = _opened(folder, labelled, backbone, settings)
         images = images.subset(settings.limit)
-        images = images.checked(settings.skip_corrupt, announce)
-        announce(f"{folder}: {len(images)} images, {_labels_of(folder, images) if labelled else 'without labels'}")
-        condition = _condition(backbone, labels, images.classes, settings.prompt)
+        images = images.checked(settings.skip_corrupt, progress.say)
+        taken = _labels_of(folder, images) if labelled else "without labels"
+        progress.say(f"{folder}: {quantity(len(images), 'image')}, {taken}")
+        condition = backbone.embed(given)
         everything = {baseline: Identity(), **methods}
         for one in everything.values():  # refuse what cannot work before anything is classified
-            with applied_to(backbone, one, settings.placement, settings.seed) as applied:
+            with at_work(backbone, one, settings.placement, settings.seed) as applied:
                 if applied.report:
                     applied.report.check_mixed_timesteps()
-        run = _FolderRun(backbone, images, condition, settings, announce)
+        run = _FolderRun(backbone, images, condition, settings, progress)
         found = run.of(everything)
-    except torch.OutOfMemoryError as error:
-        raise out_of_memory(settings.model, device, "fewer --rows") from error
     resolved = {
-        "model": settings.model,
+        "model": without_home(settings.model),
         "backbone": type(backbone).__name__,
         "dtype": str(next(backbone.network.parameters()).dtype).removeprefix("torch."),
         "image_size": backbone.image_size,
@@ -124,9 +128,10 @@ def classify_folder(
         "trials": run.stages.trials,
         "keeps": run.stages.keeps,
         "rows": run.rows,
+        "compile": settings.compile,
         "seed": settings.seed,
     }
-    return ClassifiedFolder(images, labelled, device, resolved, run.stages.evaluations(len(condition)), found)
+    return ClassifiedFolder(images, labelled, device, resolved, run.evaluations, found)
 
 
 def confidence(errors: Tensor) -> float:
@@ -161,27 +166,33 @@ class _FolderRun:
         images: ImageDataset,
         condition: Condition,
         settings: ClassifySettings,
-        announce: Announce,
+        progress: Progress,
     ) -> None:
         self._backbone, self._images, self._condition = backbone, images, condition
-        self._settings, self._announce, self.rows = settings, announce, settings.rows or 32
+        self._settings, self._progress, self.rows = settings, progress, settings.rows or 32
         kept = min(settings.keep, len(condition))
         self.stages = Stages((max(1, settings.timesteps // 4), settings.timesteps), (kept, 1))
+        self.evaluations = self.stages.evaluations(len(condition))
 
     def of(self, methods: Mapping[str, TokenReducer]) -> tuple[MethodPredictions, ...]:
         """Classify every image under every method."""
-        self._announce(f"encoding {len(self._images)} images")
+        shared = self._backbone, self._settings.placement, self._condition, self._progress
+        gflops = {
+            name: count_gflops(name, reducer, *shared, evaluations=self.evaluations)
+            for name, reducer in methods.items()
+        }
+        self._progress.say(f"encoding {quantity(len(self._images), 'image')}")
         latents = [self._encoded(first) for first in range(0, len(self._images), _AT_ONCE)]
         while True:
             try:
-                return tuple(self._method(name, reducer, latents) for name, reducer in methods.items())
-            except torch.OutOfMemoryError:
-                if self._settings.rows is not None or self.rows == 1:
+                return tuple(self._method(name, one, latents, gflops[name]) for name, one in methods.items())
+            except Exception as error:
+                if not is_out_of_memory(error) or self._settings.rows is not None or self.rows == 1:
                     raise
             # Behind the exception, whose traceback has hold of the pass that did not fit.
             self.rows //= 2
             torch.cuda.empty_cache()
-            self._announce(f"memory does not suffice: {self.rows} rows a pass")
+            self._progress.say(f"memory does not suffice: {self.rows} rows a pass")
 
     def _encoded(self, first: int) -> Tensor:
         images = [self._images[number]["image"] for number in self._numbers(first)]
@@ -191,29 +202,47 @@ class _FolderRun:
     def _numbers(self, first: int) -> range:
         return range(first, min(first + _AT_ONCE, len(self._images)))
 
-    def _method(self, name: str, reducer: TokenReducer, latents: Sequence[Tensor]) -> MethodPredictions:
-        predicted, sure, settings = list[int](), list[float](), self._settings
-        with applied_to(self._backbone, reducer, settings.placement, settings.seed) as applied, torch.inference_mode():
-            classifier, device = self._classifier(applied), next(self._backbone.network.parameters()).device
-            if device.type == "cuda":
-                classifier(latents[0].to(device))  # what is loaded with the first passes is no time of an image
-            start = time.perf_counter()
+    def _method(
+        self, name: str, reducer: TokenReducer, latents: Sequence[Tensor], gflops: float | None
+    ) -> MethodPredictions:
+        predicted, sure, seconds, settings = list[int](), list[float](), 0.0, self._settings
+        device = next(self._backbone.network.parameters()).device
+        self._progress.begin(name, len(self._images))
+        with at_work(self._backbone, reducer, settings.placement, settings.seed, settings.compile) as applied:
+            if settings.compile:
+                self._progress.say(f"{name}: compiling")
+            first = partial(self._classifier(applied, applied.backbone.predict_noise), latents[0][:1].to(device))
+            made = warm_up(name, first, device, settings.compile)
             for number, chunk in enumerate(latents):
                 names = [self._images.names[index] for index in self._numbers(number * _AT_ONCE)]
-                found = classifier(chunk.to(device), names)
+                classifier = self._classifier(applied, self._heard(applied, len(predicted), len(chunk)))
+                found, spent = timed(lambda: classifier(chunk.to(device), names), device)  # noqa: B023 called at once
                 predicted += found.prediction.tolist()
                 sure += [confidence(errors) for errors in found.errors.cpu()]
-                seconds = (time.perf_counter() - start) / len(predicted)
-                self._announce(f"{name}: {len(predicted)}/{len(self._images)}, {seconds:.1f} s an image")
-        return MethodPredictions(name, repr(reducer), torch.tensor(predicted), torch.tensor(sure), seconds)
+                seconds += spent
+                self._progress.finished(len(predicted), f"{decimal(seconds / len(predicted))} s an image")
+            cost = Cost(gflops, peak_gib(device), made)
+        each = seconds / len(predicted)
+        return MethodPredictions(name, repr(reducer), torch.tensor(predicted), torch.tensor(sure), each, cost)
 
-    def _classifier(self, applied: Applied) -> DiffusionClassifier:
+    def _heard(self, applied: Applied, done: int, images: int) -> PredictNoise:
+        """Return a prediction of noise after which one hears how far these images are, with so many done before."""
+        passes = 0
+
+        def predict_noise(noisy: Tensor, t: Tensor, condition: Condition) -> Tensor:
+            nonlocal passes
+            found = applied.backbone.predict_noise(noisy, t, condition)
+            passes += 1
+            self._progress.reached(done + min(images, passes * self.rows / self.evaluations))
+            return found
+
+        return predict_noise
+
+    def _classifier(self, applied: Applied, predict_noise: PredictNoise) -> DiffusionClassifier:
         backbone, steps = applied.backbone, self.stages.timesteps(applied.backbone.process.steps)
         device = next(backbone.network.parameters()).device
         noise = NoiseSet.draw(self._settings.seed, steps, backbone.latent_shape).to(device)
-        return DiffusionClassifier(
-            backbone.predict_noise, backbone.process, noise, self.stages, self._condition, rows=self.rows
-        )
+        return DiffusionClassifier(predict_noise, backbone.process, noise, self.stages, self._condition, rows=self.rows)
 
 
 def _labels_of(folder: Path, images: ImageDataset) -> str:
@@ -223,8 +252,8 @@ def _labels_of(folder: Path, images: ImageDataset) -> str:
 
 def _opened(
     folder: Path, labelled: bool, backbone: Backbone, settings: ClassifySettings
-) -> tuple[ImageDataset, tuple[int, ...]]:
-    """Open the images, and choose which of the model's labels are asked for."""
+) -> tuple[ImageDataset, list[int] | list[str]]:
+    """Open the images, and choose which of the model's labels are asked for, or with which prompts."""
     given = tuple(name.strip() for name in settings.classes.split(",")) if settings.classes else ()
     if given and (len(set(given)) < len(given) or len(given) < 2 or "" in given):
         raise SettingError(f"classes is two names or more, none twice; got {settings.classes!r}.")
@@ -235,12 +264,10 @@ def _opened(
         images = ImageDataset.open(folder, backbone.image_size, classes)
     else:
         images = ImageDataset(FlatSource(folder, classes or ()), backbone.image_size)
-    if backbone.conditioned_on == "prompts":
-        return images, tuple(range(len(images.classes)))
-    return images, tuple(label_of(backbone, name) for name in images.classes)
-
-
-def _condition(backbone: Backbone, labels: Sequence[int], classes: Sequence[str], prompt: str) -> Condition:
-    if backbone.conditioned_on == "prompts":
-        return backbone.embed(list(fill_prompt(prompt, classes)))
-    return backbone.embed(list(labels))
+    if backbone.conditioned_on == "labels":
+        return images, [label_of(backbone, name) for name in images.classes]
+    prompts = list(fill_prompt(settings.prompt, images.classes))
+    if isinstance(backbone, PromptBackbone):
+        for prompt in prompts:  # before thousands of images are read
+            backbone.check_prompt(prompt)
+    return images, prompts

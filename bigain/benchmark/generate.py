@@ -1,9 +1,9 @@
 """Draw the same images without and with reducers: what `bigain generate` does."""
 
-import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,18 +13,21 @@ from bigain.adapters.placement import Placement
 from bigain.backbones.folder import Dtype
 from bigain.backbones.labels import label_of
 from bigain.backbones.open_model import open_model
+from bigain.benchmark.at_work import Cost, at_work, count_gflops, peak_gib, timed, warm_up
 from bigain.benchmark.latency_settings import device_of
+from bigain.benchmark.memory import saying_what_to_lower
 from bigain.benchmark.methods import methods_of
+from bigain.benchmark.progress import Progress
 from bigain.diffusion.backbone import Backbone
 from bigain.diffusion.condition import Condition
 from bigain.diffusion.sampler import Sampler
 from bigain.errors import SettingError
 from bigain.reducers.base import Identity, TokenReducer
-from bigain.tasks.method import Applied, method_of
+from bigain.results.provenance import without_home
+from bigain.results.wording import decimal
+from bigain.tasks.method import Applied
 
-__all__ = ["Drawn", "GenerateSettings", "Generated", "applied_to", "generate", "out_of_memory", "whole_numbers"]
-
-Announce = Callable[[str], None]
+__all__ = ["Drawn", "GenerateSettings", "Generated", "generate", "whole_numbers"]
 
 _MOST_SEEDS = 32
 
@@ -47,6 +50,7 @@ class GenerateSettings:
         scheduler: A diffusers scheduler, by class path. Default: the checkpoint's own.
         dtype: Type of the weights. Default: fp32 on a CPU, half precision on a GPU.
         image_size: Side of the images, in pixels. Default: the size of the model's training.
+        compile: Compile the network (`torch.compile`, whole graph) before anything is timed.
         device: auto (a GPU where there is one), cpu, cuda or cuda:1.
 
     Raises:
@@ -64,6 +68,7 @@ class GenerateSettings:
     scheduler: str | None = None
     dtype: Dtype | None = None
     image_size: int | None = None
+    compile: bool = False
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -84,6 +89,7 @@ class Drawn:
         images: uint8, `[S, 3, H, W]`, one for each seed.
         seconds: Seconds of each image, decoding included.
         difference: Mean absolute difference of each image from the first method's, in levels of 0 to 255.
+        cost: What it costs beside its time.
     """
 
     name: str
@@ -91,6 +97,7 @@ class Drawn:
     images: Tensor
     seconds: tuple[float, ...]
     difference: tuple[float, ...]
+    cost: Cost
 
 
 @dataclass(frozen=True)
@@ -110,40 +117,32 @@ class Generated:
     drawn: tuple[Drawn, ...]
 
 
-def generate(prompt: str, settings: GenerateSettings, announce: Announce = lambda line: None) -> Generated:
+def generate(prompt: str, settings: GenerateSettings, progress: Progress | None = None) -> Generated:
     """Draw each seed's image without reduction and with every method.
 
     Args:
         prompt: A prompt, or the class of a model that takes labels.
         settings: The other settings.
-        announce: Called with a line before each step.
+        progress: Hears how far it is.
 
     Raises:
         BigainError: No such model, a prompt that it does not take, an impossible setting, or
             not enough memory.
     """
-    device = device_of(settings.device)
+    device, progress = device_of(settings.device), progress or Progress()
     baseline, methods = methods_of(settings.reducer, settings.reducers)
-    announce(f"loading {settings.model}")
-    try:
+    progress.say(f"loading {settings.model}")
+    with saying_what_to_lower(settings.model, device, settings.dtype):
         backbone = open_model(settings.model, device, settings.dtype, settings.image_size)
-        run = _PromptRun(prompt, settings, backbone, announce)
+        run = _PromptRun(prompt, settings, backbone, progress)
         everything = {baseline: Identity(), **methods}
         for one in everything.values():  # refuse what cannot work before anything is drawn
-            with applied_to(backbone, one, settings.placement) as applied:
+            with at_work(backbone, one, settings.placement) as applied:
                 run.sampler(applied, settings.steps)
         found: list[Drawn] = []
         for name, one in everything.items():
             found.append(run.drawn(name, one, found[0].images if found else None))
-    except torch.OutOfMemoryError as error:
-        raise out_of_memory(settings.model, device) from error
     return Generated(prompt, device, run.resolved(), tuple(found))
-
-
-def out_of_memory(model: str, device: torch.device, *others: str) -> SettingError:
-    """Return the error that says what to lower."""
-    lower = ", ".join(["a smaller --image_size", *others])
-    return SettingError(f"{model} does not fit into the memory of {device}: take {lower}, or --dtype=fp16 or bf16.")
 
 
 def whole_numbers(name: str, text: str) -> tuple[int, ...]:
@@ -158,20 +157,11 @@ def whole_numbers(name: str, text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-def applied_to(
-    backbone: Backbone, reducer: TokenReducer, placement: Placement, seed: int = 0
-) -> AbstractContextManager[Applied]:
-    """Attach a reducer; none is left out, so that it costs nothing."""
-    if isinstance(reducer, Identity):
-        return nullcontext(Applied(backbone))
-    return method_of(reducer).applied(backbone, placement, seed)
-
-
 class _PromptRun:
     """One prompt on one model."""
 
-    def __init__(self, prompt: str, settings: GenerateSettings, backbone: Backbone, announce: Announce) -> None:
-        self._settings, self._backbone, self._announce = settings, backbone, announce
+    def __init__(self, prompt: str, settings: GenerateSettings, backbone: Backbone, progress: Progress) -> None:
+        self._settings, self._backbone, self._progress = settings, backbone, progress
         self._seeds = whole_numbers("seeds", settings.seeds)
         self._guidance = backbone.usual_guidance if settings.guidance is None else settings.guidance
         if backbone.guidance is not None:
@@ -190,42 +180,68 @@ class _PromptRun:
                 else "A negative prompt is for guidance above 1; with guidance=1 nothing is guided."
             )
         given = [prompt] if backbone.conditioned_on == "prompts" else [label_of(backbone, prompt)]
-        condition = backbone.embed(given)
+        # Together, so that one which is too long is refused before the other is embedded.
+        both = backbone.embed(given if negative is None else [*given, negative])
+        condition = both.take([0])
         if self._guidance == 1:
             return condition, None
-        return condition, backbone.null(condition) if negative is None else backbone.embed([negative])
+        return condition, backbone.null(condition) if negative is None else both.take([1])
 
-    def sampler(self, applied: Applied, steps: int) -> Sampler:
-        """Make the sampler of a method."""
-        at = applied.report.at if applied.report else nullcontext
+    def sampler(self, applied: Applied, steps: int, stepped: Callable[[float], None] = lambda share: None) -> Sampler:
+        """Make the sampler of a method; `stepped` hears what share of an image's steps is done."""
+        done, total = 0, steps
+
+        @contextmanager
+        def at(timestep: float) -> Iterator[None]:
+            nonlocal done
+            with applied.report.at(timestep) if applied.report else nullcontext():
+                yield
+            done = done % total + 1
+            stepped(done / total)
+
         scheduler = self._settings.scheduler
-        return Sampler(applied.backbone, steps, self._guidance, 1, scheduler, at, self._negative)
+        sampler = Sampler(applied.backbone, steps, self._guidance, 1, scheduler, at, self._negative)
+        total = len(sampler.timesteps)
+        return sampler
 
     def drawn(self, name: str, reducer: TokenReducer, first: Tensor | None) -> Drawn:
         """Draw every seed under one method, and compare with the first method's images."""
-        images, seconds = [], []
-        with applied_to(self._backbone, reducer, self._settings.placement) as applied, torch.inference_mode():
-            sampler = self.sampler(applied, self._settings.steps)
-            if next(self._backbone.network.parameters()).is_cuda:
-                # What is loaded with the first passes is no time of an image.
-                self.sampler(applied, min(2, self._settings.steps))(self._condition, self._seeds[:1])
-            for number, seed in enumerate(self._seeds, start=1):
-                start = time.perf_counter()
-                images.append(sampler(self._condition, [seed]).cpu())
-                seconds.append(time.perf_counter() - start)
-                self._announce(f"{name}: {number}/{len(self._seeds)}, seed {seed}, {seconds[-1]:.1f} s")
-        found = torch.cat(images)
-        apart = (found.float() - (found if first is None else first).float()).abs().flatten(1).mean(dim=1)
-        return Drawn(name, repr(reducer), found, tuple(seconds), tuple(apart.tolist()))
+        settings, images, seconds = self._settings, list[Tensor](), list[float]()
+        device, compiles = next(self._backbone.network.parameters()).device, settings.compile
+        gflops = self._gflops(name, reducer)
+        self._progress.begin(name, len(self._seeds))
+        with at_work(self._backbone, reducer, settings.placement, compile=compiles) as applied:
+            if compiles:
+                self._progress.say(f"{name}: compiling, and drawing one image untimed")
+            # A reducer that switches by timestep compiles anew at each switch: only all steps meet all of them.
+            few = self.sampler(applied, settings.steps if compiles else min(2, settings.steps))
+            made = warm_up(name, lambda: few(self._condition, self._seeds[:1]), device, compiles)
+            draw = self.sampler(applied, settings.steps, lambda share: self._progress.reached(len(images) + share))
+            for seed in self._seeds:
+                found, spent = timed(partial(draw, self._condition, [seed]), device)
+                images.append(found.cpu())
+                seconds.append(spent)
+                self._progress.finished(len(images), f"seed {seed}, {decimal(seconds[-1])} s")
+            cost = Cost(gflops, peak_gib(device), made)
+        drawn = torch.cat(images)
+        apart = (drawn.float() - (drawn if first is None else first).float()).abs().flatten(1).mean(dim=1)
+        return Drawn(name, repr(reducer), drawn, tuple(seconds), tuple(apart.tolist()), cost)
+
+    def _gflops(self, name: str, reducer: TokenReducer) -> float | None:
+        """Count an image's operations, at each timestep those of the reducer that works there."""
+        timesteps = self.sampler(Applied(self._backbone), self._settings.steps).timesteps
+        shared = self._backbone, self._settings.placement, self._condition, self._progress
+        return count_gflops(name, reducer, *shared, 1 if self._guidance == 1 else 2, timesteps)
 
     def resolved(self) -> dict[str, Any]:
         """Return the settings with defaults filled in."""
         settings, backbone = self._settings, self._backbone
         return {
-            "model": settings.model,
+            "model": without_home(settings.model),
             "backbone": type(backbone).__name__,
             "dtype": str(next(backbone.network.parameters()).dtype).removeprefix("torch."),
             "image_size": backbone.image_size,
+            "compile": settings.compile,
             "placement": str(settings.placement),
             "seeds": list(self._seeds),
             "steps": settings.steps,

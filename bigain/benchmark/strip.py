@@ -1,5 +1,6 @@
 """The pictures and settings that `bigain generate` writes."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from bigain.benchmark.generate import Generated
 from bigain.results.files import whole_folder, write_result
 from bigain.results.provenance import provenance
+from bigain.results.wording import decimal
 
 __all__ = ["draw_strip", "write_generated"]
 
@@ -28,21 +30,24 @@ def write_generated(place: Path, content: Generated) -> None:
 
 def draw_strip(content: Generated) -> Image.Image:
     """Lay the images out, a row for each method and a column for each seed, with names and times above them."""
-    side = max(128, content.drawn[0].images.shape[-1])
+    side = max(192, content.drawn[0].images.shape[-1])
     size = max(12, side // 16)
     font, line = ImageFont.load_default(size=size), round(1.6 * size)
     seeds = content.settings["seeds"]
-    width = len(seeds) * (side + _GAP) + _GAP
+    labels = [[f"{one.name}, {decimal(seconds)} s" for seconds in one.seconds] for one in content.drawn]
+    # A long name makes the columns wider: it must not run into the next one.
+    column_width = max(side, *(math.ceil(font.getlength(label)) for row in labels for label in row)) + _GAP
+    width = len(seeds) * column_width + _GAP
     height = len(content.drawn) * (side + line + _GAP) + line + _GAP
     sheet = Image.new("RGB", (width, height), _PAPER)
     pen = ImageDraw.Draw(sheet)
     for column, seed in enumerate(seeds):
-        pen.text((_GAP + column * (side + _GAP), _GAP // 2), f"seed {seed}", fill=_INK, font=font)
+        pen.text((_GAP + column * column_width, _GAP // 2), f"seed {seed}", fill=_INK, font=font)
     for row, one in enumerate(content.drawn):
         top = line + row * (side + line + _GAP)
         for column, image in enumerate(one.images):
-            left = _GAP + column * (side + _GAP)
-            pen.text((left, top), f"{one.name}, {one.seconds[column]:.1f} s", fill=_INK, font=font)
+            left = _GAP + column * column_width
+            pen.text((left, top), labels[row][column], fill=_INK, font=font)
             # A small image is enlarged without inventing anything between its pixels.
             sheet.paste(_picture(image).resize((side, side), Image.Resampling.NEAREST), (left, top + line))
     return sheet
@@ -64,6 +69,7 @@ def _as_json(content: Generated) -> dict[str, Any]:
                 "images": [f"{one.name}_{seed}.png" for seed in content.settings["seeds"]],
                 "seconds": list(one.seconds),
                 "pixel_difference": list(one.difference),
+                **one.cost.to_json(),
             }
             for one in content.drawn
         ],

@@ -1,19 +1,23 @@
 """`bigain classify`: what a diffusion model takes images for, without and with a reducer."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from bigain.benchmark.classified_files import accuracy_of, changed_of, write_classified
+from bigain.benchmark.at_work import cost_columns
+from bigain.benchmark.classified_files import accuracy_of, changed_first, changed_of, differs, write_classified
 from bigain.benchmark.classify import ClassifiedFolder, classify_folder
 from bigain.benchmark.classify_settings import ClassifySettings
+from bigain.cli.live import shown_progress
 from bigain.cli.parser import Parser, settings_of
 from bigain.cli.terminal import make_console
+from bigain.errors import SettingError
+from bigain.report.classified_page import write_classified_page
 from bigain.results.files import check_absent
+from bigain.results.wording import decimal
 
 __all__ = ["make_parser", "run"]
 
@@ -27,6 +31,9 @@ def make_parser() -> Parser:
     parser.add_argument("folder", type=Path, help="A folder of images, of class folders, or a known data set.")
     parser.add_argument("--config", action="config", help="A YAML file with these settings.")
     parser.add_class_arguments(ClassifySettings)
+    parser.add_argument("--page", action="store_true", help="Write page.html too, without images.")
+    images = "Write page.html with the images in it, as thumbnails."
+    parser.add_argument("--page.images", dest="page_images", action="store_true", help=images)
     parser.add_argument("--output", type=Path, default=Path("classified"), help="Folder for predictions and settings.")
     return parser
 
@@ -34,16 +41,23 @@ def make_parser() -> Parser:
 def run(arguments: Sequence[str]) -> None:
     """Classify, write the folder, and print what changed and what it cost."""
     parser = make_parser()
+    if odd := [one for one in arguments if one.startswith("--page.") and one != "--page.images"]:
+        # jsonargparse would take it for --page.
+        raise SettingError(f"There are --page and --page.images, which take no value; got {odd[0]}.")
     given = parser.instantiate(parser.parse_args([*arguments]))
     settings = settings_of(ClassifySettings, given)
     check_absent(given.output)
     console = make_console()
-    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
-    content = classify_folder(given.folder, settings, say)
+    with shown_progress(console) as progress:
+        content = classify_folder(given.folder, settings, progress)
     write_classified(given.output, content)
     console.print(_predictions(content))
     console.print(_costs(content))
-    say(f"All predictions: {given.output / 'predictions.csv'}.")
+    written = [f"All predictions: {given.output / 'predictions.csv'}."]
+    if given.page or given.page_images:
+        page = write_classified_page(given.output, content, pictures=given.page_images)
+        written.append(f"The page: {page}.")
+    console.print(" ".join(written), highlight=False, markup=False, soft_wrap=True)
 
 
 def _predictions(content: ClassifiedFolder) -> Table:
@@ -53,31 +67,29 @@ def _predictions(content: ClassifiedFolder) -> Table:
         table.add_column(one.name)
     classes = content.images.classes
     # What a method changes is what a reader looks for.
-    shown = sorted(range(len(content.images)), key=lambda row: not _differs(content, row))[:_SHOWN]
+    shown = changed_first(content)[:_SHOWN]
     for row in shown:
         cells = [f"{classes[int(one.predicted[row])]} {float(one.confidence[row]):.2f}" for one in content.methods]
         table.add_row(
             Text(content.images.names[row]),
             *(Text(cell) for cell in cells),
-            style="bold" if _differs(content, row) else None,
+            style="bold" if differs(content, row) else None,
         )
     if len(content.images) > _SHOWN:
         table.add_row(f"and {len(content.images) - _SHOWN} more", *[""] * len(content.methods))
     return table
 
 
-def _differs(content: ClassifiedFolder, row: int) -> bool:
-    return len({int(one.predicted[row]) for one in content.methods}) > 1
-
-
 def _costs(content: ClassifiedFolder) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("method")
-    for column in (*(["right"] if content.labelled else []), "changed", "s an image", "x none"):
+    costs = cost_columns([one.cost for one in content.methods])
+    for column in (*(["right"] if content.labelled else []), "changed", "s an image", "x none", *costs):
         table.add_column(column, justify="right")
-    for one in content.methods:
+    for row, one in enumerate(content.methods):
         accuracy = accuracy_of(content, one)
         right = [] if accuracy is None else [f"{accuracy:.1%}"]
         ratio = one.seconds / content.methods[0].seconds
-        table.add_row(one.name, *right, str(changed_of(content, one)), f"{one.seconds:.2f}", f"{ratio:.2f}")
+        time = decimal(one.seconds), f"{ratio:.2f}"
+        table.add_row(one.name, *right, str(changed_of(content, one)), *time, *(cells[row] for cells in costs.values()))
     return table

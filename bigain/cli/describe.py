@@ -50,11 +50,14 @@ def make_parser() -> Parser:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Print a description."""
+    """Print a description, or several where several kinds have the name."""
     given = make_parser().parse_args([*arguments])
     console = make_console()
-    for part in _terminal_text(describe(given.name)):
-        console.print(part, highlight=False)
+    for number, description in enumerate(_all_of(given.name)):
+        if number:
+            console.rule()
+        for part in _terminal_text(description):
+            console.print(part, highlight=False)
 
 
 def describe(name: str) -> Description:
@@ -81,6 +84,12 @@ def describe(name: str) -> Description:
     else:
         _, found = _by_path(row.target)
     return _described(f"{row.kind}/{row.name}", row.kind, found, row.package)
+
+
+def _all_of(name: str) -> list[Description]:
+    """Describe everything of a name: an adapter and a backbone of one family share it."""
+    kinds = [] if "." in name else list(dict.fromkeys(row.kind for row in _rows_named(name)))
+    return [describe(f"{kind}/{name}") for kind in kinds] if len(kinds) > 1 else [describe(name)]
 
 
 def _terminal_text(description: Description) -> Iterator["RenderableType"]:

@@ -1,18 +1,21 @@
 """`bigain generate`: the same images without and with a reducer, from a prompt or a class."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from bigain.benchmark.at_work import cost_columns
 from bigain.benchmark.generate import Generated, GenerateSettings, generate
 from bigain.benchmark.strip import write_generated
+from bigain.cli.live import shown_progress
 from bigain.cli.parser import Parser, settings_of
 from bigain.cli.terminal import make_console
+from bigain.reducers.base import Identity
 from bigain.results.files import check_absent
+from bigain.results.wording import decimal
 
 __all__ = ["make_parser", "run"]
 
@@ -34,20 +37,29 @@ def run(arguments: Sequence[str]) -> None:
     settings = settings_of(GenerateSettings, given)
     check_absent(given.output)
     console = make_console()
-    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
-    content = generate(given.prompt, settings, say)
+    with shown_progress(console) as progress:
+        content = generate(given.prompt, settings, progress)
     write_generated(given.output, content)
     console.print(_table(content))
-    say(f"{given.output / 'strip.png'} shows them side by side.")
+    place = f"{given.output / 'strip.png'} shows them side by side."
+    console.print(place, highlight=False, markup=False, soft_wrap=True)
 
 
 def _table(content: Generated) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("method")
-    for column in ("s an image", "pixels differ by", "settings"):
+    costs = cost_columns([one.cost for one in content.drawn])
+    for column in ("s an image", *costs, "pixels differ by", "settings"):
         table.add_column(column, justify="left" if column == "settings" else "right", overflow="fold")
-    for one in content.drawn:
+    for row, one in enumerate(content.drawn):
         mean = sum(one.seconds) / len(one.seconds)
         apart = sum(one.difference) / len(one.difference)
-        table.add_row(one.name, f"{mean:.2f}", f"{apart:.1f} of 255", Text(one.method))
+        cost = (cells[row] for cells in costs.values())
+        table.add_row(
+            one.name,
+            decimal(mean),
+            *cost,
+            f"{apart:.1f} of 255",
+            Text("no reduction" if one.method == repr(Identity()) else one.method),
+        )
     return table

@@ -67,6 +67,11 @@ class Sampler:
         self._scheduler = _ready(backbone, steps, scheduler)
 
     @property
+    def timesteps(self) -> list[float]:
+        """The timesteps of the steps, in order; a scheduler may take more steps than were asked for."""
+        return [float(one) for one in self._scheduler.timesteps]
+
+    @property
     def evaluations(self) -> int:
         """Network evaluations for each image."""
         return len(self._scheduler.timesteps) * (1 if self._guidance == 1 else 2)

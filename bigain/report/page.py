@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from bigain.data.dataset import ImageDataset
@@ -16,16 +15,16 @@ from bigain.report.merge_maps import Drawing, draw
 from bigain.report.palette import Style, method_styles
 from bigain.report.plots import plot, points_of
 from bigain.report.reading import read_maps, read_samples
+from bigain.report.render import page_style, shown_provenance, shown_settings, template
 from bigain.report.shipped import shipped_run_beside
 from bigain.report.tables import Table, comparison_table, short_label
 from bigain.results.predictions import Predictions
 from bigain.results.scores import columns_of
 from bigain.results.store import read_result
-from bigain.results.wording import MISSING, listed, number, quantity
+from bigain.results.wording import listed, number, quantity
 
 __all__ = ["write_page"]
 
-_HERE = Path(__file__).parent
 _COLUMNS = 16
 """Generated images shown of each method."""
 
@@ -70,22 +69,11 @@ def write_page(folder: Path, images: ImageDataset) -> Path:
     content = read_result(folder / "comparison.json")
     if not content.get("rows"):
         raise DataError(f"{folder / 'comparison.json'} names no methods: there is nothing to report.")
-    page = _template().render(**_fields(folder, content, images, shipped_run_beside(content)))
+    page = template("page.html.j2").render(**_fields(folder, content, images, shipped_run_beside(content)))
     target = folder / "report.html"
     temporary = folder / ".report.html.tmp"
     temporary.write_text(page, encoding="utf-8")
     return temporary.replace(target)
-
-
-def _template() -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html.j2")
 
 
 def _fields(
@@ -99,7 +87,7 @@ def _fields(
     predictions = {name: Predictions.load(place / "classification") for name, place in places.items()}
     return {
         "title": content.get("title") or "Token reduction compared",
-        "css": Markup((_HERE / "page.css").read_text(encoding="utf-8")),
+        "css": page_style(),
         "lead": headline(content),
         "subject": _subject(content),
         "rows": rows,
@@ -110,8 +98,8 @@ def _fields(
         "generated": max(int(row.get("generated") or 0) for row in rows),
         "columns": generated_columns(samples, images.classes),
         "maps": [found for name in names if (found := _mapped(places[name], name))],
-        "settings": {key.replace("_", " "): _setting(value) for key, value in content.get("settings", {}).items()},
-        "provenance": _provenance(content.get("provenance", {})),
+        "settings": shown_settings(content.get("settings", {})),
+        "provenance": shown_provenance(content.get("provenance", {})),
         "command": content.get("provenance", {}).get("command", ""),
     }
 
@@ -150,24 +138,3 @@ def _mapped(place: Path, name: str) -> _Mapped | None:
     first = found[0]
     site = f" at {first.site}" if first.site else ""
     return _Mapped(name, f"timestep {first.timestep}{site}", tuple(draw(item) for item in found))
-
-
-def _provenance(origin: Mapping[str, Any]) -> dict[str, str]:
-    versions = origin.get("versions") or {}
-    plain = {key: value for key, value in origin.items() if key not in ("versions", "command")}
-    return {key.replace("_", " "): _setting(value) for key, value in plain.items()} | {
-        key: str(value) for key, value in versions.items()
-    }
-
-
-def _setting(value: object) -> str:
-    if value is None:
-        return MISSING
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, list | tuple):
-        return ", ".join(_setting(item) for item in value)
-    # Whole numbers here are seeds and settings to copy: no thousands separator.
-    return str(value)

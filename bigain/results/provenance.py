@@ -2,6 +2,7 @@
 
 import hashlib
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from bigain import registry
 
-__all__ = ["code_of", "device_name", "fingerprint", "provenance"]
+__all__ = ["code_of", "device_name", "fingerprint", "provenance", "without_home"]
 
 _PACKAGES = ("bigain", "torch", "lightning", "diffusers", "torchmetrics", "numpy")
 
@@ -24,12 +25,21 @@ def provenance(device: torch.device | str) -> dict[str, Any]:
     """Describe the software, the device and the time of a measurement."""
     return {
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join([Path(sys.argv[0]).name, *map(without_home, sys.argv[1:])]),
         "device": device_name(torch.device(device)),
         "git_revision": _revision(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in (*_PACKAGES, *_plugins())},
     }
+
+
+def without_home(text: str) -> str:
+    """Write the user's home folder as `~` wherever a text names it: results are shown to others."""
+    try:
+        home = str(Path.home())
+    except RuntimeError:  # no such user
+        return text
+    return text if home == "/" else re.sub(rf"{re.escape(home)}(?![^/\s,:'\"])", "~", text)
 
 
 def code_of(given: object) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """`bigain classify`: a folder of images without and with a reducer."""
 
 import csv
+import html
 import json
 import math
 import shutil
@@ -10,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 from scipy import stats
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import bigain
 from bigain.backbones.pixel_dit import PixelDiT
@@ -156,7 +159,84 @@ def test_confidence_is_that_of_a_paired_test():
     assert confidence(torch.ones(2, 4)) == 0.5
 
 
+def test_operations_are_those_that_a_counter_sees(sd, flat, tmp_path):
+    reducer = ["--reducer=tome", "--reducer.ratio=0.5"]
+    command = ["classify", str(flat), f"--model={sd}", "--classes=cat,dog", "--timesteps=8", "--limit=1", *reducer]
+    main([*command, "--device=cpu", f"--output={tmp_path / 'out'}"])
+    found = [one["gflops_per_image"] for one in json.loads((tmp_path / "out" / "result.json").read_text())["methods"]]
+    backbone = StableDiffusion(sd)
+    condition, noisy = backbone.embed(["a"]), torch.zeros(1, *backbone.latent_shape)
+    expected = []
+    for name in ("identity", bigain.build_reducer("tome", ratio=0.5)):
+        # Products written out, since the counter does not know the CPU's own attention.
+        with (
+            bigain.attach(backbone.network, name),
+            sdpa_kernel(SDPBackend.MATH),
+            FlopCounterMode(display=False) as counter,
+        ):
+            backbone.predict(noisy, torch.tensor([500]), condition)
+        expected.append(16 * counter.get_total_flops() / 1e9)
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert found[1] < found[0]
+
+
+@pytest.mark.gpu
+def test_a_gpu_says_how_much_memory_each_method_took(sd, flat, tmp_path, capsys):
+    command = ["classify", str(flat), f"--model={sd}", "--classes=cat,dog", *REDUCER, "--timesteps=4", "--dtype=fp32"]
+    main([*command, "--device=cuda", "--compile=true", f"--output={tmp_path / 'out'}"])
+    for one in json.loads((tmp_path / "out" / "result.json").read_text())["methods"]:
+        assert 0 < one["memory_gib"] < 4
+        assert one["compilation"]["graphs"] == 1
+    assert "GiB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("asked", [[], ["--page"], ["--page.images"]])
+def test_a_page_shows_predictions_and_images_only_where_they_are_asked_for(
+    sd, flat, tmp_path, monkeypatch, asked, capsys
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    flat = flat.rename(tmp_path / "<b>photos")
+    (flat / "8.png").rename(flat / "<i>8.png")
+    out = tmp_path / "out"
+    command = ["classify", str(flat), f"--model={sd}", "--classes=cat,dog", *REDUCER, "--timesteps=4", *asked]
+    monkeypatch.setattr("sys.argv", ["bigain", *command])
+    main([*command, "--device=cpu", f"--output={out}"])
+    assert (out / "page.html").exists() == bool(asked)
+    assert str(tmp_path) not in (out / "result.json").read_text()
+    if not asked:
+        return
+    page = (out / "page.html").read_text()
+    assert str(tmp_path) not in page
+    assert "~/&lt;b&gt;photos" in page
+    assert "<b>" not in page
+    assert "<i>" not in page
+    rows = table_of(out)
+    for row in rows:
+        assert html.escape(row["image"]) in page
+    # What changed comes first.
+    order = sorted(rows, key=lambda row: row["none"] == row["lgtm"])
+    body = page[page.index('id="images"') :]
+    places = [body.index(f"<span>{html.escape(row['image'])}</span>") for row in order]
+    assert places == sorted(places)
+    assert body.count('class="changed"') == sum(row["none"] != row["lgtm"] for row in rows)
+    pictures = page.count("data:image/png")
+    assert pictures == (9 if asked == ["--page.images"] else 0)
+    assert page.count("<img") == pictures
+    assert "page.html" in capsys.readouterr().out
+
+
+def test_a_page_of_labelled_images_says_what_is_right(sd, labelled, tmp_path):
+    out = tmp_path / "out"
+    main(["classify", str(labelled), f"--model={sd}", "--timesteps=4", "--device=cpu", "--page", f"--output={out}"])
+    page = (out / "page.html").read_text()
+    right = sum(row["label"] == row["none"] for row in table_of(out))
+    assert (page.count('aria-label="right"'), page.count('aria-label="wrong"')) == (right, 3 - right)
+    assert f"{100 * right / 3:.1f}\N{NO-BREAK SPACE}%" in page
+
+
 REFUSED = {
+    "a long prompt": (["FLAT", "--classes=a,b", "--model=SD", f"--prompt={'a ' * 90}{{class}}"], "93 tokens.* sees 77"),
+    "a page of what": (["FLAT", "--classes=a,b", "--page.image"], "--page and --page.images, which take no value"),
     "no folder": (["nowhere"], "No folder at nowhere"),
     "no images": (["EMPTY", "--classes=cat,dog"], "holds no images"),
     "no classes": (["FLAT", "--model=SD"], "say between which classes to decide"),
@@ -207,21 +287,3 @@ def test_a_folder_without_images_is_no_class(sd, flat, tmp_path):
     (flat / "classified").mkdir()
     main(["classify", str(flat), f"--model={sd}", "--classes=a,b", "--timesteps=4", f"--output={tmp_path / 'out'}"])
     assert len(table_of(tmp_path / "out")) == 9
-
-
-def test_all_begin_anew_with_half_the_rows_when_memory_does_not_suffice(sd, flat, tmp_path, monkeypatch, refused):
-    seen, forward = [], StableDiffusion.predict
-
-    def predict(self, noisy, t, condition):
-        seen.append(len(noisy))
-        if len(noisy) > 8:
-            raise torch.OutOfMemoryError("no memory")
-        return forward(self, noisy, t, condition)
-
-    monkeypatch.setattr(StableDiffusion, "predict", predict)
-    command = ["classify", str(flat), f"--model={sd}", "--classes=a,b", "--timesteps=4", "--device=cpu"]
-    main([*command, f"--output={tmp_path / 'out'}"])
-    assert seen[:2] == [32, 16]
-    assert {*seen[2:]} == {8}
-    assert json.loads((tmp_path / "out" / "result.json").read_text())["settings"]["rows"] == 8
-    refused([*command, "--rows=16", f"--output={tmp_path / 'other'}"], "does not fit .* fewer --rows")

@@ -95,6 +95,15 @@ def test_tasks_and_class_paths_are_described_too(capsys):
     assert dict(describe("bigain.reducers.tome:ToMe").facts) == dict(describe("bigain.reducers.tome.ToMe").facts)
 
 
+@pytest.mark.parametrize("name", ["flux", "dit", "pixart", "sd3"])
+def test_a_family_is_shown_as_adapter_and_as_backbone(capsys, name):
+    text = shown(capsys, name)
+    for kind in ("adapters", "backbones"):
+        found = registry.get(kind, name)
+        assert f"{kind}/{name}" in text
+        assert f"{found.__module__}.{found.__qualname__}" in text
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -115,7 +124,7 @@ def test_what_is_not_there_is_refused_in_words(name, message, capsys):
     assert "Traceback" not in error
 
 
-def test_a_name_of_several_kinds_asks_which(monkeypatch):
+def test_a_name_of_several_kinds_shows_all_of_them(monkeypatch, capsys):
     from importlib.metadata import EntryPoint
 
     twin = EntryPoint("lgtm", "bigain.scorers.laplacian:LaplacianL1", "bigain.scorers")
@@ -127,6 +136,9 @@ def test_a_name_of_several_kinds_asks_which(monkeypatch):
     try:
         with pytest.raises(SettingError, match="say scorers/lgtm or reducers/lgtm"):
             describe("lgtm")
+        main(["describe", "lgtm"])
+        said = capsys.readouterr().out
+        assert said.index("scorers/lgtm") < said.index("reducers/lgtm")
         assert describe("scorers/lgtm").target == "bigain.scorers.laplacian.LaplacianL1"
     finally:
         monkeypatch.undo()

@@ -7,10 +7,14 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import bigain
+from bigain.backbones.pixel_dit import PixelDiT
 from bigain.benchmark.strip import draw_strip
 from bigain.cli.main import main
+from bigain.diffusion.sampler import Sampler
 from tests.pipelines import assert_same_image, save_flux, save_sd
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -73,7 +77,46 @@ def test_a_class_is_named_by_its_name_or_number(tmp_path):
     assert first == second
 
 
+def test_operations_of_a_schedule_are_those_of_its_reducers_at_their_timesteps(tiny_weights, tmp_path):
+    out, tome = tmp_path / "out", "{class_path: bigain.reducers.tome.ToMe, init_args: {ratio: 0.5}}"
+    rule = f"{{reducer: {tome}, timesteps: [500, 1000]}}"
+    late = f"{{class_path: bigain.reducers.scheduled.Scheduled, init_args: {{rules: [{rule}]}}}}"
+    asked = ["--reducers", f"{{all: {tome}, early: {late}}}", "--steps=5", "--guidance=2", "--device=cpu"]
+    main(["generate", "3", f"--model={tiny_weights}", *asked, f"--output={out}"])
+    none, every, early = (one["gflops_per_image"] for one in json.loads((out / "strip.json").read_text())["methods"])
+    backbone = PixelDiT(tiny_weights).eval()
+    # Products written out, since the counter does not know the CPU's own attention.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        backbone.predict(torch.zeros(10, 3, 8, 8), torch.full((10,), 500), backbone.embed([3] * 10))
+    assert none == pytest.approx(counter.get_total_flops() / 1e9)
+    steps = Sampler(backbone, 5).timesteps
+    high = sum(500 <= t < 1000 for t in steps)
+    assert 0 < high < len(steps)
+    assert early == pytest.approx((high * every + (len(steps) - high) * none) / len(steps))
+
+
+def test_compiled_images_are_the_same_and_compiling_is_no_time_of_them(tiny_weights, tmp_path):
+    images = {}
+    for compiled in ("false", "true"):
+        out = tmp_path / compiled
+        asked = ["--steps=1", "--guidance=1", "--seeds=0,1", f"--compile={compiled}"]
+        main(["generate", "3", f"--model={tiny_weights}", *asked, "--device=cpu", f"--output={out}"])
+        images[compiled] = [torch.from_numpy(np.array(Image.open(out / f"none_{seed}.png"))) for seed in (0, 1)]
+        content = json.loads((out / "strip.json").read_text())
+        assert content["settings"]["compile"] is (compiled == "true")
+        for one in content["methods"]:
+            assert one["memory_gib"] is None
+            if compiled == "false":
+                assert one["compilation"] is None
+            else:
+                assert one["compilation"]["graphs"] == 1
+                assert one["compilation"]["seconds"] > 3 * max(one["seconds"])
+    for eager, compiled in zip(*images.values(), strict=True):
+        assert_same_image(eager, compiled)
+
+
 REFUSED = {
+    "long negative": (["a", "--model=SD", f"--negative={'b ' * 90}"], "has 92 tokens; the text_encoder"),
     "no model": (["a", "--model=nowhere"], "No model at nowhere"),
     "prose": (["a cat on a roof"], "This model.s classes are airplane, .*truck; got 'a cat on a roof'"),
     "no such class": (["12", "--model=DIT"], "the numbers 0 to 9, since it has no names; got '12'"),

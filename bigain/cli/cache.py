@@ -18,7 +18,7 @@ def make_parser() -> Parser:
 def run(arguments: Sequence[str]) -> None:
     """Show or clear the cache."""
     given = make_parser().parse_args([*arguments])
-    from bigain.backbones.cache import cache_folder, cache_size, clear_cache  # imports torch, which --help needs not
+    from bigain.results.cache import cache_folder, cache_size, clear_cache  # imports torch, which --help needs not
 
     if given.clear:
         print(f"{clear_cache() / 2**20:.1f} MiB removed from {cache_folder()}.")

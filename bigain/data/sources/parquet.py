@@ -67,6 +67,9 @@ class ParquetSource(ImageSource):
         encoded, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
         return bytes(encoded or b"") if path is None or encoded else (self.path.parent / path).read_bytes()
 
+    def files(self) -> list[Path] | None:
+        return None if "image.path" in self._image_columns else [self.path] * len(self.names)
+
     def __getstate__(self) -> dict[str, Any]:
         # A worker process opens the file for itself.
         return {key: value for key, value in vars(self).items() if key not in ("_file", "_rows", "_group", "_lock")}

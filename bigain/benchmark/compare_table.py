@@ -159,7 +159,7 @@ def _caption(content: Mapping[str, Any], columns: Sequence[Score]) -> str:
     return (
         f"{row['images']} images, {settings['trials'][-1]} timesteps; {row['generated']} generated, "
         f"{settings['steps']} steps, guidance {settings['guidance']:g}. "
-        + "".join(f"Distance: {label}. " for label in distances)
+        + "".join(f"{label}. " for label in distances)
         + f"Intervals: 95 %. {content['provenance']['device']}, {settings['precision']}"
         f"{', compiled' if settings['compile'] else ''}."
     )

@@ -9,7 +9,9 @@ __all__ = ["make_parser", "run"]
 
 def make_parser() -> Parser:
     """Make the command's parser."""
-    description = "Show where text embeddings and latents are kept (BIGAIN_CACHE), and how much room they take."
+    description = (
+        "Show where text embeddings, latents and features are kept (BIGAIN_CACHE), and how much room they take."
+    )
     parser = Parser(prog="bigain cache", description=description)
     parser.add_argument("--clear", action="store_true", help="Remove them.")
     return parser

@@ -38,6 +38,7 @@ class Precision(FeatureMetric):
 
     metric = "precision"
     label = "Precision"
+    has_interval = True  # the generated images are a sample, and each is in the manifold or not
     meaning = "generated images that lie among the real ones"
 
     def __init__(
@@ -58,7 +59,8 @@ class Precision(FeatureMetric):
         found = share(int(inside.sum()), len(inside))
         label = self.network.named(self.label, self.label.lower())
         note = f"{self.counted(len(generated))} The share of {self.meaning}, by {self.neighbors} nearest neighbours."
-        return Score(self.metric, found.value, found.low, found.high, label, "share", "higher", note)
+        low, high = (found.low, found.high) if self.has_interval else (None, None)
+        return Score(self.metric, found.value, low, high, label, "share", "higher", note)
 
     def inside(self, generated: Tensor, real: Tensor) -> Tensor:
         """Say which images count: bool, one for each that is asked about."""

@@ -17,6 +17,7 @@ class Recall(Precision):
 
     metric = "recall"
     label = "Recall"
+    has_interval = False  # the manifold is that of the sample
     meaning = "real images that lie among the generated ones"
 
     def inside(self, generated: Tensor, real: Tensor) -> Tensor:

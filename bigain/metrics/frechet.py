@@ -45,7 +45,6 @@ class FrechetDistance(FeatureMetric):
     def score(self, images: GeneratedImages) -> Score:
         generated, size = self.generated_features(images)
         moments = self.real.kept("moments", self.network, size, self.device, lambda: self._moments(size))
-        assert moments is not None
         distance = self._distance()
         for name in _MOMENTS:
             setattr(distance, name, moments[name].to(self.device))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import PIL
 import torch
 from torch import Tensor
 
@@ -60,20 +61,19 @@ class RealImages:
         network: FeatureNetwork,
         size: int,
         device: torch.device,
-        compute: Callable[[], Mapping[str, Tensor]] | None,
-    ) -> dict[str, Tensor] | None:
+        compute: Callable[[], Mapping[str, Tensor]],
+    ) -> dict[str, Tensor]:
         """Return what is kept of these images under a name, or else compute and keep it."""
-        cache = TensorCache([network], {"of real images": what, "features": network.name})
+        settings = {"of real images": what, "features": network.name, "decoder": PIL.__version__}
+        cache = TensorCache([network], settings)
         key = f"{self.images.fingerprint} {size} {device.type}".encode()
         found = cache.find(key)
-        return cache.keep(key, compute()) if found is None and compute is not None else found
+        return cache.keep(key, compute()) if found is None else found
 
     def parts(self, network: FeatureNetwork, size: int, device: torch.device) -> Iterator[Tensor]:
         """Yield the features of all images at a size, float32 `[B, D]` on the host, a part at a time."""
         if len(self.images) <= _MOST_KEPT:
             yield from torch.split(self.features(network, size, device), _CHUNK)
-        elif (found := self.kept("features", network, size, device, None)) is not None:
-            yield from torch.split(found["features"], _CHUNK)
         else:
             yield from features_in_parts(network, self._chunks(size), device)
 
@@ -85,9 +85,7 @@ class RealImages:
 
         if len(self.images) > _MOST_KEPT:
             return compute()["features"]
-        found = self.kept("features", network, size, device, compute)
-        assert found is not None
-        return found["features"]
+        return self.kept("features", network, size, device, compute)["features"]
 
     def _chunks(self, size: int) -> Iterator[Tensor]:
         images = self.images.resized(size)

@@ -126,6 +126,13 @@ def forking():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_tests(tmp_path_factory):
+    """Keep no tensors of tests where the user's own are."""
+    with patch.dict(os.environ, {"BIGAIN_CACHE": str(tmp_path_factory.mktemp("cache"))}):
+        yield
+
+
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch):
     """Keep no tensors of a test where others would find them."""

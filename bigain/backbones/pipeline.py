@@ -9,11 +9,11 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
-from bigain.backbones.cache import TensorCache
 from bigain.backbones.folder import DTYPES, Dtype, PipelineFolder
 from bigain.diffusion.backbone import Backbone
 from bigain.diffusion.condition import Condition
 from bigain.errors import NumericalError, SettingError
+from bigain.results.cache import TensorCache
 
 __all__ = ["Offloaded", "PipelineBackbone", "PromptBackbone"]
 
@@ -140,6 +140,9 @@ class PipelineBackbone(Backbone):
 
     def encode(self, images: Tensor) -> Tensor:
         """Encode images one at a time, so that latents do not depend on the batch."""
+        if not self.keep_latents:
+            with _exactly(self.device), self._vae.on(self.device) as vae:
+                return torch.stack([self._encoded(vae, image) for image in images]).to(images.device)
         given = [image.contiguous() for image in images.cpu()]
         keys = [f"{tuple(image.shape)} {self.device.type}".encode() + image.numpy().tobytes() for image in given]
         found = [self._latents.find(key) for key in keys]
@@ -212,11 +215,12 @@ class PromptBackbone(PipelineBackbone):
             ready = {name: one.network for name, one in self._encoders.items()}
             rows = [Condition(**self.encode_prompt(prompt, ready), added=self.added()) for prompt in prompts]
             return Condition.cat(rows)
-        keys = [f"{self.device.type} {prompt}".encode() for prompt in prompts]
+        device = self.text_device or self.device
+        keys = [f"{device.type} {prompt}".encode() for prompt in prompts]
         found = [self._texts.find(key) for key in keys]
         if None in found:
-            with _exactly(self.device), ExitStack() as stack:
-                ready = {name: stack.enter_context(one.on(self.device)) for name, one in self._encoders.items()}
+            with _exactly(device), ExitStack() as stack:
+                ready = {name: stack.enter_context(one.on(device)) for name, one in self._encoders.items()}
                 for index, (key, prompt) in enumerate(zip(keys, prompts, strict=True)):
                     if found[index] is None:
                         found[index] = self._texts.keep(key, self.encode_prompt(prompt, ready))

@@ -14,7 +14,7 @@ from bigain.analysis.merge_maps import MergeMap, merge_map
 from bigain.benchmark.compare_table import assemble, write_csv
 from bigain.benchmark.comparison import Comparison, Row
 from bigain.benchmark.cost import TimedRow, count_operations, time_rows
-from bigain.diffusion.condition import Condition
+from bigain.diffusion.condition import Conditions
 from bigain.errors import SettingError
 from bigain.metrics.base import GenerationMetric
 from bigain.metrics.frechet import FrechetDistance
@@ -95,7 +95,8 @@ class _Run:
             else comparison.generation_metrics
         )
         data = comparison.data
-        self._condition: Condition = embed_classes(comparison.backbone, data.test_set.classes, data.class_prompts)
+        comparison.backbone.text_device = self._trainer().strategy.root_device
+        self._condition: Conditions = embed_classes(comparison.backbone, data.test_set.classes, data.class_prompts)
 
     def identity(self) -> dict[str, Any]:
         """Return what must be equal for a run to be resumed."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 
 from bigain.benchmark.comparison import Comparison, Row
@@ -23,6 +24,12 @@ from bigain.tasks.classification import default_metrics
 from bigain.tasks.evaluation import RESULT_FILE
 
 __all__ = ["assemble", "terminal_table", "write_csv"]
+
+_WIDTH = 80
+"""Characters of a line in a terminal."""
+
+_NAME_WIDTH = 20
+"""Characters of a method's name before it is folded."""
 
 _ORIGIN = ("finished", "device", "git_revision", "python", "versions")
 
@@ -116,27 +123,35 @@ def write_csv(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def terminal_table(content: Mapping[str, Any]) -> Table:
-    """Lay the table out for a terminal."""
-    rows = content["rows"]
-    columns = columns_of(rows)
+    """Lay the table out for a terminal: no figure is cut, and what finds no room is left to the page."""
+    columns = columns_of(content["rows"])
     if any(column.unit == "ratio" for column in columns):
         # Ratios and milliseconds do not fit 80 columns together; the file and the page have both.
         columns = [column for column in columns if column.unit != "ms"]
+    table, console = _table(content, columns, intervals=True), Console(width=1000)
+    while console.measure(table).maximum > _WIDTH and len(columns) > 1:
+        table = _table(content, columns, intervals=False)
+        columns = columns[:-1]
+    return table
+
+
+def _table(content: Mapping[str, Any], columns: Sequence[Score], intervals: bool) -> Table:
+    rows = content["rows"]
     table = Table(
         title=content["title"],
-        caption=_caption(content, columns),
+        caption=_caption(content, columns, intervals),
         caption_justify="left",
         box=SIMPLE_HEAD,
         collapse_padding=True,
         pad_edge=False,
     )
-    table.add_column("method", overflow="fold")
+    table.add_column("method", overflow="fold", max_width=_NAME_WIDTH)
     for column in columns:
         # Two lines for each row keep the table within 80 columns without cutting a figure.
         table.add_column("\n".join(_heading(column)), justify="right", no_wrap=True)
     for row in rows:
         scores = scores_of(row)
-        table.add_row(row["name"], *(_cell(scores.get(column.name)) for column in columns))
+        table.add_row(row["name"], *(_cell(scores.get(column.name), intervals) for column in columns))
     return table
 
 
@@ -146,20 +161,21 @@ def _heading(column: Score) -> list[str]:
     return textwrap.wrap((column.label or column.name).split(" (")[0] + unit, 12, break_long_words=False)
 
 
-def _cell(score: Score | None) -> str:
+def _cell(score: Score | None, intervals: bool) -> str:
     if score is None:
         return MISSING
-    interval = score_interval(score)
+    interval = score_interval(score) if intervals else ""
     return score_value(score) + (f"\n{interval}" if interval else "")
 
 
-def _caption(content: Mapping[str, Any], columns: Sequence[Score]) -> str:
+def _caption(content: Mapping[str, Any], columns: Sequence[Score], intervals: bool) -> str:
     row, settings = content["rows"][0], content["settings"]
     distances = [column.label for column in columns if " (" in column.label]
     return (
         f"{row['images']} images, {settings['trials'][-1]} timesteps; {row['generated']} generated, "
         f"{settings['steps']} steps, guidance {settings['guidance']:g}. "
-        + "".join(f"Distance: {label}. " for label in distances)
-        + f"Intervals: 95 %. {content['provenance']['device']}, {settings['precision']}"
+        + "".join(f"{label}. " for label in distances)
+        + f"{'Intervals: 95 %' if intervals else 'Intervals and further columns are on the page'}. "
+        f"{content['provenance']['device']}, {settings['precision']}"
         f"{', compiled' if settings['compile'] else ''}."
     )

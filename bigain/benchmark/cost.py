@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bigain.adapters.placement import Placement
 from bigain.diffusion.backbone import Backbone
-from bigain.diffusion.condition import Condition
+from bigain.diffusion.condition import Conditions
 from bigain.profiling.latency import interleaved, ratio
 from bigain.profiling.modes import GRAPHS, compiled_apart
 from bigain.profiling.operations import META, count_pass, on_meta
@@ -35,7 +35,7 @@ class TimedRow:
     seed: int
 
 
-def count_operations(backbone: Backbone, row: TimedRow, condition: Condition, sharing: int = 1) -> float:
+def count_operations(backbone: Backbone, row: TimedRow, condition: Conditions, sharing: int = 1) -> float:
     """Count the floating-point operations of one evaluation of one row of a pass.
 
     Runs on the meta device, without weights or arithmetic; a multiplication and an addition
@@ -61,7 +61,7 @@ def count_operations(backbone: Backbone, row: TimedRow, condition: Condition, sh
 def time_rows(
     backbone: Backbone,
     rows: Mapping[str, TimedRow],
-    condition: Condition,
+    condition: Conditions,
     pass_rows: int,
     repeats: int,
     compile: bool = False,  # noqa: A002 the name of the setting
@@ -121,7 +121,7 @@ def _shared(applied: Applied, sharing: int) -> Any:
     return nullcontext() if applied.report is None or sharing == 1 else applied.report.shared(sharing)
 
 
-def backbone_pass(backbone: Backbone, condition: Condition, rows: int, device: torch.device) -> Callable[[], Tensor]:
+def backbone_pass(backbone: Backbone, condition: Conditions, rows: int, device: torch.device) -> Callable[[], Tensor]:
     """Return a function that evaluates rows at different timesteps and conditions.
 
     Args:

@@ -9,7 +9,9 @@ __all__ = ["make_parser", "run"]
 
 def make_parser() -> Parser:
     """Make the command's parser."""
-    description = "Show where text embeddings and latents are kept (BIGAIN_CACHE), and how much room they take."
+    description = (
+        "Show where text embeddings, latents and features are kept (BIGAIN_CACHE), and how much room they take."
+    )
     parser = Parser(prog="bigain cache", description=description)
     parser.add_argument("--clear", action="store_true", help="Remove them.")
     return parser
@@ -18,7 +20,7 @@ def make_parser() -> Parser:
 def run(arguments: Sequence[str]) -> None:
     """Show or clear the cache."""
     given = make_parser().parse_args([*arguments])
-    from bigain.backbones.cache import cache_folder, cache_size, clear_cache  # imports torch, which --help needs not
+    from bigain.results.cache import cache_folder, cache_size, clear_cache  # imports torch, which --help needs not
 
     if given.clear:
         print(f"{clear_cache() / 2**20:.1f} MiB removed from {cache_folder()}.")

@@ -15,7 +15,7 @@ COMMANDS: Mapping[str, str] = {
     "compare": "Run classification, generation and cost for several reducers and write one page.",
     "generate": "Draw the same images without and with a reducer, from a prompt or a class.",
     "classify": "Classify a folder of images without and with a reducer.",
-    "cache": "Show or clear the text embeddings and latents that are kept on disk.",
+    "cache": "Show or clear the text embeddings, latents and features that are kept on disk.",
     "completion": "Print a script that completes options in bash or zsh.",
     "describe": "Show settings, source and use of a scorer, reducer, adapter, backbone or task.",
     "doctor": "Show versions, devices, and what works on this machine.",

@@ -23,8 +23,8 @@ class CaptionPrompts(ClassPrompts):
 
     Args:
         captions: `captions_val2017.json`, or the folder of COCO in whose `annotations` it is.
-        count: Images to generate. Default: one for each photograph. The prompts are embedded before the first image,
-            and all stay in memory.
+        count: Images to generate. Default: one for each photograph. All prompts are embedded before the first image, a
+            part at a time.
         first_seed: Seed of the first image.
         chunk: Images in a chunk, the unit of work and of resuming.
 

@@ -12,10 +12,13 @@ from torch.utils.data import Dataset
 
 from bigain.data.decode import decode_image, read_image, reason_of
 from bigain.data.sources.base import ImageSource
+from bigain.data.sources.coco import CocoSource
+from bigain.data.sources.flat import FlatSource
 from bigain.data.sources.folder import FolderSource
-from bigain.data.sources.official import open_official
+from bigain.data.sources.official import is_labelled, open_official
 from bigain.data.sources.parquet import ParquetSource
 from bigain.errors import DataError, SettingError
+from bigain.results.cache import TensorCache
 
 __all__ = ["ImageDataset", "Subset"]
 
@@ -78,6 +81,22 @@ class ImageDataset(Dataset[dict[str, Any]]):
         if source is None:
             source = FolderSource(path, classes) if path.is_dir() else ParquetSource(path, classes)
         return cls(source, size)
+
+    @classmethod
+    def open_unlabelled(cls, path: Path, size: int) -> "ImageDataset":
+        """Open images whose labels do not matter, as the reference of generated ones.
+
+        What `open` takes, and a folder of images beside. Of COCO all images are there, also those without annotations.
+
+        Raises:
+            DataError: Nothing at the path, or a part of a known data set is missing.
+        """
+        path = Path(path)
+        if path.is_dir() and CocoSource.is_at(path):
+            return cls(CocoSource.every_image(path), size)
+        if path.is_dir() and any(path.iterdir()) and not is_labelled(path, named=False):
+            return cls(FlatSource(path, ()), size)
+        return cls.open(path, size)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -182,6 +201,28 @@ class ImageDataset(Dataset[dict[str, Any]]):
         images = ImageDataset(self._source, self.size, whole, (*self.skipped, *broken))
         images._fingerprint = fingerprint
         return images
+
+    def check_once(self) -> str:
+        """`check`, which is not repeated for files that have not changed since: their size and times are as they were.
+
+        Raises:
+            DataError: Some images are unreadable or truncated; the message names them.
+        """
+        files = self._source.files()
+        if self._fingerprint or files is None:
+            return self.check()
+        digest = hashlib.sha256()
+        for row, name, labels in zip(self._rows, self.names, self.labels, strict=True):
+            about = files[row].stat()
+            times = f"{about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}"
+            digest.update(f"{files[row].absolute()}\0{name}\0{labels}\0{times}\n".encode())
+        cache, key = TensorCache([], {"fingerprints": "of files"}), digest.digest()
+        found = cache.find(key)
+        if found is None:
+            text = torch.frombuffer(bytearray(self.check().encode()), dtype=torch.uint8)
+            found = cache.keep(key, {"fingerprint": text})
+        self._fingerprint = bytes(found["fingerprint"].tolist()).decode()
+        return self._fingerprint
 
     def _inspected(self) -> Iterator[tuple[bytes, str]]:
         """Yield each image's digest and, if it cannot be read, the reason."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal, final
 
+import torch
 from torch import Tensor, nn
 
 from bigain.diffusion.condition import Condition
@@ -29,6 +30,10 @@ class Backbone(nn.Module, ABC):
         guidance: Guidance scale that the network itself is given; `None` for all but distilled ones.
         class_names: Class names of a model that takes labels, in label order, where it has them; synonyms
             have commas between them.
+        text_device: Where text encoders work. Default: where the network is, which in Lightning comes to its device
+            after the prompts were embedded.
+        keep_latents: Whether `encode` may keep latents on disk. Training, which would keep every image and its mirror
+            image, sets it off.
 
     Raises:
         SettingError: A subclass was written for the interface of bigain 0.1.
@@ -43,6 +48,8 @@ class Backbone(nn.Module, ABC):
     usual_guidance: ClassVar[float] = 1.5
     guidance: float | None = None
     class_names: tuple[str, ...] | None = None
+    text_device: torch.device | None = None
+    keep_latents: bool = True
 
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)
@@ -69,6 +76,13 @@ class Backbone(nn.Module, ABC):
 
         Raises:
             SettingError: Prompts instead of labels or the reverse, or a label out of range.
+        """
+
+    def check_prompt(self, prompt: str) -> None:
+        """Refuse a prompt that cannot be embedded, before any work.
+
+        Raises:
+            SettingError: It is too long.
         """
 
     @abstractmethod

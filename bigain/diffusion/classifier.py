@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bigain.diffusion.condition import Condition
+from bigain.diffusion.condition import Condition, Conditions
 from bigain.diffusion.noise_set import NoiseSet, Stages
 from bigain.diffusion.process import Process
 from bigain.errors import NumericalError, SettingError
@@ -71,7 +71,7 @@ class DiffusionClassifier:
         process: Process,
         noise_set: NoiseSet,
         stages: Stages,
-        condition: Condition,
+        condition: Conditions,
         loss: Loss = "l2",
         rows: int = 64,
         share: Callable[[int], AbstractContextManager[None]] | None = None,

@@ -5,17 +5,29 @@ stores take any score, and know no metric by name.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bigain.data.prompts import ClassPrompts
 from bigain.errors import SettingError
 from bigain.results.predictions import Predictions
+from bigain.results.provenance import fingerprint
 from bigain.results.scores import Score
 
-__all__ = ["ClassificationMetric", "FeatureNetwork", "GenerationMetric", "check_same_images"]
+__all__ = [
+    "ClassificationMetric",
+    "FeatureNetwork",
+    "GeneratedImages",
+    "GenerationMetric",
+    "check_same_images",
+    "features_in_parts",
+]
+
+_PART = 100
+"""Images that a feature network sees at once."""
 
 
 class ClassificationMetric(ABC):
@@ -44,12 +56,80 @@ def check_same_images(first: Predictions, second: Predictions) -> None:
         )
 
 
+class FeatureNetwork(nn.Module, ABC):
+    """Maps images to the features that distances are computed on.
+
+    Attributes:
+        name: What tables call the features, such as `embedded CIFAR-10`; `Inception` for those that FID, KID and the
+            published precision and recall are defined on.
+        num_features: Length of a feature vector.
+    """
+
+    name: str
+    num_features: int
+
+    @property
+    def label(self) -> str:
+        """What tables and pages call the Fréchet distance: `FID` for Inception's features only."""
+        return self.named("Fréchet distance", "FID")
+
+    def named(self, figure: str, published: str) -> str:
+        """Return a figure's label: the published name for Inception's features, else one that names the features."""
+        return published if self.name == "Inception" else f"{figure} ({self.name} features)"
+
+    @property
+    def fingerprint(self) -> str:
+        """The first 16 hexadecimal digits of SHA-256 over the weights."""
+        return fingerprint(self.state_dict())
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """Map uint8 images `[B, 3, H, W]` to features `[B, num_features]`."""
+
+
+class GeneratedImages:
+    """The images of one method, read chunk by chunk, and what each was asked to show.
+
+    Args:
+        read: Reads the chunks from the first one on, each uint8 `[B, 3, H, W]`.
+        prompts: The prompt of each image, in the order of the images.
+    """
+
+    def __init__(self, read: Callable[[], Iterable[Tensor]], prompts: Sequence[str] = ()) -> None:
+        self._read, self.prompts = read, prompts
+        self._features: dict[str, Tensor] = {}
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self._read())
+
+    def features(self, network: FeatureNetwork, device: torch.device) -> Tensor:
+        """Compute the features of every image; metrics with the same network share them.
+
+        Returns:
+            float32, `[N, num_features]`, on the host: 8 KB an image with Inception.
+        """
+        key = f"{type(network).__name__} {network.name} {network.fingerprint}"
+        if key not in self._features:
+            found = [*features_in_parts(network, self, device)]
+            self._features[key] = torch.cat(found) if found else torch.empty(0, network.num_features)
+        return self._features[key]
+
+
+def features_in_parts(network: FeatureNetwork, chunks: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """Compute features, float32 `[B, D]` on the host, of chunks of uint8 images `[B, 3, H, W]`."""
+    network = network.eval().to(device, torch.float32)
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+        for chunk in chunks:
+            for images in torch.split(chunk, _PART):
+                yield network(images.to(device)).float().cpu()
+
+
 class GenerationMetric(ABC):
     """A figure of one method's generated images."""
 
     @abstractmethod
-    def score(self, chunks: Iterable[Tensor]) -> Score:
-        """Score chunks of generated images, each uint8 `[B, 3, H, W]`."""
+    def score(self, images: GeneratedImages) -> Score:
+        """Score generated images; a pass over `images` yields their chunks."""
 
     @abstractmethod
     def identity(self) -> Mapping[str, Any]:
@@ -58,22 +138,13 @@ class GenerationMetric(ABC):
         Called before any work, so that what the metric needs is read and refused here.
         """
 
+    def check(self, prompts: ClassPrompts) -> None:  # noqa: B027 most metrics score whatever is drawn
+        """Refuse, before any work, images that it cannot score: too few, or of prompts that it cannot read.
+
+        Raises:
+            SettingError: It cannot score them; the message says why.
+        """
+
     def to(self, device: torch.device | str) -> "GenerationMetric":
         """Move what computes the figure to a device."""
         return self
-
-
-class FeatureNetwork(nn.Module, ABC):
-    """Maps images to the features a Fréchet distance is computed on.
-
-    Attributes:
-        label: What tables and pages call the distance: `FID` for Inception's features only.
-        num_features: Length of a feature vector; torchmetrics reads it.
-    """
-
-    label: str
-    num_features: int
-
-    @abstractmethod
-    def forward(self, images: Tensor) -> Tensor:
-        """Map uint8 images `[B, 3, H, W]` to features `[B, num_features]`."""

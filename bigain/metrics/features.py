@@ -78,7 +78,7 @@ class EmbeddedFeatures(FeatureNetwork):
         DataError: Missing or unreadable weights.
     """
 
-    label = "Fréchet distance (embedded CIFAR-10 features)"
+    name = "embedded CIFAR-10"
 
     def __init__(self, folder: Path | None = None) -> None:
         super().__init__()

@@ -36,7 +36,7 @@ class InceptionFeatures(FeatureNetwork):
         (Szegedy et al., 2016), section 6.
     """
 
-    label = "FID"
+    name = "Inception"
     num_features = 2048
 
     def __init__(self, weights: Path) -> None:

@@ -124,15 +124,15 @@ def _notes(columns: Sequence[Score], first: str) -> tuple[str, ...]:
             )
         if " (" in column.label:
             notes.append(
-                f"The distance is the {column.label}. It is not FID, a name for Inception's features alone, and cannot "
-                "be compared with published FIDs."
+                f"{column.label} is of other features than Inception's: it is not FID and cannot be compared with "
+                "published figures."
             )
     return (*notes, f"Multiples (\N{MULTIPLICATION SIGN}) are relative to {first}.")
 
 
 def _warnings(rows: Sequence[Mapping[str, Any]], columns: Sequence[Score]) -> tuple[str, ...]:
     fewest = min(number(row, "generated") for row in rows)
-    distances = [column for column in columns if column.unit == "number"]
+    distances = [column for column in columns if column.unit == "number" and column.better == "lower"]
     if not fewest < _ENOUGH_SAMPLES or not distances:
         return ()
     return (

@@ -13,7 +13,7 @@ from bigain.data.dataset import ImageDataset
 from bigain.data.module import ImageData
 from bigain.diffusion.backbone import Backbone
 from bigain.diffusion.classifier import DiffusionClassifier, Loss
-from bigain.diffusion.condition import Condition
+from bigain.diffusion.condition import Conditions
 from bigain.diffusion.noise_set import NoiseSet, Stages
 from bigain.errors import SettingError
 from bigain.metrics.base import ClassificationMetric
@@ -81,7 +81,7 @@ class ClassificationTask(EvaluationTask):
         self.metrics = default_metrics() if metrics is None else list(metrics)
         self.stages, self.loss, self.rows, self.share_plans = stages, loss, rows, share_plans
         self.noise_seed = seed if noise_seed is None else noise_seed
-        self._condition: Condition | None = None
+        self._condition: Conditions | None = None
         self._classifier: DiffusionClassifier | None = None
 
     @property

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 
 from bigain.adapters.placement import Placement
 from bigain.diffusion.backbone import Backbone
-from bigain.diffusion.condition import Condition
+from bigain.diffusion.condition import Conditions, PromptConditions
 from bigain.errors import SettingError
 from bigain.profiling.modes import GRAPHS
 from bigain.reducers.base import TokenReducer
@@ -101,6 +101,7 @@ class EvaluationTask(LightningModule, ABC):
 
     def setup(self, stage: str) -> None:
         self.weights = self.weights or fingerprint(self.backbone.network.state_dict())
+        self.backbone.text_device = self.trainer.strategy.root_device
         self.try_out(self.trainer.datamodule)  # type: ignore[attr-defined]
         self._store = ResultFolder(self.output, self._identity(), self.resume)
         # No process may write before the others have looked for an earlier run.
@@ -195,8 +196,8 @@ class EvaluationTask(LightningModule, ABC):
         write_result(folder / RESULT_FILE, content)
 
 
-def embed_classes(backbone: Backbone, classes: Sequence[str], prompts: Sequence[str]) -> Condition:
-    """Embed each class once: its label, or its prompt.
+def embed_classes(backbone: Backbone, classes: Sequence[str], prompts: Sequence[str]) -> Conditions:
+    """Give each class a row: its label, or its prompt, which is embedded when it is needed.
 
     Args:
         backbone: The model.
@@ -204,10 +205,12 @@ def embed_classes(backbone: Backbone, classes: Sequence[str], prompts: Sequence[
         prompts: A prompt for each class.
 
     Raises:
-        SettingError: A model that takes labels was trained on another number of classes.
+        SettingError: A model that takes labels was trained on another number of classes, or a prompt is too long.
     """
     if backbone.conditioned_on == "prompts":
-        return backbone.embed(list(prompts))
+        for prompt in prompts:
+            backbone.check_prompt(prompt)
+        return PromptConditions(backbone.embed, prompts)
     if backbone.label_count != len(classes):
         raise SettingError(
             f"The data has {len(classes)} classes ({', '.join(classes[:5])}{', ..' if len(classes) > 5 else ''}), the "

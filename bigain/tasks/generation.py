@@ -15,11 +15,11 @@ from bigain.adapters.placement import Placement
 from bigain.data.captions import CaptionPrompts
 from bigain.data.prompts import ClassPrompts
 from bigain.diffusion.backbone import Backbone
-from bigain.diffusion.condition import Condition
+from bigain.diffusion.condition import Conditions
 from bigain.diffusion.sampler import Sampler
 from bigain.diffusion.schedulers import SchedulerSpec
 from bigain.errors import SettingError
-from bigain.metrics.base import FeatureNetwork, GenerationMetric
+from bigain.metrics.base import FeatureNetwork, GeneratedImages, GenerationMetric
 from bigain.metrics.frechet import FrechetDistance
 from bigain.reducers.base import Identity, TokenReducer
 from bigain.results.provenance import fingerprint
@@ -37,7 +37,7 @@ class GenerationTask(EvaluationTask):
     """Distance of generated images to real ones.
 
     Writes `result.json`, `samples/` (every image, uint8, with label and seed, one
-    safetensors file for each chunk) and `grid.png` (the first 100).
+    safetensors file for each chunk) and `grid.png` (the first 100); with `png`, each image too.
 
     Args:
         backbone: The model.
@@ -52,6 +52,7 @@ class GenerationTask(EvaluationTask):
         guidance: Guidance scale; 1 is none.
         scheduler: A diffusers scheduler, by class path or as a mapping with `class_path` and
             `init_args`. Default: the checkpoint's own.
+        png: Write each image as a PNG too, `samples/00000.png` and so on.
         rows: Images drawn at once; changes speed, and figures by rounding at most.
         placement: Which blocks to attach to, and which parts of them. Default: those of
             the published methods.
@@ -77,6 +78,7 @@ class GenerationTask(EvaluationTask):
         steps: int = 50,
         guidance: float = 1.5,
         scheduler: str | dict[str, Any] | None = None,
+        png: bool = False,
         rows: int = 64,
         placement: Placement = Placement(),
         seed: int = 0,
@@ -89,9 +91,9 @@ class GenerationTask(EvaluationTask):
             raise SettingError("features and reference belong to the default metric: give them to the metrics instead.")
         # In a list, metrics are not submodules: half precision would round their networks.
         self.metrics = [FrechetDistance(features, reference)] if metrics is None else list(metrics)
-        self.steps, self.guidance, self.rows = steps, guidance, rows
+        self.steps, self.guidance, self.rows, self.png = steps, guidance, rows, png
         self.scheduler: SchedulerSpec = scheduler
-        self._condition: Condition | None = None
+        self._condition: Conditions | None = None
         self._sampler: Sampler | None = None
 
     @property
@@ -109,12 +111,13 @@ class GenerationTask(EvaluationTask):
                 f"{type(self.backbone).__name__} takes labels: captions are for models that take prompts."
             )
         self._condition = embed_classes(self.backbone, self._prompts.classes, self._prompts.class_prompts)
-        if self.guidance > 1 and self.backbone.null(self._condition) is None:
+        if self.guidance > 1 and self.backbone.null(self._condition.take([0])) is None:
             raise SettingError(
                 f"{type(self.backbone).__name__} has no unconditional prediction to guide against: guidance is 1 for "
                 f"it; got {self.guidance}."
             )
         for metric in self.metrics:
+            metric.check(self._prompts)
             metric.identity()
 
     def check_applied(self, applied: Applied) -> None:
@@ -152,14 +155,19 @@ class GenerationTask(EvaluationTask):
         self.store.add(int(batch["chunk"]), {"index": batch["index"], "label": label, "seed": seed, "image": images})
 
     def summarize(self, folder: Path) -> tuple[list[Score], dict[str, Any]]:
-        (folder / "samples").mkdir(exist_ok=True)
+        place, digits = folder / "samples", max(5, len(str(self._prompts.count - 1)))
+        place.mkdir(exist_ok=True)
         shown: list[Tensor] = []
         for number, tensors in self.store.chunks():
-            save_file(tensors, folder / "samples" / f"{number:08d}.safetensors")
+            save_file(tensors, place / f"{number:08d}.safetensors")
+            for index, image in zip(tensors["index"].tolist(), tensors["image"], strict=True):
+                if self.png:
+                    tile_images(image[None], columns=1).save(place / f"{index:0{digits}d}.png")
             if sum(map(len, shown)) < _SHOWN:
                 shown.append(tensors["image"])
         tile_images(torch.cat(shown)[:_SHOWN]).save(folder / "grid.png")
-        scores = [metric.to(self.device).score(self._images()) for metric in self.metrics]
+        images = GeneratedImages(self._images, self._drawn_prompts())
+        scores = [metric.to(self.device).score(images) for metric in self.metrics]
         assert self._sampler is not None
         facts = {
             "generated": self._prompts.count,
@@ -167,6 +175,10 @@ class GenerationTask(EvaluationTask):
             "samples": fingerprint(self._images()),
         }
         return scores, facts
+
+    def _drawn_prompts(self) -> list[str]:
+        labels = self._prompts.batch(range(self._prompts.count))["label"].tolist()
+        return [self._prompts.class_prompts[label] for label in labels]
 
     def _images(self) -> Iterator[Tensor]:
         for _, tensors in self.store.chunks():

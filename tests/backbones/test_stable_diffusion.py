@@ -9,10 +9,10 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from safetensors.torch import load_file
 
 import bigain
-from bigain.backbones.cache import cache_folder, clear_cache
 from bigain.backbones.stable_diffusion import StableDiffusion
 from bigain.diffusion.sampler import Sampler
 from bigain.errors import DataError, NumericalError, SettingError
+from bigain.results.cache import cache_folder, clear_cache
 from tests.pipelines import assert_same_image, change_json, drawn, loaded, save_sd, save_sdxl
 
 LGTM = {"name": "lgtm", "ratio": 0.5}

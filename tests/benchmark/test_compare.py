@@ -25,7 +25,7 @@ from bigain.reducers.scheduled import Rule, Scheduled
 from bigain.reducers.todo import ToDo
 from bigain.reducers.tome import ToMe
 from bigain.results.predictions import Predictions
-from bigain.results.scores import scores_of
+from bigain.results.scores import Score, scores_of
 from bigain.tasks.method import Applied, Method
 
 CONSOLE = Console(quiet=True)
@@ -281,3 +281,26 @@ def test_what_classification_cannot_do_is_refused_before_any_work(comparison, tm
     with pytest.raises(SettingError, match=told):
         run_comparison(comparison(**changes), tmp_path / "out", False, CONSOLE)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("metrics", [0, 1, 3, 8])
+def test_a_terminal_of_80_columns_shows_names_and_whole_figures(metrics):
+    """What finds no room goes, the intervals first, then the last columns."""
+    usual = [
+        Score("top1", 0.731, 0.717, 0.742, "top-1", "share"),
+        Score("gflops", 13.73, label="GFLOPs", unit="GFLOPs"),
+    ]
+    more = [Score(f"m{n}", 0.167, 0.047, 0.448, f"Precision{n} (some features)", "share") for n in range(metrics)]
+    settings = {"trials": [6], "steps": 2, "guidance": 1.5, "precision": "32-true", "compile": False}
+    scores = [score.to_json() for score in (usual[0], *more, usual[1])]
+    row = {"name": "half_of_them", "images": 2, "generated": 12, "scores": scores}
+    content = {"title": "t", "rows": [row], "settings": settings, "provenance": {"device": "CPU"}}
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(terminal_table(content))
+    text = console.export_text()
+    assert "…" not in text
+    assert "half_of_them" in text
+    assert text.count("16.7") == min(metrics, 4)
+    assert ("4.7 to 44.8" in text) == (metrics in (1, 3))
+    assert ("13.73" in text) == (metrics < 8)
+    assert ("further columns are on the page" in text) == (metrics == 8)

@@ -109,6 +109,16 @@ def test_coco_has_the_set_of_categories_of_each_image(coco):
     assert images.subset(2).left_out == 1
 
 
+def test_coco_without_labels_has_every_image(coco):
+    images = ImageDataset.open_unlabelled(coco, 8)
+    assert images.names == tuple(f"{number:012d}.jpg" for number in (139, 285, 632, 724))
+    assert images.left_out == 0
+    assert images[2]["image"].shape == (3, 8, 8)
+    (coco / "val2017").rename(coco / "elsewhere")
+    with pytest.raises(DataError, match=r"val2017 is missing; it is in val2017\.zip"):
+        ImageDataset.open_unlabelled(coco, 8)
+
+
 @pytest.mark.parametrize(
     ("missing", "archive"),
     [("val2017", r"val2017\.zip"), ("annotations/instances_val2017.json", r"annotations_trainval2017\.zip")],

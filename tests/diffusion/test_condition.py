@@ -1,7 +1,10 @@
+import gc
+import weakref
+
 import pytest
 import torch
 
-from bigain.diffusion.condition import Condition
+from bigain.diffusion.condition import Condition, PromptConditions
 from bigain.errors import SettingError
 
 
@@ -67,3 +70,50 @@ def test_rows_on_a_device_are_refused():
 def test_impossible_shapes_are_refused(tensors, expected):
     with pytest.raises(SettingError, match=expected):
         Condition(**tensors)
+
+
+def embedding(given, calls):
+    """Embed numbers as rows of a condition; `calls` gathers how many at once."""
+
+    def embed(prompts):
+        calls.append(len(prompts))
+        return given.take([int(prompt) for prompt in prompts])
+
+    return embed
+
+
+@pytest.mark.parametrize("hold", [0, 1, 400, 2**20])
+def test_prompts_that_are_embedded_when_needed_are_those_embedded_at_once(hold):
+    given, calls = whole(11), []
+    late = PromptConditions(embedding(given, calls), [str(row) for row in range(11)], hold)
+    assert len(late) == 11
+    assert late.identity() == given.identity()
+    for rows in ([3, 0, 3], torch.tensor([10, 1])):
+        for name, value in late.take(rows).tensors.items():
+            assert torch.equal(value, given.tensors[name][rows])
+        assert torch.equal(late.take(rows).added["time_ids"], given.added["time_ids"])
+    assert late.identity() == given.identity()
+    with pytest.raises(SettingError, match="taken on the host"):
+        late.take(torch.zeros(1, dtype=torch.int64, device="meta"))
+
+
+def test_no_more_prompts_are_in_memory_than_said():
+    given, alive, calls = whole(40), weakref.WeakSet(), []
+    row = sum(value[0].nbytes for value in given.tensors.values())
+
+    def embed(prompts):
+        found = embedding(given, calls)(prompts)
+        alive.update(found.tensors.values())
+        return found
+
+    late = PromptConditions(embed, [str(row) for row in range(40)], hold=5 * row)
+    late.identity()
+    assert max(calls) == 2
+    assert sum(len(condition.tensors["states"]) for condition in late._rows.values()) == 5
+    gc.collect()
+    assert sum(value.nbytes for value in alive) == 0
+    late.take(range(30, 34))
+    late.take(range(5))
+    assert sum(len(condition.tensors["states"]) for condition in late._rows.values()) == 5
+    assert calls[-1] == 4  # the first five stayed
+    assert late._held <= 5 * row

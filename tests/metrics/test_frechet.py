@@ -1,5 +1,4 @@
 import copy
-import io
 import json
 import shutil
 
@@ -8,7 +7,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 from scipy.linalg import sqrtm
 
@@ -19,11 +17,6 @@ from bigain.metrics.frechet import FrechetDistance
 from bigain.metrics.inception import InceptionFeatures, _Inception
 
 
-def images(count, seed, bright=0):
-    generator = torch.Generator().manual_seed(seed)
-    return (torch.randint(0, 200, (count, 3, 32, 32), generator=generator) + bright).to(torch.uint8)
-
-
 def closed_form(network, first, second):
     a, b = (network(x).double().numpy() for x in (first, second))
     mean = ((a.mean(0) - b.mean(0)) ** 2).sum()
@@ -31,41 +24,29 @@ def closed_form(network, first, second):
     return mean + np.trace(ca + cb - 2 * sqrtm(ca @ cb).real)
 
 
-@pytest.fixture
-def real(tmp_path):
-    """Sixty images as a parquet file, with the tensor of them."""
-    pixels, cells = images(60, 0), []
-    for image in pixels:
-        file = io.BytesIO()
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "PNG")
-        cells.append(file.getvalue())
-    pq.write_table(pa.table({"image": cells, "label": [0] * 60}), tmp_path / "real.parquet")
-    return tmp_path / "real.parquet", pixels
-
-
-def test_the_distance_is_the_formula(tiny_features, real):
+def test_the_distance_is_the_formula(tiny_features, real, images, drawn):
     network, fake = EmbeddedFeatures(tiny_features), images(50, 1, bright=40)
-    score = FrechetDistance(network, real[0]).score(iter(fake.split(13)))
+    score = FrechetDistance(network, real[0]).score(drawn(*fake.split(13)))
     assert score.value == pytest.approx(closed_form(network, real[1], fake), rel=1e-3)
     assert (score.name, score.label, score.better) == ("frechet_distance", network.label, "lower")
     assert score.note == "50 generated images against 60 real ones."
 
 
-def test_real_images_are_seen_once_and_serve_every_set(tiny_features, real, monkeypatch):
+def test_real_images_are_seen_once_and_serve_every_set(tiny_features, real, monkeypatch, images, drawn):
     metric = FrechetDistance(EmbeddedFeatures(tiny_features), real[0])
     before = metric.identity()
-    first = metric.score(images(50, 1, bright=40).split(25)).value
+    first = metric.score(drawn(*images(50, 1, bright=40).split(25))).value
     monkeypatch.delattr(ImageDataset, "batch")
-    assert metric.score([real[1]]).value == pytest.approx(0, abs=1e-3)
-    assert metric.score(images(50, 1, bright=40).split(25)).value == pytest.approx(first)
+    assert metric.score(drawn(real[1])).value == pytest.approx(0, abs=1e-3)
+    assert metric.score(drawn(*images(50, 1, bright=40).split(25))).value == pytest.approx(first)
     assert metric.identity() == before
 
 
-def test_real_images_are_seen_at_the_size_of_the_generated_ones(tiny_features, real):
+def test_real_images_are_seen_at_the_size_of_the_generated_ones(tiny_features, real, drawn):
     metric = FrechetDistance(EmbeddedFeatures(tiny_features), real[0])
     small = ImageDataset.open(real[0], 16).batch(range(60))["image"]
-    assert metric.score(small.split(20)).value == pytest.approx(0, abs=1e-3)
-    assert metric.score([real[1]]).value == pytest.approx(0, abs=1e-3)
+    assert metric.score(drawn(*small.split(20))).value == pytest.approx(0, abs=1e-3)
+    assert metric.score(drawn(real[1])).value == pytest.approx(0, abs=1e-3)
 
 
 def test_the_embedded_features_and_images_are_the_default():
@@ -91,11 +72,11 @@ def test_the_identity_is_of_images_and_features(tiny_features, real, tmp_path):
     assert FrechetDistance(network, real[0]).identity()["features"] != first["features"]
 
 
-def test_fewer_than_two_images_have_no_distance(tiny_features, real, tmp_path):
+def test_fewer_than_two_images_have_no_distance(tiny_features, real, tmp_path, images, drawn):
     metric = FrechetDistance(EmbeddedFeatures(tiny_features), real[0])
     for chunks in ([], [images(1, 0)]):
-        with pytest.raises(SettingError, match="needs two generated images or more"):
-            metric.score(chunks)
+        with pytest.raises(SettingError, match="needs 2 images or more, generated"):
+            metric.score(drawn(*chunks))
     pq.write_table(pq.read_table(real[0]).slice(0, 1), tmp_path / "one.parquet")
     with pytest.raises(SettingError, match="needs two reference images or more"):
         FrechetDistance(reference=tmp_path / "one.parquet").identity()
@@ -108,11 +89,14 @@ def test_a_broken_reference_is_refused_before_any_work(tiny_features, tmp_path):
 
 
 def test_only_inceptions_figure_is_called_fid(tiny_features):
-    assert InceptionFeatures.label == "FID"
-    assert EmbeddedFeatures(tiny_features).label != "FID"
+    assert InceptionFeatures.name == "Inception"
+    network = EmbeddedFeatures(tiny_features)
+    assert network.label == "Fréchet distance (embedded CIFAR-10 features)"
+    network.name = "Inception"
+    assert (network.label, network.named("Kernel distance", "KID")) == ("FID", "KID")
 
 
-def test_features_feed_the_classifiers_head():
+def test_features_feed_the_classifiers_head(images):
     network = ResidualClassifier(10, 4).eval()
     pixels = images(3, 0)
     assert network.features(pixels).shape == (3, network.features_dim)
@@ -124,7 +108,7 @@ def test_missing_feature_weights_are_refused(tmp_path):
         EmbeddedFeatures(tmp_path)
 
 
-def test_inception_loads_published_names_and_gives_2048_features(tmp_path):
+def test_inception_loads_published_names_and_gives_2048_features(tmp_path, images):
     """Its parameter count is that of Inception-v3 without its two heads: 23,834,568 - 2,049,000."""
     torch.manual_seed(0)
     network = _Inception()

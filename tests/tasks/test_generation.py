@@ -2,20 +2,24 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from PIL import Image
 from safetensors.torch import load_file
 
 from bigain.backbones.pixel_dit import PixelDiT
 from bigain.cli.main import main
 from bigain.data.captions import CaptionPrompts
+from bigain.data.classes import CIFAR10_CLASSES
 from bigain.data.prompts import ClassPrompts
 from bigain.errors import DataError, SettingError
+from bigain.metrics.base import GeneratedImages, GenerationMetric
 from bigain.metrics.features import EmbeddedFeatures
 from bigain.metrics.frechet import FrechetDistance
 from bigain.reducers.lgtm import LGTM
-from bigain.results.scores import scores_of
+from bigain.results.scores import Score, scores_of
 from bigain.tasks.generation import GenerationTask, tile_images
 
 QUIET = {
@@ -38,10 +42,9 @@ class StopAt(Callback):
 @pytest.fixture
 def run(tiny_reference, tiny_weights, tiny_features, tmp_path):
     def runner(name="result", chunk=4, callbacks=(), prompts=None, **settings):
-        settings = {"reducer": LGTM(0.5), "steps": 3, "rows": 4, "reference": tiny_reference, **settings}
-        task = GenerationTask(
-            PixelDiT(tiny_weights), features=EmbeddedFeatures(tiny_features), output=tmp_path / name, **settings
-        )
+        usual = {"reducer": LGTM(0.5), "steps": 3, "rows": 4, "reference": tiny_reference}
+        settings = {**usual, "features": EmbeddedFeatures(tiny_features), **settings}
+        task = GenerationTask(PixelDiT(tiny_weights), output=tmp_path / name, **settings)
         prompts = prompts or ClassPrompts(count=10, chunk=chunk)
         Trainer(**QUIET, callbacks=[*callbacks]).test(task, datamodule=prompts, verbose=False)
         return tmp_path / name
@@ -51,7 +54,7 @@ def run(tiny_reference, tiny_weights, tiny_features, tmp_path):
 
 def samples(folder):
     """Every image of a result, with index, label and seed."""
-    chunks = [load_file(path) for path in sorted((folder / "samples").iterdir())]
+    chunks = [load_file(path) for path in sorted((folder / "samples").glob("*.safetensors"))]
     return {key: torch.cat([chunk[key] for chunk in chunks]) for key in chunks[0]}
 
 
@@ -62,7 +65,11 @@ def test_it_writes_samples_a_sheet_and_the_distance(run, tiny_reference, tiny_fe
     assert drawn["label"].tolist() == list(range(10))
     assert drawn["seed"].tolist() == list(range(10))
     assert (place / "grid.png").exists()
-    expected = FrechetDistance(EmbeddedFeatures(tiny_features), tiny_reference).score([drawn["image"]]).value
+    expected = (
+        FrechetDistance(EmbeddedFeatures(tiny_features), tiny_reference)
+        .score(GeneratedImages(lambda: [drawn["image"]]))
+        .value
+    )
     (score,) = scores_of(result).values()
     assert score.name == "frechet_distance"
     assert score.value == pytest.approx(expected)
@@ -131,7 +138,7 @@ def test_two_devices_give_the_distance_of_one(
     assert ours.value == pytest.approx(theirs.value, rel=0.02)
     images = samples(tmp_path / "two")["image"]
     assert ours.value == pytest.approx(
-        FrechetDistance(EmbeddedFeatures(tiny_features), tiny_reference).score([images]).value
+        FrechetDistance(EmbeddedFeatures(tiny_features), tiny_reference).score(GeneratedImages(lambda: [images])).value
     )
 
 
@@ -185,3 +192,37 @@ def test_tiles_stand_in_rows():
     sheet = tile_images(images, columns=2)
     assert sheet.size == (4, 4)
     assert [sheet.getpixel(at)[0] for at in ((0, 0), (2, 0), (0, 2), (2, 2))] == [10, 20, 30, 255]
+
+
+def test_images_are_pngs_on_request(run):
+    place = run("with", png=True)
+    drawn = samples(place)["image"]
+    files = sorted((place / "samples").glob("*.png"))
+    assert [file.name for file in files] == [f"{number:05d}.png" for number in range(10)]
+    for file, image in zip(files, drawn, strict=True):
+        assert torch.equal(torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1), image)
+    assert torch.equal(samples(run("without"))["image"], drawn)
+    assert not list((place.parent / "without").rglob("0*.png"))
+
+
+def test_metrics_know_the_prompts_and_refuse_before_any_work(run, tmp_path):
+    class Prompted(GenerationMetric):
+        def __init__(self, least=0):
+            self.least = least
+
+        def identity(self):
+            return {"metric": "prompted"}
+
+        def check(self, prompts):
+            if prompts.count < self.least:
+                raise SettingError("too few")
+
+        def score(self, images):
+            assert images.prompts == [f"a photo of a {name}" for name in CIFAR10_CLASSES]
+            return Score("prompted", float(sum(len(chunk) for chunk in images)))
+
+    with pytest.raises(SettingError, match="too few"):
+        run(metrics=[Prompted(11)], features=None, reference=None)
+    assert list(tmp_path.iterdir()) == []
+    result = json.loads((run(metrics=[Prompted()], features=None, reference=None) / "result.json").read_text())
+    assert scores_of(result)["prompted"].value == 10

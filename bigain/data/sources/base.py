@@ -1,6 +1,8 @@
 """What a source of images is."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
 
 __all__ = ["ImageSource"]
 
@@ -32,3 +34,10 @@ class ImageSource(ABC):
         Raises:
             OSError: The bytes cannot be read.
         """
+
+    def files(self) -> Sequence[Path] | None:
+        """Return the file that each image is read from, so that a change can be noticed without reading it.
+
+        `None`, which is the default, where it is not known: the images are then read each time.
+        """
+        return None

@@ -7,6 +7,7 @@ from typing import Any
 
 from bigain.data.decode import reason_of
 from bigain.data.sources.base import ImageSource
+from bigain.data.sources.flat import FlatSource
 from bigain.data.sources.layout import name_classes, require
 from bigain.errors import DataError
 
@@ -52,6 +53,16 @@ class CocoSource(ImageSource):
         self.names = tuple(file for file, _ in labelled)
         self.labels = tuple(tuple(sorted(number[label] for label in labels)) for _, labels in labelled)
 
+    @classmethod
+    def every_image(cls, path: Path, split: str = "val2017") -> FlatSource:
+        """Open all images of a split, also those without annotations, and without their labels.
+
+        Raises:
+            DataError: The images are missing.
+        """
+        require(_KIND, path / split, f"it is in {split}.zip, at {_HOME}")
+        return FlatSource(path / split, ())
+
     @staticmethod
     def is_at(path: Path) -> bool:
         """Say whether the layout, or a part of it, is in a folder."""
@@ -61,6 +72,9 @@ class CocoSource(ImageSource):
 
     def read(self, row: int) -> bytes:
         return (self.path / self.names[row]).read_bytes()
+
+    def files(self) -> list[Path]:
+        return [self.path / name for name in self.names]
 
 
 def _read_table(table: Path) -> tuple[dict[int, str], list[str], Mapping[int, list[int]]]:

@@ -30,3 +30,6 @@ class FlatSource(ImageSource):
 
     def read(self, row: int) -> bytes:
         return (self.path / self.names[row]).read_bytes()
+
+    def files(self) -> list[Path]:
+        return [self.path / name for name in self.names]

@@ -54,6 +54,9 @@ class FolderSource(ImageSource):
     def read(self, row: int) -> bytes:
         return (self.path / self.names[row]).read_bytes()
 
+    def files(self) -> list[Path]:
+        return [self.path / name for name in self.names]
+
 
 def _listed(classes: Sequence[str], most: int = 20) -> str:
     """Join the names of classes, the first `most` of them."""

@@ -78,6 +78,9 @@ class ImageNetSource(ImageSource):
     def read(self, row: int) -> bytes:
         return (self.path / self.names[row]).read_bytes()
 
+    def files(self) -> list[Path]:
+        return [self.path / name for name in self.names]
+
 
 def _is_flat(folder: Path) -> bool:
     return next(folder.glob("ILSVRC2012_val_*.JPEG"), None) is not None

@@ -73,6 +73,9 @@ class ParquetSource(ImageSource):
             rows = self._rows
         return read_cell(rows[row - (self._ends[group - 1] if group else 0)], self.path.parent)
 
+    def files(self) -> list[Path] | None:
+        return None if "image.path" in self._image_columns else [self.path] * len(self.names)
+
     def __getstate__(self) -> dict[str, Any]:
         # A worker process opens the file for itself.
         return {key: value for key, value in vars(self).items() if key not in ("_file", "_rows", "_group", "_lock")}

@@ -57,6 +57,9 @@ class PetsSource(ImageSource):
     def read(self, row: int) -> bytes:
         return (self.path / self.names[row]).read_bytes()
 
+    def files(self) -> list[Path]:
+        return [self.path / name for name in self.names]
+
 
 def _read_list(place: Path) -> list[tuple[str, int]]:
     """Return the images of a split with their labels, from 0."""

@@ -1,10 +1,10 @@
-"""Tensors that are computed once and kept on disk: text embeddings and latents."""
+"""Tensors that are computed once and kept on disk: text embeddings, latents, features of real images."""
 
 import hashlib
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ class TensorCache:
 
 
 def _fingerprint(networks: Sequence[nn.Module], settings: Mapping[str, object]) -> str:
-    versions = [version(name) for name in ("torch", "diffusers", "transformers")]
+    versions = [_version(name) for name in ("torch", "diffusers", "transformers")]
     digest = hashlib.sha256(f"{_FORMAT} {versions} {sorted(settings.items())}".encode())
     for network in networks:
         digest.update(f"{type(network).__name__} {_configuration(network)}".encode())
@@ -107,6 +107,13 @@ def _fingerprint(networks: Sequence[nn.Module], settings: Mapping[str, object]) 
             digest.update(f"{name} {value.dtype} {tuple(value.shape)} {_sum_of_bits(flat)}".encode())
             digest.update(some.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # a network of prompts needs transformers, features of images do not
+        return "none"
 
 
 def _configuration(network: nn.Module) -> str:

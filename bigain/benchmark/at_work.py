@@ -6,16 +6,19 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
+from bigain.adapters.find import match
 from bigain.adapters.placement import Placement
 from bigain.benchmark.cost import TimedRow, count_operations
 from bigain.benchmark.progress import Progress
+from bigain.benchmark.regions import regions_of
 from bigain.diffusion.backbone import Backbone
 from bigain.diffusion.condition import Condition
 from bigain.errors import SettingError
 from bigain.profiling.latency import host_clock
-from bigain.profiling.modes import Compilation, first_pass
+from bigain.profiling.modes import GRAPHS, Compilation, first_pass
 from bigain.reducers.base import Identity, TokenReducer
 from bigain.results.wording import MISSING, decimal
 from bigain.tasks.method import Applied, method_of
@@ -73,11 +76,24 @@ def at_work(
         if not isinstance(reducer, Identity):
             applied = stack.enter_context(method_of(reducer).applied(backbone, placement, seed))
         if compile:
-            from bigain.tasks.evaluation import compiled  # with Lightning, which takes seconds
-
-            stack.enter_context(compiled(applied.backbone))
+            stack.enter_context(_compiled(applied.backbone.network))
         stack.enter_context(torch.inference_mode())
         yield applied
+
+
+@contextmanager
+def _compiled(network: nn.Module) -> Iterator[None]:
+    """Compile a network within a `with` block, region by region: equal blocks once, in a fraction of the time."""
+    regions = regions_of(network, [site.block for site in match(network)[2].sites(network)])
+    torch._dynamo.reset()  # noqa: SLF001 as torch's documentation advises between models
+    with torch._dynamo.config.patch(recompile_limit=GRAPHS):  # noqa: SLF001
+        try:
+            for region in regions:
+                region.compile(dynamic=False, fullgraph=True)
+            yield
+        finally:
+            for region in regions:
+                region._compiled_call_impl = None  # noqa: SLF001 torch has no verb to undo compile()
 
 
 def warm_up(name: str, run: Callable[[], object], device: torch.device, compiles: bool) -> Compilation | None:

@@ -12,6 +12,7 @@ from torch._dynamo.exc import TorchDynamoException
 from bigain.errors import SettingError
 from bigain.profiling.latency import interleaved
 from bigain.profiling.modes import (
+    GRAPHS,
     Backend,
     Compilation,
     Mode,
@@ -29,9 +30,6 @@ Kind = Literal["none", "method", "floor", "peer", "baseline", "part"]
 """What a case is: no reduction, a reducer, a floor for all reducers, another package, the paper's baseline, a piece."""
 
 DOES_NOT_FIT = "does not fit"
-
-_GRAPHS = 256
-"""Graphs of one function. Blocks that tomesd has patched share none, and SDXL has 70 of them."""
 
 
 @dataclass(frozen=True)
@@ -160,10 +158,10 @@ def _gone() -> AbstractContextManager[Pass]:
 
 @contextmanager
 def fresh_compiler() -> Iterator[None]:
-    """Clear compiled code before and after, and allow up to `_GRAPHS` graphs for a function."""
+    """Clear compiled code before and after, and allow up to `GRAPHS` graphs for a function."""
     torch.compiler.reset()
     try:
-        with torch._dynamo.config.patch(recompile_limit=_GRAPHS):  # noqa: SLF001 as torch's documentation names it
+        with torch._dynamo.config.patch(recompile_limit=GRAPHS):  # noqa: SLF001 as torch's documentation names it
             yield
     finally:
         torch.compiler.reset()

@@ -96,12 +96,19 @@ def test_operations_of_a_schedule_are_those_of_its_reducers_at_their_timesteps(t
 
 
 def test_compiled_images_are_the_same_and_compiling_is_no_time_of_them(tiny_weights, tmp_path):
-    images = {}
+    images, names = {}, ("none", "todo")
     for compiled in ("false", "true"):
         out = tmp_path / compiled
-        asked = ["--steps=1", "--guidance=1", "--seeds=0,1", f"--compile={compiled}"]
+        asked = [
+            "--steps=1",
+            "--guidance=1",
+            "--seeds=0,1",
+            "--reducer=todo",
+            "--reducer.factor=2",
+            f"--compile={compiled}",
+        ]
         main(["generate", "3", f"--model={tiny_weights}", *asked, "--device=cpu", f"--output={out}"])
-        images[compiled] = [torch.from_numpy(np.array(Image.open(out / f"none_{seed}.png"))) for seed in (0, 1)]
+        images[compiled] = [torch.from_numpy(np.array(Image.open(out / f"{name}_0.png"))) for name in names]
         content = json.loads((out / "strip.json").read_text())
         assert content["settings"]["compile"] is (compiled == "true")
         for one in content["methods"]:
@@ -109,10 +116,11 @@ def test_compiled_images_are_the_same_and_compiling_is_no_time_of_them(tiny_weig
             if compiled == "false":
                 assert one["compilation"] is None
             else:
-                assert one["compilation"]["graphs"] == 1
+                assert one["compilation"]["graphs"] <= 2  # blocks with and without the reducer, each once
                 assert one["compilation"]["seconds"] > 3 * max(one["seconds"])
     for eager, compiled in zip(*images.values(), strict=True):
         assert_same_image(eager, compiled)
+    assert not torch.equal(*images["true"])  # compiled blocks are reduced, too
 
 
 REFUSED = {

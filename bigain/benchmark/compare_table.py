@@ -160,6 +160,7 @@ def _caption(content: Mapping[str, Any], columns: Sequence[Score]) -> str:
         f"{row['images']} images, {settings['trials'][-1]} timesteps; {row['generated']} generated, "
         f"{settings['steps']} steps, guidance {settings['guidance']:g}. "
         + "".join(f"Distance: {label}. " for label in distances)
+        + "".join(f"{column.label}: {column.note} " for column in columns if column.unit == "share" and column.note)
         + f"Intervals: 95 %. {content['provenance']['device']}, {settings['precision']}"
         f"{', compiled' if settings['compile'] else ''}."
     )

@@ -42,6 +42,12 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def right(self) -> Tensor:
+        """Which images are predicted as one of their labels: bool, `[N]`."""
+        pairs = zip(self.predicted.tolist(), self.labels, strict=True)
+        return torch.tensor([predicted in labels for predicted, labels in pairs], dtype=torch.bool)
+
     def ranks(self) -> Tensor:
         """Rank the classes of each image: by the stage of pruning that they survived, then by mean error.
 

@@ -179,6 +179,8 @@ class ClassificationTask(EvaluationTask):
             self.images.classes,
         )
         predictions.save(folder)
+        for metric in self.metrics:
+            metric.write(predictions, folder)
         return [metric.score(predictions) for metric in self.metrics], {"images": len(predictions)}
 
 

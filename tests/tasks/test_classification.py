@@ -17,12 +17,16 @@ from bigain.data.module import ImageData
 from bigain.diffusion.noise_set import Stages
 from bigain.errors import NumericalError, SettingError, SiteError
 from bigain.metrics.base import ClassificationMetric
+from bigain.metrics.confusion import Confusion
+from bigain.metrics.per_class import PerClass
+from bigain.metrics.top1 import Top1
 from bigain.profiling.modes import GRAPHS
 from bigain.reducers.base import Identity
 from bigain.reducers.lgtm import LGTM
 from bigain.reducers.tome import ToMe
 from bigain.results.predictions import Predictions
 from bigain.results.scores import Score, scores_of
+from bigain.results.store import read_result
 from bigain.tasks.classification import ClassificationTask
 from bigain.tasks.method import Reduced
 
@@ -97,6 +101,15 @@ def test_it_writes_figures_predictions_and_every_error(run):
     rows = (place / "predictions.csv").read_text().splitlines()
     assert len(rows) == 8
     assert rows[1].startswith("airplane/x.png,airplane,")
+
+
+def test_metrics_write_their_tables_beside_the_result(run):
+    place = run(metrics=[Top1(), PerClass(), Confusion()])
+    scores, predictions = scores_of(read_result(place)), Predictions.load(place)
+    assert scores["per_class"] == PerClass().score(predictions)
+    assert scores["worst_confusion"] == Confusion().score(predictions)
+    assert len((place / "per_class.csv").read_text().splitlines()) == 1 + 10
+    assert sum(int(row.split(",")[2]) for row in (place / "confusion.csv").read_text().splitlines()[1:]) == 7
 
 
 def test_predictions_can_be_scored_again_from_the_file(run):

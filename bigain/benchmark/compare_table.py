@@ -89,6 +89,7 @@ def _facts(comparison: Comparison, folder: Path) -> dict[str, Any]:
         "classes": list(comparison.data.test_set.classes),
         "settings": {
             **{key: first["settings"][key] for key in keys},
+            **{key: first["settings"][key] for key in ("noises", "timestep_weights") if key in first["settings"]},
             **{key: generation[key] for key in ("steps", "guidance", "scheduler", "first_seed")},
             "compile": comparison.compile,
             "share_plans": comparison.share_plans,

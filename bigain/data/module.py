@@ -1,11 +1,12 @@
 """The LightningDataModule of labelled images: embedded, parquet, class folders or known data sets."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -35,6 +36,9 @@ class ImageData(LightningDataModule):
         chunk: Images in a chunk, the unit of work and of resuming; in training, images in a batch.
         num_workers: Processes that read and decode images.
         prompt: The prompt of a class, for models that take prompts; `{class}` is its name.
+
+    Attributes:
+        prepare: A model's own preprocessing of test images, instead of resizing and cropping; its task sets it.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class ImageData(LightningDataModule):
         self.chunk, self.num_workers = chunk, num_workers
         fill_prompt(prompt, ())  # refused before any image is read
         self.prompt = prompt
+        self.prepare: Callable[[Image.Image], Tensor] | None = None
         self._train_set: _Decoded | None = None
         self._test_set: ImageDataset | None = None
 
@@ -108,7 +113,8 @@ class ImageData(LightningDataModule):
         return self._training_loader(_Decoded(self.test_set), shuffle=False)
 
     def test_dataloader(self) -> DataLoader[Chunk]:
-        return chunk_loader(self.test_set, self.chunk, finished_chunks(self), self.num_workers)
+        images = self.test_set if self.prepare is None else self.test_set.prepared(self.prepare)
+        return chunk_loader(images, self.chunk, finished_chunks(self), self.num_workers)
 
     def _training_loader(self, images: "_Decoded", shuffle: bool) -> DataLoader[dict[str, Tensor]]:
         return DataLoader(

@@ -97,10 +97,10 @@ def _write_table(path: Path, predictions: Predictions) -> None:
         rows = csv.writer(file)
         rows.writerow(["image", "label", "prediction", "correct", *(f"error {name}" for name in classes)])
         for name, labels, found, errors in zip(
-            predictions.names, predictions.labels, predictions.predicted.tolist(), means.tolist(), strict=True
+            predictions.names, predictions.labels, predictions.predicted.tolist(), means, strict=True
         ):
             truth = _BETWEEN.join(classes[label] for label in labels)
-            written = ("" if math.isnan(error) else f"{error:.6g}" for error in errors)
+            written = ("" if math.isnan(error) else f"{error:.6g}" for error in errors.tolist())
             rows.writerow([name, truth, classes[found], int(found in labels), *written])
 
 

@@ -36,9 +36,6 @@ class ImageData(LightningDataModule):
         chunk: Images in a chunk, the unit of work and of resuming; in training, images in a batch.
         num_workers: Processes that read and decode images.
         prompt: The prompt of a class, for models that take prompts; `{class}` is its name.
-
-    Attributes:
-        prepare: A model's own preprocessing of test images, instead of resizing and cropping; its task sets it.
     """
 
     def __init__(
@@ -65,11 +62,14 @@ class ImageData(LightningDataModule):
         self.chunk, self.num_workers = chunk, num_workers
         fill_prompt(prompt, ())  # refused before any image is read
         self.prompt = prompt
-        self.prepare: Callable[[Image.Image], Tensor] | None = None
+        self._preparation: Callable[[Image.Image], Tensor] | None = None
         self._train_set: _Decoded | None = None
         self._test_set: ImageDataset | None = None
 
     def setup(self, stage: str) -> None:
+        preparation = getattr(getattr(self.trainer, "lightning_module", None), "preparation", None)
+        if preparation is not None:
+            self.prepare_with(preparation)
         if stage == "fit" and self._train_set is None:
             if self.train is None:
                 raise DataError("fit needs images to train on: give --data.train, a parquet file or class folders.")
@@ -94,6 +94,18 @@ class ImageData(LightningDataModule):
             self._test_set = images
         return self._test_set
 
+    def prepare_with(self, preparation: Callable[[Image.Image], Tensor]) -> None:
+        """Let a model prepare test images itself, from their own size, and match classes by name.
+
+        Without `classes`, class folders then name the classes.
+
+        Args:
+            preparation: Makes an RGB image a tensor.
+        """
+        if self._preparation is None and self.classes is None:
+            self._test_set = None
+        self._preparation = preparation
+
     @property
     def class_prompts(self) -> tuple[str, ...]:
         """The prompt of each class, in label order."""
@@ -103,7 +115,8 @@ class ImageData(LightningDataModule):
         """Return the class names to open a path with; none for a data set that has its own."""
         if self.classes is not None:
             return self.classes
-        return None if is_official(path) else CIFAR10_CLASSES
+        own = is_official(path) or (self._preparation is not None and path.is_dir())
+        return None if own else CIFAR10_CLASSES
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         assert self._train_set is not None
@@ -113,7 +126,7 @@ class ImageData(LightningDataModule):
         return self._training_loader(_Decoded(self.test_set), shuffle=False)
 
     def test_dataloader(self) -> DataLoader[Chunk]:
-        images = self.test_set if self.prepare is None else self.test_set.prepared(self.prepare)
+        images = self.test_set if self._preparation is None else self.test_set.prepared(self._preparation)
         return chunk_loader(images, self.chunk, finished_chunks(self), self.num_workers)
 
     def _training_loader(self, images: "_Decoded", shuffle: bool) -> DataLoader[dict[str, Tensor]]:

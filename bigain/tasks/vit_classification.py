@@ -1,11 +1,12 @@
 """Classify images with a vision transformer under a token reducer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from bigain.adapters.attach import attach
@@ -94,12 +95,13 @@ class ViTClassification(ResultTask):
     @property
     def images(self) -> ImageDataset:
         """The images of the run."""
-        if not isinstance(self.data, ImageData):
-            raise SettingError(
-                "ViTClassification needs labelled images (bigain.data.module.ImageData); "
-                f"got {type(self.data).__name__}."
-            )
-        return self.data.test_set
+        found: ImageDataset = self.data.test_set
+        return found
+
+    @property
+    def preparation(self) -> Callable[[Image.Image], Tensor]:
+        """The model's preprocessing, which the data module asks for before it opens any image."""
+        return self.classifier.preparation
 
     @property
     def sites(self) -> list[dict[str, Any]]:
@@ -113,8 +115,12 @@ class ViTClassification(ResultTask):
 
     def try_out(self, data: Any) -> None:
         self.data = data
+        if not isinstance(data, ImageData):
+            raise SettingError(
+                f"ViTClassification needs labelled images (bigain.data.module.ImageData); got {type(data).__name__}."
+            )
+        data.prepare_with(self.preparation)
         self._matched = model_labels(self.classifier, self.images.classes, self.labels)
-        data.prepare = self.classifier.preparation
         with self._attached():
             pass
 

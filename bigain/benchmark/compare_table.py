@@ -4,12 +4,15 @@ The table knows no metric by name: its columns are the scores that its rows have
 """
 
 import csv
+import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from bigain.benchmark.comparison import Comparison, Row
@@ -20,11 +23,22 @@ from bigain.results.scores import Score, columns_of, scores_of
 from bigain.results.store import read_json, read_result
 from bigain.results.wording import MISSING, score_interval, score_value
 from bigain.tasks.classification import default_metrics
-from bigain.tasks.evaluation import RESULT_FILE
+from bigain.tasks.result_task import RESULT_FILE
+from bigain.tasks.vit_classification import speed_score, vit_metrics
 
 __all__ = ["assemble", "terminal_table", "write_csv"]
 
+_SETTINGS = (
+    *("trials", "keeps", "noises", "timestep_weights", "loss", "noise_seed", "source", "subset", "data", "weights"),
+    *("precision", "backbone", "network"),
+)
+"""Settings of the first row's classification that the comparison shows, where it has them."""
+
 _ORIGIN = ("finished", "device", "git_revision", "python", "versions")
+
+
+_TERMINAL, _NAME = 80, 16
+"""Columns of a terminal, and of a method's name in it, which goes on in the next line."""
 
 
 def assemble(comparison: Comparison, folder: Path) -> dict[str, Any]:
@@ -39,7 +53,8 @@ def assemble(comparison: Comparison, folder: Path) -> dict[str, Any]:
     """
     rows = comparison.table_rows
     metrics = comparison.classification_metrics
-    metrics = default_metrics() if metrics is None else metrics
+    if metrics is None:
+        metrics = default_metrics() if comparison.classifier is None else vit_metrics()
     timing = read_json(folder / "timing.json")
     baseline = Predictions.load(folder / "rows" / rows[0].name / "classification")
     described = []
@@ -49,6 +64,8 @@ def assemble(comparison: Comparison, folder: Path) -> dict[str, Any]:
         compared = [] if row is rows[0] else _differences(metrics, place, baseline)
         first = None if row is rows[0] else seconds[rows[0].name]
         times = timing_scores(seconds[row.name], first, timing["rows"])
+        if comparison.classifier is not None:
+            times.append(speed_score(timing["rows"] / statistics.median(seconds[row.name]), timing["rows"]))
         described.append(_described(comparison, row, place, compared, times))
     return {"title": comparison.title, "baseline": rows[0].name, "rows": described, **_facts(comparison, folder)}
 
@@ -62,10 +79,12 @@ def _differences(metrics: Sequence[ClassificationMetric], place: Path, baseline:
 def _described(
     comparison: Comparison, row: Row, place: Path, differences: Sequence[Score], times: Sequence[Score]
 ) -> dict[str, Any]:
-    classified, generated = (read_result(place / task / RESULT_FILE) for task in ("classification", "generation"))
+    classified = read_result(place / "classification" / RESULT_FILE)
+    generated = None if comparison.classifier else read_result(place / "generation" / RESULT_FILE)
     operations = read_json(place / "cost.json")["operations"] / 1e9
-    first, *rest = [Score.from_json(score) for score in classified["scores"]]
-    drawn = [Score.from_json(score) for score in generated["scores"]]
+    taken = {score.name for score in times}  # in turn, which tells more than each row's own time
+    first, *rest = [Score.from_json(score) for score in classified["scores"] if score["name"] not in taken]
+    drawn = [Score.from_json(score) for score in generated["scores"]] if generated else []
     cost = Score("gflops", operations, label="GFLOPs", unit="GFLOPs", better="lower")
     scores = [first, *differences, *drawn, cost, *times, *rest]
     return {
@@ -74,7 +93,7 @@ def _described(
         "placement": str(comparison.placement_of(row)),
         "seed": comparison.seed_of(row),
         "images": classified["images"],
-        "generated": generated["generated"],
+        **({"generated": generated["generated"]} if generated else {}),
         "sites": classified["sites"],
         "scores": [score.to_json() for score in scores],
     }
@@ -83,19 +102,21 @@ def _described(
 def _facts(comparison: Comparison, folder: Path) -> dict[str, Any]:
     place = folder / "rows" / comparison.table_rows[0].name
     first = read_result(place / "classification" / RESULT_FILE)
-    generation = read_result(place / "generation" / RESULT_FILE)["settings"]
-    keys = ("trials", "keeps", "loss", "noise_seed", "source", "subset", "data", "weights", "precision")
     return {
         "classes": list(comparison.data.test_set.classes),
         "settings": {
-            **{key: first["settings"][key] for key in keys},
-            **{key: first["settings"][key] for key in ("noises", "timestep_weights") if key in first["settings"]},
-            **{key: generation[key] for key in ("steps", "guidance", "scheduler", "first_seed")},
+            **{key: first["settings"][key] for key in _SETTINGS if key in first["settings"]},
+            **({} if comparison.classifier else _generation_facts(comparison, place)),
             "compile": comparison.compile,
-            "share_plans": comparison.share_plans,
         },
         "provenance": {"command": first["command"], **{key: first[key] for key in _ORIGIN}},
     }
+
+
+def _generation_facts(comparison: Comparison, place: Path) -> dict[str, Any]:
+    generation = read_result(place / "generation" / RESULT_FILE)["settings"]
+    keys = ("steps", "guidance", "scheduler", "first_seed")
+    return {**{key: generation[key] for key in keys}, "share_plans": comparison.share_plans}
 
 
 def write_csv(path: Path, content: Mapping[str, Any]) -> None:
@@ -117,12 +138,27 @@ def write_csv(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def terminal_table(content: Mapping[str, Any]) -> Table:
-    """Lay the table out for a terminal."""
-    rows = content["rows"]
-    columns = columns_of(rows)
+    """Lay the table out for a terminal of 80 columns; the file and the page have what does not fit."""
+    columns = columns_of(content["rows"])
     if any(column.unit == "ratio" for column in columns):
-        # Ratios and milliseconds do not fit 80 columns together; the file and the page have both.
+        # Ratios and milliseconds say the same twice.
         columns = [column for column in columns if column.unit != "ms"]
+    shown = columns
+    while len(shown) > 1 and _width(_laid_out(content, shown)) > _TERMINAL:
+        shown = shown[:-1]
+    table = _laid_out(content, shown)
+    if missing := columns[len(shown) :]:
+        table.caption = f"{table.caption} In table.csv besides: {', '.join(column.label for column in missing)}."
+    return table
+
+
+def _width(table: Table) -> int:
+    console = Console(width=1000)
+    return Measurement.get(console, console.options, table).maximum
+
+
+def _laid_out(content: Mapping[str, Any], columns: Sequence[Score]) -> Table:
+    rows = content["rows"]
     table = Table(
         title=content["title"],
         caption=_caption(content, columns),
@@ -131,7 +167,7 @@ def terminal_table(content: Mapping[str, Any]) -> Table:
         collapse_padding=True,
         pad_edge=False,
     )
-    table.add_column("method", overflow="fold")
+    table.add_column("method", overflow="fold", max_width=_NAME)
     for column in columns:
         # Two lines for each row keep the table within 80 columns without cutting a figure.
         table.add_column("\n".join(_heading(column)), justify="right", no_wrap=True)
@@ -157,9 +193,13 @@ def _cell(score: Score | None) -> str:
 def _caption(content: Mapping[str, Any], columns: Sequence[Score]) -> str:
     row, settings = content["rows"][0], content["settings"]
     distances = [column.label for column in columns if " (" in column.label]
+    what = f"{row['images']} images"
+    if "trials" in settings:
+        what += f", {settings['trials'][-1]} timesteps"
+    if "steps" in settings:
+        what += f"; {row['generated']} generated, {settings['steps']} steps, guidance {settings['guidance']:g}"
     return (
-        f"{row['images']} images, {settings['trials'][-1]} timesteps; {row['generated']} generated, "
-        f"{settings['steps']} steps, guidance {settings['guidance']:g}. "
+        f"{what}. "
         + "".join(f"Distance: {label}. " for label in distances)
         + "".join(f"{column.label}: {column.note} " for column in columns if column.unit == "share" and column.note)
         + f"Intervals: 95 %. {content['provenance']['device']}, {settings['precision']}"

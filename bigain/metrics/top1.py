@@ -23,5 +23,5 @@ class Top1(ClassificationMetric):
     def compare(self, first: Predictions, second: Predictions) -> Score:
         check_same_images(first, second)
         found = paired_difference(first.right, second.right)
-        note = "Difference on the same images with the same noise, with Tango's score interval."
+        note = "Difference on the same images, and noise where there is any, with Tango's score interval."
         return Score("top1_difference", found.value, found.low, found.high, "paired", "points", "higher", note)

@@ -89,6 +89,7 @@ class ViTClassification(ResultTask):
         self.reducer, self.placement, self.seed, self.compiled = reducer, placement, seed, compile
         self.metrics = vit_metrics() if metrics is None else list(metrics)
         self.labels, self.rows, self.weights = labels, rows, ""
+        self._matched = torch.empty(0, dtype=torch.int64)
         self._report: AttachReport | None = None
         self._warm = False
 

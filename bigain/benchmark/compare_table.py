@@ -12,7 +12,6 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 
 from bigain.benchmark.comparison import Comparison, Row
@@ -28,6 +27,12 @@ from bigain.tasks.vit_classification import speed_score, vit_metrics
 
 __all__ = ["assemble", "terminal_table", "write_csv"]
 
+_WIDTH = 80
+"""Characters of a line in a terminal."""
+
+_NAME_WIDTH = 20
+"""Characters of a method's name before it is folded."""
+
 _SETTINGS = (
     *("trials", "keeps", "noises", "timestep_weights", "loss", "noise_seed", "source", "subset", "data", "weights"),
     *("precision", "backbone", "network"),
@@ -35,10 +40,6 @@ _SETTINGS = (
 """Settings of the first row's classification that the comparison shows, where it has them."""
 
 _ORIGIN = ("finished", "device", "git_revision", "python", "versions")
-
-
-_TERMINAL, _NAME = 80, 16
-"""Columns of a terminal, and of a method's name in it, which goes on in the next line."""
 
 
 def assemble(comparison: Comparison, folder: Path) -> dict[str, Any]:
@@ -138,42 +139,38 @@ def write_csv(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def terminal_table(content: Mapping[str, Any]) -> Table:
-    """Lay the table out for a terminal of 80 columns; the file and the page have what does not fit."""
+    """Lay the table out for a terminal: no figure is cut, and what finds no room is left to the page."""
     columns = columns_of(content["rows"])
     if any(column.unit == "ratio" for column in columns):
-        # Ratios and milliseconds say the same twice.
+        # Ratios and milliseconds do not fit 80 columns together; the file and the page have both.
         columns = [column for column in columns if column.unit != "ms"]
-    shown = columns
-    while len(shown) > 1 and _width(_laid_out(content, shown)) > _TERMINAL:
-        shown = shown[:-1]
-    table = _laid_out(content, shown)
-    if missing := columns[len(shown) :]:
-        table.caption = f"{table.caption} In table.csv besides: {', '.join(column.label for column in missing)}."
+    # Nor do the differences of several metrics.
+    differences = [column for column in columns if column.unit == "points"]
+    columns = [column for column in columns if column not in differences[1:]]
+    table, console = _table(content, columns, intervals=True), Console(width=1000)
+    while console.measure(table).maximum > _WIDTH and len(columns) > 1:
+        table = _table(content, columns, intervals=False)
+        columns = columns[:-1]
     return table
 
 
-def _width(table: Table) -> int:
-    console = Console(width=1000)
-    return Measurement.get(console, console.options, table).maximum
-
-
-def _laid_out(content: Mapping[str, Any], columns: Sequence[Score]) -> Table:
+def _table(content: Mapping[str, Any], columns: Sequence[Score], intervals: bool) -> Table:
     rows = content["rows"]
     table = Table(
         title=content["title"],
-        caption=_caption(content, columns),
+        caption=_caption(content, columns, intervals),
         caption_justify="left",
         box=SIMPLE_HEAD,
         collapse_padding=True,
         pad_edge=False,
     )
-    table.add_column("method", overflow="fold", max_width=_NAME)
+    table.add_column("method", overflow="fold", max_width=_NAME_WIDTH)
     for column in columns:
         # Two lines for each row keep the table within 80 columns without cutting a figure.
         table.add_column("\n".join(_heading(column)), justify="right", no_wrap=True)
     for row in rows:
         scores = scores_of(row)
-        table.add_row(row["name"], *(_cell(scores.get(column.name)) for column in columns))
+        table.add_row(row["name"], *(_cell(scores.get(column.name), intervals) for column in columns))
     return table
 
 
@@ -183,14 +180,14 @@ def _heading(column: Score) -> list[str]:
     return textwrap.wrap((column.label or column.name).split(" (")[0] + unit, 12, break_long_words=False)
 
 
-def _cell(score: Score | None) -> str:
+def _cell(score: Score | None, intervals: bool) -> str:
     if score is None:
         return MISSING
-    interval = score_interval(score)
+    interval = score_interval(score) if intervals else ""
     return score_value(score) + (f"\n{interval}" if interval else "")
 
 
-def _caption(content: Mapping[str, Any], columns: Sequence[Score]) -> str:
+def _caption(content: Mapping[str, Any], columns: Sequence[Score], intervals: bool) -> str:
     row, settings = content["rows"][0], content["settings"]
     distances = [column.label for column in columns if " (" in column.label]
     what = f"{row['images']} images"
@@ -200,8 +197,9 @@ def _caption(content: Mapping[str, Any], columns: Sequence[Score]) -> str:
         what += f"; {row['generated']} generated, {settings['steps']} steps, guidance {settings['guidance']:g}"
     return (
         f"{what}. "
-        + "".join(f"Distance: {label}. " for label in distances)
+        + "".join(f"{label}. " for label in distances)
         + "".join(f"{column.label}: {column.note} " for column in columns if column.unit == "share" and column.note)
-        + f"Intervals: 95 %. {content['provenance']['device']}, {settings['precision']}"
+        + f"{'Intervals: 95 %' if intervals else 'Intervals and further columns are on the page'}. "
+        f"{content['provenance']['device']}, {settings['precision']}"
         f"{', compiled' if settings['compile'] else ''}."
     )

@@ -11,6 +11,7 @@ import yaml
 from bigain.cli.main import main
 from bigain.results.scores import scores_of
 from bigain.results.store import read_result
+from tests.classifiers import save_images, save_timm
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").rglob("*.yaml"))
@@ -39,6 +40,11 @@ def small(recipe, tiny_weights, output):
         return ["--trainer.fast_dev_run=true", "--trainer.accelerator=cpu", "--trainer.devices=1",
                 "--data.chunk=4", "--data.limit=4", f"--data.train={ROOT}/bigain/assets/cifar10_test/test.parquet",
                 *width, *compiled]  # fmt: skip
+    if "vit" in Path(recipe).stem:
+        folder = save_timm(output.with_name("vit"))
+        return ["--trainer.fast_dev_run=true", "--trainer.accelerator=cpu", f"--output={output}", "--model.rows=4",
+                f"--model.classifier.init_args.weights={folder}", "--data.chunk=4",
+                f"--data.test={save_images(output.with_name('images'))}"]  # fmt: skip
     options = ["--trainer.fast_dev_run=true", "--trainer.accelerator=cpu", f"--output={output}",
                f"--model.backbone.init_args.weights={tiny_weights}", "--model.rows=4"]  # fmt: skip
     if kind == "classify":
@@ -55,7 +61,7 @@ def test_it_runs_a_batch(recipe, root, tiny_weights, tmp_path, monkeypatch):
         assert read_result(tmp_path / "out")["scores"]
 
 
-COMPARED = [recipe for recipe in RECIPES if "/benchmark/" in recipe] + ["plugins/template/recipe.yaml"]
+COMPARED = [recipe for recipe in RECIPES if "/benchmark/cifar" in recipe] + ["plugins/template/recipe.yaml"]
 
 
 @pytest.mark.parametrize("recipe", COMPARED)

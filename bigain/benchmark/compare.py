@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
 from rich.console import Console
 from safetensors.torch import save_file
 
 from bigain.analysis.merge_maps import MergeMap, merge_map
 from bigain.benchmark.compare_table import assemble, write_csv
+from bigain.benchmark.compare_vits import ViTRun
 from bigain.benchmark.comparison import Comparison, Row
 from bigain.benchmark.cost import TimedRow, count_operations, time_rows
 from bigain.diffusion.condition import Conditions
 from bigain.errors import SettingError
 from bigain.metrics.base import GenerationMetric
 from bigain.metrics.frechet import FrechetDistance
-from bigain.results.provenance import code_of, fingerprint
+from bigain.results.provenance import fingerprint
 from bigain.results.store import ResultFolder, write_json, write_result
 from bigain.tasks.classification import ClassificationTask
 from bigain.tasks.evaluation import RESULT_FILE, embed_classes
@@ -31,8 +31,6 @@ _MAPPED = 2
 """Images of the merge maps."""
 
 _MAP_TIMESTEP = 125
-
-_DTYPES = {"32-true": torch.float32, "bf16-true": torch.bfloat16, "16-true": torch.float16}
 
 
 def run_comparison(
@@ -61,7 +59,7 @@ def run_comparison(
     """
     # Every trainer would repeat the same lines about the machine.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    run = _Run(comparison, console)
+    run = _Run(comparison, console) if comparison.classifier is None else ViTRun(comparison, console)
     store = ResultFolder(output, run.identity(), resume)
     try:
         run.check_methods()
@@ -85,18 +83,21 @@ class _Run:
     """The work of one comparison, all on one backbone."""
 
     def __init__(self, comparison: Comparison, console: Console) -> None:
+        assert comparison.backbone is not None
+        assert comparison.prompts is not None
+        self._backbone, self._prompts = comparison.backbone, comparison.prompts
         self.comparison, self._console = comparison, console
         self._rows = comparison.table_rows
         # Before the first task, which may convert the weights to half precision.
-        self._weights = fingerprint(comparison.backbone.network.state_dict())
+        self._weights = fingerprint(self._backbone.network.state_dict())
         self._metrics: list[GenerationMetric] = (
             [FrechetDistance(comparison.features, comparison.reference)]
             if comparison.generation_metrics is None
             else comparison.generation_metrics
         )
         data = comparison.data
-        comparison.backbone.text_device = self._trainer().strategy.root_device
-        self._condition: Conditions = embed_classes(comparison.backbone, data.test_set.classes, data.class_prompts)
+        self._backbone.text_device = comparison.make_trainer().strategy.root_device
+        self._condition: Conditions = embed_classes(self._backbone, data.test_set.classes, data.class_prompts)
 
     def identity(self) -> dict[str, Any]:
         """Return what must be equal for a run to be resumed."""
@@ -105,43 +106,32 @@ class _Run:
         return {
             "kind": "comparison",
             "weights": self._weights,
-            "process": given.backbone.process.identity(),
-            "model": given.backbone.identity(),
+            "process": self._backbone.process.identity(),
+            "model": self._backbone.identity(),
             "condition": self._condition.identity(),
-            "prompts": list(given.prompts.class_prompts),
-            "methods": [self._described(row) for row in self._rows],
+            "prompts": list(self._prompts.class_prompts),
+            "methods": [given.described(row) for row in self._rows],
             "data": given.data.test_set.fingerprint,
-            "chunks": [given.data.chunk, given.prompts.chunk],
-            "trials": given.stages.trials,
-            "keeps": given.stages.keeps,
-            "generated": given.prompts.count,
-            "first_seed": given.prompts.first_seed,
+            "chunks": [given.data.chunk, self._prompts.chunk],
+            **given.stages.settings(),
+            "generated": self._prompts.count,
+            "first_seed": self._prompts.first_seed,
             "sampling_rows": given.sampling_rows,
             "metrics": [dict(metric.identity()) for metric in self._metrics],
             **{name: getattr(given, name) for name in names},
         }
 
-    def _described(self, row: Row) -> dict[str, Any]:
-        given = self.comparison
-        return {
-            "name": row.name,
-            "method": repr(row.method),
-            "code": code_of(row.method),
-            "placement": str(given.placement_of(row)),
-            "seed": given.seed_of(row),
-        }
-
     def check_methods(self) -> None:
         """Refuse before any work what would otherwise end a comparison after hours."""
         given = self.comparison
-        if given.prompts.classes != given.data.test_set.classes:
+        if self._prompts.classes != given.data.test_set.classes:
             raise SettingError(
-                f"The prompts have the classes {', '.join(given.prompts.classes[:5])}, .., the images "
+                f"The prompts have the classes {', '.join(self._prompts.classes[:5])}, .., the images "
                 f"{', '.join(given.data.test_set.classes[:5])}, ..: give both the same, in the model's order."
             )
         for row in self._rows:
             for task in (self._classification(row, Path("unused")), self._generation(row, Path("unused"))):
-                task.try_out(given.data if isinstance(task, ClassificationTask) else given.prompts)
+                task.try_out(given.data if isinstance(task, ClassificationTask) else self._prompts)
 
     def work(self, folder: Path) -> None:
         """Run what is not done yet, row by row; time all rows in turn at the end."""
@@ -151,25 +141,21 @@ class _Run:
             if not (place / "classification" / RESULT_FILE).exists():
                 self._console.print(f"{head}: classifying {len(self.comparison.data.test_set)} images")
                 task = self._classification(row, place / "classification")
-                self._trainer().test(task, datamodule=self.comparison.data, verbose=False)
+                self.comparison.make_trainer().test(task, datamodule=self.comparison.data, verbose=False)
             if not (place / "generation" / RESULT_FILE).exists():
-                self._console.print(f"{head}: generating {self.comparison.prompts.count} images")
+                self._console.print(f"{head}: generating {self._prompts.count} images")
                 drawing = self._generation(row, place / "generation")
-                self._trainer().test(drawing, datamodule=self.comparison.prompts, verbose=False)
+                self.comparison.make_trainer().test(drawing, datamodule=self._prompts, verbose=False)
             if not (place / "cost.json").exists():
                 self._count(row, place)
         if not (folder / "timing.json").exists():
             self._console.print(f"[bold]timing[/bold]: {self.comparison.timing_repeats} passes of each, in turn")
             self._time(folder)
 
-    def _trainer(self) -> Trainer:
-        usual = {"accelerator": "auto", "devices": 1, "logger": False, "enable_model_summary": False}
-        return Trainer(**{**usual, **self.comparison.trainer})
-
     def _common(self, row: Row) -> dict[str, Any]:
         given = self.comparison
         return {
-            "backbone": given.backbone,
+            "backbone": self._backbone,
             "method": method_of(row.method),
             "placement": given.placement_of(row),
             "seed": given.seed_of(row),
@@ -215,16 +201,16 @@ class _Run:
 
     def _count(self, row: Row, place: Path) -> None:
         """Count a row's operations and save its merge map."""
-        operations = count_operations(self.comparison.backbone, self._timed(row), self._condition, self._sharing)
+        operations = count_operations(self._backbone, self._timed(row), self._condition, self._sharing)
         self._save_map(row, place)
         write_json(place / "cost.json", {"operations": operations})
 
     def _time(self, folder: Path) -> None:
-        given, device = self.comparison, self._trainer().strategy.root_device
-        given.backbone.to(device)
-        given.backbone.network.to(_DTYPES[given.precision])
+        given, device = self.comparison, self.comparison.make_trainer().strategy.root_device
+        self._backbone.to(device)
+        self._backbone.network.to(given.dtype)
         seconds = time_rows(
-            given.backbone,
+            self._backbone,
             {row.name: self._timed(row) for row in self._rows},
             self._condition,
             given.rows // self._sharing * self._sharing,
@@ -239,21 +225,21 @@ class _Run:
         images = given.data.test_set
         chosen = images.batch(range(min(_MAPPED, len(images))))
         timed = self._timed(row)
-        with timed.method.applied(given.backbone, timed.placement, timed.seed) as applied:
+        with timed.method.applied(self._backbone, timed.placement, timed.seed) as applied:
             if applied.report is None:
                 return
-            given.backbone.to(self._trainer().strategy.root_device)
-            device = next(given.backbone.network.parameters()).device
+            self._backbone.to(self.comparison.make_trainer().strategy.root_device)
+            device = next(self._backbone.network.parameters()).device
             found = merge_map(
-                given.backbone,
+                self._backbone,
                 applied.report,
-                given.backbone.encode(chosen["image"].to(device)),
+                self._backbone.encode(chosen["image"].to(device)),
                 self._condition.take(chosen["labels"][:, 0].clamp(min=0)),
                 _MAP_TIMESTEP,
                 timed.seed,
             )
         if found is not None and found.grid.axes == 2:
-            noisy = given.backbone.decode(found.noisy).cpu()
+            noisy = self._backbone.decode(found.noisy).cpu()
             _write_map(found, chosen["image"], noisy, place)
 
 

@@ -4,6 +4,7 @@ The table knows no metric by name: its columns are the scores that its rows have
 """
 
 import csv
+import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,8 @@ from bigain.results.scores import Score, columns_of, scores_of
 from bigain.results.store import read_json, read_result
 from bigain.results.wording import MISSING, score_interval, score_value
 from bigain.tasks.classification import default_metrics
-from bigain.tasks.evaluation import RESULT_FILE
+from bigain.tasks.result_task import RESULT_FILE
+from bigain.tasks.vit_classification import speed_score, vit_metrics
 
 __all__ = ["assemble", "terminal_table", "write_csv"]
 
@@ -30,6 +32,12 @@ _WIDTH = 80
 
 _NAME_WIDTH = 20
 """Characters of a method's name before it is folded."""
+
+_SETTINGS = (
+    *("trials", "keeps", "noises", "timestep_weights", "loss", "noise_seed", "source", "subset", "data", "weights"),
+    *("precision", "backbone", "network"),
+)
+"""Settings of the first row's classification that the comparison shows, where it has them."""
 
 _ORIGIN = ("finished", "device", "git_revision", "python", "versions")
 
@@ -46,7 +54,8 @@ def assemble(comparison: Comparison, folder: Path) -> dict[str, Any]:
     """
     rows = comparison.table_rows
     metrics = comparison.classification_metrics
-    metrics = default_metrics() if metrics is None else metrics
+    if metrics is None:
+        metrics = default_metrics() if comparison.classifier is None else vit_metrics()
     timing = read_json(folder / "timing.json")
     baseline = Predictions.load(folder / "rows" / rows[0].name / "classification")
     described = []
@@ -56,6 +65,8 @@ def assemble(comparison: Comparison, folder: Path) -> dict[str, Any]:
         compared = [] if row is rows[0] else _differences(metrics, place, baseline)
         first = None if row is rows[0] else seconds[rows[0].name]
         times = timing_scores(seconds[row.name], first, timing["rows"])
+        if comparison.classifier is not None:
+            times.append(speed_score(timing["rows"] / statistics.median(seconds[row.name]), timing["rows"]))
         described.append(_described(comparison, row, place, compared, times))
     return {"title": comparison.title, "baseline": rows[0].name, "rows": described, **_facts(comparison, folder)}
 
@@ -69,10 +80,12 @@ def _differences(metrics: Sequence[ClassificationMetric], place: Path, baseline:
 def _described(
     comparison: Comparison, row: Row, place: Path, differences: Sequence[Score], times: Sequence[Score]
 ) -> dict[str, Any]:
-    classified, generated = (read_result(place / task / RESULT_FILE) for task in ("classification", "generation"))
+    classified = read_result(place / "classification" / RESULT_FILE)
+    generated = None if comparison.classifier else read_result(place / "generation" / RESULT_FILE)
     operations = read_json(place / "cost.json")["operations"] / 1e9
-    first, *rest = [Score.from_json(score) for score in classified["scores"]]
-    drawn = [Score.from_json(score) for score in generated["scores"]]
+    taken = {score.name for score in times}  # in turn, which tells more than each row's own time
+    first, *rest = [Score.from_json(score) for score in classified["scores"] if score["name"] not in taken]
+    drawn = [Score.from_json(score) for score in generated["scores"]] if generated else []
     cost = Score("gflops", operations, label="GFLOPs", unit="GFLOPs", better="lower")
     scores = [first, *differences, *drawn, cost, *times, *rest]
     return {
@@ -81,7 +94,7 @@ def _described(
         "placement": str(comparison.placement_of(row)),
         "seed": comparison.seed_of(row),
         "images": classified["images"],
-        "generated": generated["generated"],
+        **({"generated": generated["generated"]} if generated else {}),
         "sites": classified["sites"],
         "scores": [score.to_json() for score in scores],
     }
@@ -90,18 +103,21 @@ def _described(
 def _facts(comparison: Comparison, folder: Path) -> dict[str, Any]:
     place = folder / "rows" / comparison.table_rows[0].name
     first = read_result(place / "classification" / RESULT_FILE)
-    generation = read_result(place / "generation" / RESULT_FILE)["settings"]
-    keys = ("trials", "keeps", "loss", "noise_seed", "source", "subset", "data", "weights", "precision")
     return {
         "classes": list(comparison.data.test_set.classes),
         "settings": {
-            **{key: first["settings"][key] for key in keys},
-            **{key: generation[key] for key in ("steps", "guidance", "scheduler", "first_seed")},
+            **{key: first["settings"][key] for key in _SETTINGS if key in first["settings"]},
+            **({} if comparison.classifier else _generation_facts(comparison, place)),
             "compile": comparison.compile,
-            "share_plans": comparison.share_plans,
         },
         "provenance": {"command": first["command"], **{key: first[key] for key in _ORIGIN}},
     }
+
+
+def _generation_facts(comparison: Comparison, place: Path) -> dict[str, Any]:
+    generation = read_result(place / "generation" / RESULT_FILE)["settings"]
+    keys = ("steps", "guidance", "scheduler", "first_seed")
+    return {**{key: generation[key] for key in keys}, "share_plans": comparison.share_plans}
 
 
 def write_csv(path: Path, content: Mapping[str, Any]) -> None:
@@ -171,10 +187,15 @@ def _cell(score: Score | None, intervals: bool) -> str:
 def _caption(content: Mapping[str, Any], columns: Sequence[Score], intervals: bool) -> str:
     row, settings = content["rows"][0], content["settings"]
     distances = [column.label for column in columns if " (" in column.label]
+    what = f"{row['images']} images"
+    if "trials" in settings:
+        what += f", {settings['trials'][-1]} timesteps"
+    if "steps" in settings:
+        what += f"; {row['generated']} generated, {settings['steps']} steps, guidance {settings['guidance']:g}"
     return (
-        f"{row['images']} images, {settings['trials'][-1]} timesteps; {row['generated']} generated, "
-        f"{settings['steps']} steps, guidance {settings['guidance']:g}. "
+        f"{what}. "
         + "".join(f"{label}. " for label in distances)
+        + "".join(f"{column.label}: {column.note} " for column in columns if column.unit == "share" and column.note)
         + f"{'Intervals: 95 %' if intervals else 'Intervals and further columns are on the page'}. "
         f"{content['provenance']['device']}, {settings['precision']}"
         f"{', compiled' if settings['compile'] else ''}."

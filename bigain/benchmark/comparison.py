@@ -1,13 +1,14 @@
 """Settings of a comparison."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from bigain.adapters.placement import Placement
+from bigain.backbones.image_classifier import ImageClassifier, LabelMatching
 from bigain.data.module import ImageData
 from bigain.data.prompts import ClassPrompts
 from bigain.diffusion.backbone import Backbone
@@ -16,7 +17,11 @@ from bigain.diffusion.noise_set import Stages
 from bigain.errors import SettingError
 from bigain.metrics.base import ClassificationMetric, FeatureNetwork, GenerationMetric
 from bigain.reducers.base import Identity, TokenReducer
+from bigain.results.provenance import code_of
 from bigain.tasks.method import Method
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 __all__ = ["Comparison", "Row", "fastest_precision"]
 
@@ -24,7 +29,13 @@ __all__ = ["Comparison", "Row", "fastest_precision"]
 _BF16_UNITS = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16", "arm_bf16")
 """torch's names of the CPU units that multiply bfloat16."""
 
-_PRECISIONS = ("32-true", "bf16-true", "16-true")
+_PRECISIONS = {"32-true": torch.float32, "bf16-true": torch.bfloat16, "16-true": torch.float16}
+
+_DIFFUSION = (
+    *("prompts", "generation_metrics", "features", "reference", "stages", "loss", "steps", "guidance", "scheduler"),
+    *("sampling_rows", "share_plans"),
+)
+"""Settings of diffusion models alone."""
 
 _NAME = re.compile(r"[^\W_.][\w.-]{0,99}|_[\w.-]{0,99}")
 
@@ -48,16 +59,22 @@ class Row:
 
 @dataclass
 class Comparison:
-    """Classification, generation and cost of several methods on one backbone.
+    """Classification, generation and cost of several methods on one backbone, or on one vision transformer.
+
+    A vision transformer (`classifier`) only classifies, and its methods are reducers: what is
+    about diffusion, noise and generation is then left out.
 
     Args:
-        backbone: The model.
+        data: The images to classify.
+        backbone: The diffusion model.
+        prompts: What it is to generate.
+        classifier: A vision transformer that classifies, instead of backbone and prompts.
+        labels: How the data's classes become a classifier's labels: `names`, `order` or a list; see
+            `bigain.tasks.vit_classification.ViTClassification`.
         methods: The rows of the table. The others are compared with the first.
         reducers: Shorthand for methods that differ in their reducer alone: name to reducer.
-        data: The images to classify.
-        prompts: What to generate.
         classification_metrics: Metrics of predictions. Default: top-1, and network
-            evaluations per image.
+            evaluations per image; top-1 and top-5 of a classifier.
         generation_metrics: Metrics of generated images. Default: the Fréchet distance with
             the two settings below.
         features: Features of the Fréchet distance; the embedded ones by default.
@@ -82,12 +99,14 @@ class Comparison:
         title: Headline of the page.
 
     Raises:
-        SettingError: A setting is impossible, or two rows have one name.
+        SettingError: A setting is impossible, two rows have one name, or there is not one model.
     """
 
-    backbone: Backbone
     data: ImageData
-    prompts: ClassPrompts
+    backbone: Backbone | None = None
+    prompts: ClassPrompts | None = None
+    classifier: ImageClassifier | None = None
+    labels: LabelMatching | list[int] | None = None
     methods: list[Row] = field(default_factory=list)
     reducers: dict[str, TokenReducer] = field(default_factory=dict)
     classification_metrics: list[ClassificationMetric] | None = None
@@ -123,6 +142,42 @@ class Comparison:
         if self.timing_repeats < 1:
             raise SettingError(f"timing_repeats is 1 or more; got {self.timing_repeats}.")
         _check_names([row.name for row in self.table_rows])
+        self._check_model()
+
+    def _check_model(self) -> None:
+        if (self.backbone is None) == (self.classifier is None):
+            raise SettingError("A comparison is of one model: give backbone (with prompts), or classifier.")
+        if self.backbone is not None:
+            if self.prompts is None or self.labels is not None:
+                raise SettingError("A backbone is compared with prompts, which it generates, and without labels.")
+            return
+        usual = {item.name: item.default for item in fields(self)}
+        if given := [name for name in _DIFFUSION if getattr(self, name) != usual[name]]:
+            raise SettingError(f"A classifier neither diffuses nor generates: leave {', '.join(given)} out.")
+        if other := [row.name for row in self.table_rows if not isinstance(row.method, TokenReducer)]:
+            raise SettingError(f"Methods of a classifier are reducers; {other[0]} is none.")
+
+    def described(self, row: Row) -> dict[str, Any]:
+        """Return what a row's figures depend on, in types that JSON has."""
+        return {
+            "name": row.name,
+            "method": repr(row.method),
+            "code": code_of(row.method),
+            "placement": str(self.placement_of(row)),
+            "seed": self.seed_of(row),
+        }
+
+    def make_trainer(self) -> "Trainer":
+        """Make the trainer that runs a task."""
+        from lightning.pytorch import Trainer
+
+        usual = {"accelerator": "auto", "devices": 1, "logger": False, "enable_model_summary": False}
+        return Trainer(**{**usual, **self.trainer})
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that the network is timed in."""
+        return _PRECISIONS[self.precision]
 
     @property
     def precision(self) -> str:

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -18,7 +19,15 @@ from bigain.profiling.operations import META, count_pass, on_meta
 from bigain.results.scores import Score
 from bigain.tasks.method import Applied, Method
 
-__all__ = ["TimedRow", "backbone_pass", "count_operations", "time_rows", "timing_scores", "with_shared_weights"]
+__all__ = [
+    "TimedRow",
+    "backbone_pass",
+    "count_operations",
+    "time_passes",
+    "time_rows",
+    "timing_scores",
+    "with_shared_weights",
+]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -84,16 +93,38 @@ def time_rows(
         Seconds of each timed pass, by name; equal indices are of one round.
     """
     device = next(backbone.network.parameters()).device
+
+    def ready(row: TimedRow, stack: ExitStack) -> Callable[[], Tensor]:
+        applied = stack.enter_context(row.method.applied(with_shared_weights(backbone), row.placement, row.seed))
+        stack.enter_context(_shared(applied, sharing))
+        return backbone_pass(applied.backbone, condition, pass_rows, device)
+
+    return time_passes({name: partial(ready, row) for name, row in rows.items()}, repeats, device, compile)
+
+
+def time_passes(
+    ready: Mapping[str, Callable[[ExitStack], Callable[[], Tensor]]],
+    repeats: int,
+    device: torch.device,
+    compile: bool = False,  # noqa: A002 the name of the setting
+) -> dict[str, list[float]]:
+    """Time one forward pass of each row in turn.
+
+    Args:
+        ready: For each row, puts its method to work until the stack ends, and returns a pass.
+        repeats: Timed rounds.
+        device: Where passes run.
+        compile: Compile each row's pass to one graph.
+
+    Returns:
+        Seconds of each timed pass, by name; equal indices are of one round.
+    """
     with ExitStack() as stack, torch.inference_mode():
         if compile:
             torch.compiler.reset()
             stack.enter_context(torch._dynamo.config.patch(recompile_limit=GRAPHS))  # noqa: SLF001
-        passes = {}
-        for name, row in rows.items():
-            applied = stack.enter_context(row.method.applied(with_shared_weights(backbone), row.placement, row.seed))
-            stack.enter_context(_shared(applied, sharing))
-            evaluate = backbone_pass(applied.backbone, condition, pass_rows, device)
-            passes[name] = compiled_apart(evaluate) if compile else evaluate
+        passes = {name: make(stack) for name, make in ready.items()}
+        passes = {name: compiled_apart(one) for name, one in passes.items()} if compile else passes
         return interleaved(passes, repeats, warmup=1, device=device)
 
 

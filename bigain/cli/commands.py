@@ -24,6 +24,7 @@ COMMANDS: Mapping[str, str] = {
     "latency": "Time any network under any reducers on this device: random weights, compiled to one graph.",
     "list": "List scorers, reducers, adapters, backbones and tasks, with the package each comes from.",
     "new-plugin": "Write a package with a scorer, a reducer and their tests to start from.",
+    "pair": "Compare two results of classification image by image: difference, McNemar's test.",
     "recipes": "List the recipes that ship with bigain; --output FOLDER copies them, to be edited.",
     "schema": "Print a JSON schema of recipes, for editors.",
 }

@@ -9,6 +9,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from bigain.cli.parser import Parser
 from bigain.errors import DataError, SettingError
+from bigain.results.wording import score_line
 
 __all__ = ["VerbParser", "run_verb", "verb_parser"]
 
@@ -48,6 +49,11 @@ class BigainCLI(LightningCLI):
         # The result stores the recipe that made it.
         config = self.config[self.subcommand]
         self.model.recipe = self._parser(self.subcommand).dump(config)
+
+    def after_test(self) -> None:
+        # Lightning's table has room for the bare figures alone.
+        for score in getattr(self.model, "scores", ()):
+            print(score_line(score))
 
 
 class _MadeParsers(BaseException):

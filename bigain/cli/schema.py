@@ -32,7 +32,7 @@ _WITH_CLASS_PATHS = ("fit", "test", "compare")
 
 _PLAIN: Mapping[Any, str] = {bool: "boolean", int: "integer", float: "number", str: "string", Path: "string"}
 
-_OUR_MODULES = ("bigain.tasks", "bigain.training", "bigain.data", "bigain.metrics")
+_OUR_MODULES = ("bigain.tasks", "bigain.training", "bigain.data", "bigain.metrics", "bigain.backbones")
 """Packages of classes that recipes name by class path, without a registry."""
 
 

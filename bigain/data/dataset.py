@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -39,14 +40,21 @@ class ImageDataset(Dataset[dict[str, Any]]):
         size: Side of the square images, in pixels.
         rows: Which images of the source, in order; all of them by default.
         skipped: Names of images that would be among them and cannot be read.
+        prepare: Makes each RGB image a tensor, in place of the resize and crop to `size`.
     """
 
     def __init__(
-        self, source: ImageSource, size: int, rows: Sequence[int] | None = None, skipped: Sequence[str] = ()
+        self,
+        source: ImageSource,
+        size: int,
+        rows: Sequence[int] | None = None,
+        skipped: Sequence[str] = (),
+        prepare: Callable[[Image.Image], Tensor] | None = None,
     ) -> None:
         self._source, self.skipped = source, tuple(skipped)
         self._rows = tuple(range(len(source.names))) if rows is None else tuple(rows)
         self._fingerprint = ""
+        self._prepare = prepare
         self.size = size
         self.source, self.classes, self.left_out = source.source, source.classes, source.left_out
         self.names = tuple(source.names[row] for row in self._rows)
@@ -108,7 +116,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
             DataError: The image cannot be read.
         """
         try:
-            image = decode_image(self._source.read(self._rows[index]), self.size)
+            encoded = self._source.read(self._rows[index])
+            image = self._prepare(read_image(encoded)) if self._prepare else decode_image(encoded, self.size)
         except Exception as error:  # each of Pillow's decoders has errors of its own
             raise DataError(f"{self.source}: {self.names[index]} cannot be read ({reason_of(error)}).") from error
         return {"index": index, "image": image, "labels": self.labels[index]}
@@ -153,6 +162,10 @@ class ImageDataset(Dataset[dict[str, Any]]):
         images = ImageDataset(self._source, size, self._rows, self.skipped)
         images._fingerprint = self._fingerprint
         return images
+
+    def prepared(self, prepare: Callable[[Image.Image], Tensor]) -> "ImageDataset":
+        """Return the same images, each made by `prepare` from the RGB image as it is, in its own size."""
+        return ImageDataset(self._source, self.size, self._rows, self.skipped, prepare)
 
     @property
     def fingerprint(self) -> str:

@@ -1,12 +1,13 @@
 """The LightningDataModule of labelled images: embedded, parquet, class folders or data sets as published."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -66,10 +67,14 @@ class ImageData(LightningDataModule):
         self.chunk, self.num_workers = chunk, num_workers
         fill_prompt(prompt, ())  # refused before any image is read
         self.prompt, self.skip_corrupt = prompt, skip_corrupt
+        self._preparation: Callable[[Image.Image], Tensor] | None = None
         self._train_set: _Decoded | None = None
         self._test_set: ImageDataset | None = None
 
     def setup(self, stage: str) -> None:
+        preparation = getattr(getattr(self.trainer, "lightning_module", None), "preparation", None)
+        if preparation is not None:
+            self.prepare_with(preparation)
         if stage == "fit" and self._train_set is None:
             if self.train is None:
                 raise DataError("fit needs images to train on: give --data.train, a parquet file or class folders.")
@@ -93,6 +98,18 @@ class ImageData(LightningDataModule):
             self._test_set = images.checked(self.skip_corrupt, _say)
         return self._test_set
 
+    def prepare_with(self, preparation: Callable[[Image.Image], Tensor]) -> None:
+        """Let a model prepare test images itself, from their own size, and match classes by name.
+
+        Without `classes`, class folders then name the classes.
+
+        Args:
+            preparation: Makes an RGB image a tensor.
+        """
+        if self._preparation is None and self.classes is None:
+            self._test_set = None
+        self._preparation = preparation
+
     @property
     def class_prompts(self) -> tuple[str, ...]:
         """The prompt of each class, in label order."""
@@ -102,7 +119,8 @@ class ImageData(LightningDataModule):
         """Return the class names to open a path with; none for a data set that has its own."""
         if self.classes is not None:
             return self.classes
-        return None if is_official(path) else CIFAR10_CLASSES
+        own = is_official(path) or (self._preparation is not None and path.is_dir())
+        return None if own else CIFAR10_CLASSES
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         assert self._train_set is not None
@@ -112,7 +130,8 @@ class ImageData(LightningDataModule):
         return self._training_loader(_Decoded(self.test_set), shuffle=False)
 
     def test_dataloader(self) -> DataLoader[Chunk]:
-        return chunk_loader(self.test_set, self.chunk, finished_chunks(self), self.num_workers)
+        images = self.test_set if self._preparation is None else self.test_set.prepared(self._preparation)
+        return chunk_loader(images, self.chunk, finished_chunks(self), self.num_workers)
 
     def _training_loader(self, images: "_Decoded", shuffle: bool) -> DataLoader[dict[str, Tensor]]:
         return DataLoader(

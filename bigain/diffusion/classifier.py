@@ -12,6 +12,7 @@ from torch import Tensor
 from bigain.diffusion.condition import Condition, Conditions
 from bigain.diffusion.noise_set import NoiseSet, Stages
 from bigain.diffusion.process import Process
+from bigain.diffusion.weights import timestep_weights, weighted_mean
 from bigain.errors import NumericalError, SettingError
 
 __all__ = ["Classified", "DiffusionClassifier", "Loss"]
@@ -39,10 +40,11 @@ class DiffusionClassifier:
     """Staged Monte Carlo classification.
 
     The error of a class is the mean over (t, e) of the loss between e and the
-    prediction for `alpha(t) x_0 + sigma(t) e`, a mean over elements. All
-    classes and images share the set of (t, e). Rows of one forward pass mix
-    images, classes and timesteps; every pass has exactly `rows` rows and takes
-    its rows of the condition to the device.
+    prediction for `alpha(t) x_0 + sigma(t) e`, a mean over elements; the stages
+    may weight timesteps (`bigain.diffusion.weights`). All classes and images share
+    the set of (t, e). Rows of one forward pass mix images, classes and timesteps;
+    every pass has exactly `rows` rows and takes its rows of the condition to the
+    device.
 
     Args:
         predict_noise: `(noisy [R, C, h, w], t [R], condition of R rows) -> noise [R, C, h, w]`
@@ -83,12 +85,16 @@ class DiffusionClassifier:
             raise SettingError(f"rows is the number of rows of one forward pass, 1 or more; got {rows}.")
         if len(noise_set.timesteps) != stages.total:
             raise SettingError(f"The noise set has {len(noise_set.timesteps)} timesteps, the stages {stages.total}.")
+        if isinstance(stages.weights, str) and stages.weights != "uniform" and loss != "l2":
+            raise SettingError(f"weights={stages.weights!r} are of squared errors, loss l2; got the loss {loss}.")
         if stages.keeps[0] > classes:
             raise SettingError(f"keeps={stages.keeps} keeps more classes than the {classes} there are.")
         if share is not None and rows < classes:
             raise SettingError(
                 f"Classes that share plans are evaluated together: rows must be {classes} or more; got {rows}."
             )
+        weights = timestep_weights(stages, process)
+        self._weights = None if weights is None else weights.to(noise_set.noise.device, torch.float32)
         self._share, self._condition = share, condition
         self._predict_noise, self._process, self._noise_set = predict_noise, process, noise_set
         self._stages, self._classes, self._loss, self._rows = stages, classes, _LOSSES[loss], rows
@@ -109,12 +115,13 @@ class DiffusionClassifier:
         seen: list[int] = []
         for new, keep in zip(self._stages.members(), self._stages.keeps, strict=True):
             chosen, found = self._evaluate(clean, alive, new)
-            image, index, label = chosen
-            errors[image, label, index] = found
+            image, step, label = chosen
+            errors[image, label, step] = found
             seen.extend(new)
             here = _upload(alive.contiguous(), device)
-            evaluated = errors.index_select(2, _upload(torch.tensor(seen, device="cpu"), device))
-            mean = evaluated.mean(dim=-1).gather(1, here)
+            index = _upload(torch.tensor(seen, device="cpu"), device)
+            weights = None if self._weights is None else self._weights[index]
+            mean = weighted_mean(errors.index_select(2, index), weights).gather(1, here)
             # Stable, so that the lower class wins ties on every device.
             best = mean.argsort(dim=-1, stable=True)[:, :keep]
             # The stage's only host synchronisation: which classes survive, and whether all errors are finite.

@@ -1,13 +1,18 @@
 """The Monte Carlo set of timesteps and noises that every class and every image shares."""
 
+import math
 from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from bigain.errors import SettingError
 
-__all__ = ["NoiseSet", "Stages"]
+__all__ = ["NoiseSet", "Stages", "Weighting"]
+
+Weighting = Literal["uniform", "velocity", "logit_normal"]
+"""How timesteps count in a class's mean error: see `bigain.diffusion.weights`."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +24,14 @@ class Stages:
             earlier stages are not evaluated again.
         keeps: Classes that survive each stage, falling (KeepList).
         noises: Noises at each timestep; the paper has one.
+        weights: How the timesteps of `trials[-1]` count in a class's mean error: `uniform`, as in the
+            paper; `velocity`, the squared error of the velocity or flow instead of that of the noise;
+            `logit_normal`, for flows, as SD3 weights its training; or a number for each timestep,
+            from the least noise to the most.
 
     Raises:
-        SettingError: Lists of different length, or not rising or falling; no noise.
+        SettingError: Lists of different length, or not rising or falling; no noise; weights that are
+            unknown, negative, not as many as timesteps, or all 0 in the first stage.
 
     References:
         BiGain, section 5.1; Your Diffusion Model is Secretly a Zero-Shot
@@ -31,6 +41,7 @@ class Stages:
     trials: tuple[int, ...] = (5, 20)
     keeps: tuple[int, ...] = (5, 1)
     noises: int = 1
+    weights: Weighting | tuple[float, ...] = "uniform"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "trials", tuple(self.trials))
@@ -46,6 +57,30 @@ class Stages:
             raise SettingError(f"Stages got trials={self.trials} and keeps={self.keeps}; all must be >= 1.")
         if self.noises < 1:
             raise SettingError(f"noises is the number of noises at each timestep, 1 or more; got {self.noises}.")
+        self._check_weights()
+
+    def _check_weights(self) -> None:
+        given = self.weights
+        if isinstance(given, str):
+            if given not in get_args(Weighting):
+                raise SettingError(
+                    f"weights is one of {', '.join(get_args(Weighting))}, or a number for each timestep; got {given!r}."
+                )
+            return
+        object.__setattr__(self, "weights", tuple(float(weight) for weight in given))
+        fair = all(math.isfinite(weight) and weight >= 0 for weight in given)
+        first = {index // self.noises for index in self.members()[0]}
+        if len(given) != self.trials[-1] or not fair or not any(given[step] for step in first):
+            raise SettingError(
+                f"weights is a number for each of the {self.trials[-1]} timesteps, 0 or more, not all 0 in the first "
+                f"stage; got {len(given)}: {list(given)}."
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """Return what a result says of the stages, without what is as in the paper."""
+        noises = {"noises": self.noises} if self.noises > 1 else {}
+        weights = {} if self.weights == "uniform" else {"timestep_weights": self.weights}
+        return {"trials": self.trials, "keeps": self.keeps, **noises, **weights}
 
     @property
     def total(self) -> int:

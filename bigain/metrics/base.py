@@ -6,6 +6,7 @@ stores take any score, and know no metric by name.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,6 +41,9 @@ class ClassificationMetric(ABC):
     def compare(self, first: Predictions, second: Predictions) -> Score | None:
         """Score the difference of two methods on the same images, first minus second; `None` if it has no score."""
         return None
+
+    def write(self, predictions: Predictions, folder: Path) -> None:  # noqa: B027 most have nothing to write
+        """Write what one figure cannot say, such as a table, beside `result.json`."""
 
 
 def check_same_images(first: Predictions, second: Predictions) -> None:

@@ -1,8 +1,5 @@
 """Top-1 accuracy."""
 
-import torch
-from torch import Tensor
-
 from bigain.metrics.base import ClassificationMetric, check_same_images
 from bigain.metrics.intervals import paired_difference, share
 from bigain.results.predictions import Predictions
@@ -19,18 +16,12 @@ class Top1(ClassificationMetric):
     """
 
     def score(self, predictions: Predictions) -> Score:
-        right = _right(predictions)
+        right = predictions.right
         found = share(int(right.sum()), len(right))
         return Score("top1", found.value, found.low, found.high, "top-1", "share", "higher", "With Wilson's interval.")
 
     def compare(self, first: Predictions, second: Predictions) -> Score:
         check_same_images(first, second)
-        found = paired_difference(_right(first), _right(second))
-        note = "Difference on the same images with the same noise, with Tango's score interval."
+        found = paired_difference(first.right, second.right)
+        note = "Difference on the same images, and noise where there is any, with Tango's score interval."
         return Score("top1_difference", found.value, found.low, found.high, "paired", "points", "higher", note)
-
-
-def _right(predictions: Predictions) -> Tensor:
-    """Return which images were predicted as one of their labels: bool, `[N]`."""
-    pairs = zip(predictions.predicted.tolist(), predictions.labels, strict=True)
-    return torch.tensor([predicted in labels for predicted, labels in pairs], dtype=torch.bool)

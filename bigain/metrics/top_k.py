@@ -41,7 +41,7 @@ class TopK(ClassificationMetric):
         check_same_images(first, second)
         found = paired_difference(self._right(first), self._right(second))
         name, label = f"top{self.k}_difference", f"paired, top-{self.k}"
-        note = "Difference on the same images with the same noise, with Tango's score interval."
+        note = "Difference on the same images, and noise where there is any, with Tango's score interval."
         return Score(name, found.value, found.low, found.high, label, "points", "higher", note)
 
     def _right(self, predictions: Predictions) -> Tensor:

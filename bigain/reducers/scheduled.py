@@ -26,7 +26,8 @@ class Rule:
         stages: Stage names; a name that ends in `*` stands for all that begin so
             (`down*`: the encoder of a U-Net).
         layers: Indices of blocks, counted from the input.
-        timesteps: `[low, high)`; 999 is pure noise in a model of 1,000 steps.
+        timesteps: `[low, high)`; 999 is pure noise in a model of 1,000 steps, but samplers of flows
+            begin at 1000 itself, which `[500, 1000)` leaves out and `[500, 1001)` holds.
 
     Raises:
         SettingError: An empty range of timesteps, an empty list, or items of another type.

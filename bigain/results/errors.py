@@ -29,6 +29,7 @@ class Errors:
         step: int16, `[E]`, index into `timesteps`.
         error: float32, `[E]`.
         timesteps: `[M]`, the timesteps that `step` counts.
+        weights: float32, `[M]`: how much each counts in a mean; `None` where all count alike.
     """
 
     image: Tensor
@@ -36,15 +37,19 @@ class Errors:
     step: Tensor
     error: Tensor
     timesteps: Tensor
+    weights: Tensor | None = None
 
     @classmethod
-    def of(cls, dense: Tensor, index: Tensor, timesteps: Tensor | None = None) -> "Errors":
+    def of(
+        cls, dense: Tensor, index: Tensor, timesteps: Tensor | None = None, weights: Tensor | None = None
+    ) -> "Errors":
         """Take the evaluated errors of some images.
 
         Args:
             dense: `[B, K, M]`, NaN where nothing was evaluated.
             index: int64, `[B]`, the indices of these images.
             timesteps: `[M]`; default: 0 to M - 1.
+            weights: `[M]`; default: all count alike.
         """
         dense, index = dense.detach().cpu(), index.cpu()
         row, label, step = (~dense.isnan()).nonzero(as_tuple=True)
@@ -55,6 +60,7 @@ class Errors:
             step.to(_TYPES["step"]),
             dense[row, label, step].to(_TYPES["error"]),
             steps,
+            None if weights is None else weights.to("cpu", torch.float32),
         )
 
     @classmethod
@@ -62,15 +68,17 @@ class Errors:
         """Join the errors of several chunks, which have the same timesteps.
 
         Raises:
-            DataError: There are no parts, or their timesteps differ.
+            DataError: There are no parts, or their timesteps or weights differ.
         """
         whole = list(parts)
         if not whole:
             raise DataError("There are no errors to join.")
         if any(not torch.equal(part.timesteps, whole[0].timesteps) for part in whole):
             raise DataError("Errors of different timesteps cannot be joined.")
+        if any(not _equal(part.weights, whole[0].weights) for part in whole):
+            raise DataError("Errors of differently weighted timesteps cannot be joined.")
         joined = {key: torch.cat([getattr(part, key) for part in whole]) for key in _TYPES}
-        return cls(**joined, timesteps=whole[0].timesteps)
+        return cls(**joined, timesteps=whole[0].timesteps, weights=whole[0].weights)
 
     def renumbered(self, index: Tensor) -> "Errors":
         """Number images by their place in `index`: ascending int64 `[N]`, with every image that has errors."""
@@ -86,7 +94,7 @@ class Errors:
         return dense
 
     def mean(self, images: int | None = None, classes: int | None = None) -> Tensor:
-        """Return the mean error of each image and class over its timesteps.
+        """Return the mean error of each image and class over its timesteps, by their weights.
 
         Args:
             images: Number of images; default: the largest index plus one.
@@ -98,13 +106,17 @@ class Errors:
         rows = _count(self.image) if images is None else images
         columns = _count(self.label) if classes is None else classes
         place = self.image.long() * columns + self.label.long()
-        total = torch.zeros(rows * columns, dtype=torch.float64).index_add(0, place, self.error.double())
-        number = torch.bincount(place, minlength=rows * columns)
-        return (total / number).float().reshape(rows, columns)
+        nothing = torch.zeros(rows * columns, dtype=torch.float64)
+        weights = torch.ones(len(self), dtype=torch.float64)
+        if self.weights is not None:
+            weights = self.weights.double()[self.step.long()]
+        total = nothing.index_add(0, place, self.error.double() * weights)
+        return (total / nothing.index_add(0, place, weights)).float().reshape(rows, columns)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors by name, as `from_tensors` reads them."""
-        return {**{key: getattr(self, key) for key in _TYPES}, "timesteps": self.timesteps}
+        weights = {} if self.weights is None else {"weights": self.weights}
+        return {**{key: getattr(self, key) for key in _TYPES}, "timesteps": self.timesteps, **weights}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Errors":
@@ -121,7 +133,7 @@ class Errors:
             accepted = ", ".join(f"{key} ({dtype})" for key, dtype in _TYPES.items())
             given = ", ".join(f"{key} {list(tensors[key].shape)} ({tensors[key].dtype})" for key in _TYPES)
             raise DataError(f"Stored errors are one row each of {accepted}; got {given}.")
-        return cls(**{key: tensors[key] for key in (*_TYPES, "timesteps")})
+        return cls(**{key: tensors[key] for key in (*_TYPES, "timesteps")}, weights=tensors.get("weights"))
 
     def save(self, path: Path) -> None:
         """Write a safetensors file."""
@@ -138,6 +150,10 @@ class Errors:
             return cls.from_tensors(load_file(path))
         except (SafetensorError, OSError, DataError) as error:
             raise DataError(f"{path} cannot be read: {error}") from error
+
+
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other if one is None or other is None else torch.equal(one, other)
 
 
 def _count(indices: Tensor) -> int:

@@ -42,6 +42,12 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def right(self) -> Tensor:
+        """Which images are predicted as one of their labels: bool, `[N]`."""
+        pairs = zip(self.predicted.tolist(), self.labels, strict=True)
+        return torch.tensor([predicted in labels for predicted, labels in pairs], dtype=torch.bool)
+
     def ranks(self) -> Tensor:
         """Rank the classes of each image: by the stage of pruning that they survived, then by mean error.
 
@@ -96,10 +102,10 @@ def _write_table(path: Path, predictions: Predictions) -> None:
         rows = csv.writer(file)
         rows.writerow(["image", "label", "prediction", "correct", *(f"error {name}" for name in classes)])
         for name, labels, found, errors in zip(
-            predictions.names, predictions.labels, predictions.predicted.tolist(), means.tolist(), strict=True
+            predictions.names, predictions.labels, predictions.predicted.tolist(), means, strict=True
         ):
             truth = _BETWEEN.join(classes[label] for label in labels)
-            written = ("" if math.isnan(error) else f"{error:.6g}" for error in errors)
+            written = ("" if math.isnan(error) else f"{error:.6g}" for error in errors.tolist())
             rows.writerow([name, truth, classes[found], int(found in labels), *written])
 
 

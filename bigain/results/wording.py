@@ -18,6 +18,7 @@ __all__ = [
     "quantity",
     "ratio",
     "score_interval",
+    "score_line",
     "score_value",
 ]
 
@@ -90,6 +91,13 @@ def score_interval(score: Score) -> str:
         return ""
     text = interval(_in_unit(score, score.low), _in_unit(score, score.high))
     return "" if text == MISSING else text
+
+
+def score_line(score: Score) -> str:
+    """Write a score with its interval and what is to be known beside it: `top-1 72.1 % (70.1 to 74.0). ..`."""
+    unit = {"share": "\N{NO-BREAK SPACE}%", "points": " points"}.get(score.unit, "")
+    interval = f" ({found})" if (found := score_interval(score)) else ""
+    return f"{score.label or score.name} {score_value(score)}{unit}{interval}. {score.note}".rstrip()
 
 
 def _in_unit(score: Score, value: float) -> str:

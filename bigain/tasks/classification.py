@@ -15,6 +15,7 @@ from bigain.diffusion.backbone import Backbone
 from bigain.diffusion.classifier import DiffusionClassifier, Loss
 from bigain.diffusion.condition import Conditions
 from bigain.diffusion.noise_set import NoiseSet, Stages
+from bigain.diffusion.weights import timestep_weights
 from bigain.errors import SettingError
 from bigain.metrics.base import ClassificationMetric
 from bigain.metrics.evaluations import Evaluations
@@ -42,7 +43,7 @@ class ClassificationTask(EvaluationTask):
         reducer: The reducer that is attached to it.
         method: In place of a reducer, anything else that changes the model.
         metrics: What is scored. Default: top-1, and network evaluations per image.
-        stages: Staged pruning.
+        stages: Staged pruning, with the noises at each timestep and the timesteps' weights.
         loss: `l2`, `l1` or `huber`.
         rows: Rows of one forward pass; changes speed, and figures by rounding at most.
         share_plans: Plan once for the same image, timestep and noise, and let its classes
@@ -134,9 +135,7 @@ class ClassificationTask(EvaluationTask):
         images, data = self.images, self._data
         assert self._condition is not None
         return {
-            "trials": self.stages.trials,
-            "keeps": self.stages.keeps,
-            **({"noises": self.stages.noises} if self.stages.noises > 1 else {}),
+            **self.stages.settings(),
             "loss": self.loss,
             "noise_seed": self.noise_seed,
             "share_plans": self.share_plans,
@@ -161,12 +160,11 @@ class ClassificationTask(EvaluationTask):
         index: Tensor = batch["index"]
         names = [self.images.names[item] for item in index.tolist()]
         found = self._classifier(self.applied.backbone.encode(batch["image"]), names)
-        errors = Errors.of(found.errors, index, self._timesteps())
+        process = self.backbone.process
+        timesteps = torch.tensor(self.stages.timesteps(process.steps))
+        errors = Errors.of(found.errors, index, timesteps, timestep_weights(self.stages, process))
         values = {"index": index, "predicted": found.prediction, **errors.tensors()}
         self.store.add(int(batch["chunk"]), values)
-
-    def _timesteps(self) -> Tensor:
-        return torch.tensor(self.stages.timesteps(self.backbone.process.steps))
 
     def summarize(self, folder: Path) -> tuple[list[Score], dict[str, Any]]:
         chunks = [tensors for _, tensors in self.store.chunks()]
@@ -181,6 +179,8 @@ class ClassificationTask(EvaluationTask):
             self.images.classes,
         )
         predictions.save(folder)
+        for metric in self.metrics:
+            metric.write(predictions, folder)
         return [metric.score(predictions) for metric in self.metrics], {"images": len(predictions)}
 
 

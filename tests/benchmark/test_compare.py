@@ -19,13 +19,18 @@ from bigain.data.prompts import ClassPrompts
 from bigain.diffusion.noise_set import Stages
 from bigain.errors import BigainError, SettingError
 from bigain.metrics.features import EmbeddedFeatures
+from bigain.metrics.label_ranking import LabelRankingPrecision
+from bigain.metrics.top1 import Top1
+from bigain.metrics.top_k import TopK
 from bigain.reducers.base import Identity
 from bigain.reducers.lgtm import LGTM
 from bigain.reducers.scheduled import Rule, Scheduled
 from bigain.reducers.todo import ToDo
 from bigain.reducers.tome import ToMe
+from bigain.report.tables import comparison_table
 from bigain.results.predictions import Predictions
 from bigain.results.scores import Score, scores_of
+from bigain.results.wording import score_line
 from bigain.tasks.method import Applied, Method
 
 CONSOLE = Console(quiet=True)
@@ -304,3 +309,14 @@ def test_a_terminal_of_80_columns_shows_names_and_whole_figures(metrics):
     assert ("4.7 to 44.8" in text) == (metrics in (1, 3))
     assert ("13.73" in text) == (metrics < 8)
     assert ("further columns are on the page" in text) == (metrics == 8)
+
+
+def test_how_pruned_classes_rank_is_said_beside_the_figure(comparison, tmp_path):
+    few = {"stages": Stages((1, 2), (3, 1)), "steps": 1, "prompts": ClassPrompts(count=2, chunk=2), "reducers": {}}
+    made = comparison(methods=[Row("none")], classification_metrics=[Top1(), TopK(), LabelRankingPrecision()], **few)
+    content = run_comparison(made, tmp_path / "out", False, CONSOLE)
+    caption, notes = terminal_table(content).caption, " ".join(comparison_table(content, "This run").notes)
+    for text in (caption, notes):
+        assert "Classes rank by the stage of pruning that they survived, then by error" in text
+        assert "classes rank by the stage of pruning that they survived, then by error" in text
+    assert "classes rank by the stage" in score_line(scores_of(content["rows"][0])["label_ranking"])

@@ -1,16 +1,19 @@
 """Metrics of predictions: right answers, and that a new one touches one file."""
 
+import csv
 import math
 
 import pytest
 import torch
-from torchmetrics.functional.classification import multiclass_accuracy
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
 from bigain.errors import SettingError
 from bigain.metrics.base import ClassificationMetric
+from bigain.metrics.confusion import Confusion, confusion_matrix
 from bigain.metrics.evaluations import Evaluations
 from bigain.metrics.intervals import paired_difference, share
 from bigain.metrics.label_ranking import LabelRankingPrecision
+from bigain.metrics.per_class import PerClass, per_class
 from bigain.metrics.top1 import Top1
 from bigain.metrics.top_k import TopK
 from bigain.results.errors import Errors
@@ -155,3 +158,69 @@ def test_label_ranking_precision_is_that_of_a_plain_loop_over_ranks():
     assert LabelRankingPrecision().score(unlabelled).value == pytest.approx(sum(each[:-1]) / 11, abs=1e-6)
     apart = LabelRankingPrecision().compare(found, pruned(seed=1, labels=list(found.labels))[0])
     assert apart.low < apart.value < apart.high
+
+
+def guesses(labels, seed=0, classes=3):
+    """Predictions at random for given labels."""
+    predicted = torch.randint(classes, (len(labels),), generator=torch.Generator().manual_seed(seed))
+    return predictions(predicted.tolist(), labels)
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_accuracy_of_each_class_is_torchmetrics_with_wilsons_interval(tmp_path):
+    target = torch.randint(3, (60,), generator=torch.Generator().manual_seed(1))
+    found = guesses([(label,) for label in target.tolist()])
+    expected = multiclass_accuracy(found.predicted, target, 3, average=None)
+    score = PerClass().score(found)
+    assert score.value == pytest.approx(float(expected.mean()))
+    assert score.value != pytest.approx(Top1().score(found).value)
+    PerClass().write(found, tmp_path)
+    rows = rows_of(tmp_path / "per_class.csv")
+    assert [row["class"] for row in rows] == list(CLASSES)
+    for label, row in enumerate(rows):
+        images, right = int((target == label).sum()), int(((target == label) & (found.predicted == label)).sum())
+        assert [int(row[name]) for name in ("images", "right", "predicted")] == [
+            images, right, int((found.predicted == label).sum())
+        ]  # fmt: skip
+        assert float(row["accuracy"]) == pytest.approx(float(expected[label]), rel=1e-5)
+        assert float(row["low"]) == pytest.approx(share(right, images).low, rel=1e-5)
+
+
+def test_a_class_without_images_has_no_accuracy(tmp_path):
+    found = predictions([0, 2, 2], [(0,), (0,), (2,)])
+    assert PerClass().score(found).value == pytest.approx((0.5 + 1) / 2)
+    PerClass().write(found, tmp_path)
+    assert rows_of(tmp_path / "per_class.csv")[1] == {
+        "class": "dog", "images": "0", "right": "0", "predicted": "0", "accuracy": "", "low": "", "high": ""
+    }  # fmt: skip
+    assert math.isnan(PerClass().score(predictions([], [])).value)
+    assert math.isnan(Confusion().score(predictions([], [])).value)
+
+
+def test_an_image_with_several_labels_counts_for_each():
+    found = predictions([0, 1, 2, 2], [(0, 2), (0, 2), (2,), ()])
+    table = {one.name: (one.images, one.right, one.predicted) for one in per_class(found)}
+    assert table == {"cat": (2, 1, 1), "dog": (0, 0, 1), "cow": (3, 2, 2)}
+    # The first and third are right and count once, the second for both of its labels, the last for none.
+    assert confusion_matrix(found).tolist() == [[1, 1, 0], [0, 0, 0], [0, 1, 1]]
+
+
+def test_confusion_is_torchmetrics_and_the_file_has_the_pairs_that_occur(tmp_path):
+    target = torch.randint(3, (60,), generator=torch.Generator().manual_seed(1))
+    found = guesses([(label,) for label in target.tolist()])
+    expected = multiclass_confusion_matrix(found.predicted, target, 3)
+    assert torch.equal(confusion_matrix(found), expected)
+    shares = expected / expected.sum(dim=1, keepdim=True)
+    assert Confusion().score(found).value == pytest.approx(float(shares.fill_diagonal_(0).max()))
+    Confusion().write(found, tmp_path)
+    pairs = {(row["label"], row["prediction"]): int(row["images"]) for row in rows_of(tmp_path / "confusion.csv")}
+    named = {(CLASSES[i], CLASSES[j]): int(expected[i, j]) for i in range(3) for j in range(3)}
+    assert pairs == {pair: count for pair, count in named.items() if count}
+    Confusion().write(predictions([1, 1, 0], [(0,)] * 3), tmp_path)
+    assert [tuple(row.values()) for row in rows_of(tmp_path / "confusion.csv")] == [
+        ("cat", "dog", "2", "0.666667"), ("cat", "cat", "1", "0.333333")
+    ]  # fmt: skip

@@ -18,13 +18,17 @@ from bigain.data.module import ImageData
 from bigain.diffusion.noise_set import Stages
 from bigain.errors import NumericalError, SettingError, SiteError
 from bigain.metrics.base import ClassificationMetric
+from bigain.metrics.confusion import Confusion
+from bigain.metrics.per_class import PerClass
 from bigain.metrics.top1 import Top1
 from bigain.profiling.modes import GRAPHS
 from bigain.reducers.base import Identity
 from bigain.reducers.lgtm import LGTM
 from bigain.reducers.tome import ToMe
 from bigain.results.predictions import Predictions
+from bigain.results.rescoring import rescored
 from bigain.results.scores import Score, scores_of
+from bigain.results.store import read_result
 from bigain.tasks.classification import ClassificationTask
 from bigain.tasks.method import Reduced
 
@@ -131,11 +135,54 @@ def test_skipped_images_are_counted_and_other_images_are_not_compared(run, folde
         Top1().compare(Predictions.load(whole), Predictions.load(part))
 
 
+def test_metrics_write_their_tables_beside_the_result(run):
+    place = run(metrics=[Top1(), PerClass(), Confusion()])
+    scores, predictions = scores_of(read_result(place)), Predictions.load(place)
+    assert scores["per_class"] == PerClass().score(predictions)
+    assert scores["worst_confusion"] == Confusion().score(predictions)
+    assert len((place / "per_class.csv").read_text().splitlines()) == 1 + 10
+    assert sum(int(row.split(",")[2]) for row in (place / "confusion.csv").read_text().splitlines()[1:]) == 7
+
+
 def test_predictions_can_be_scored_again_from_the_file(run):
     predicted, errors = found_in(run())
     seen_throughout = errors.isfinite().all(-1)
     mean = errors.nanmean(-1).masked_fill(~seen_throughout, torch.inf)
     assert torch.equal(mean.argmin(-1), predicted)
+
+
+NUMBERS = (0.5, 3.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("stages", [Stages((2, 4), (3, 1), 2), Stages((2, 4), (3, 1), 2, NUMBERS)], ids=str)
+def test_several_noises_and_weights_are_stored_and_scored_again(run, stages):
+    """A run without pruning has all errors: scored with stages, it is the run with these stages."""
+    whole, place = run("whole", stages=Stages((4,), (1,), 2)), run("staged", stages=stages)
+    settings, found = read_result(place)["settings"], Predictions.load(place)
+    assert settings["noises"] == 2
+    assert settings.get("timestep_weights") == ([*NUMBERS] if stages.weights == NUMBERS else None)
+    assert found.errors.timesteps.tolist() == [125, 125, 375, 375, 625, 625, 875, 875]
+    assert len(found.errors) == 7 * stages.evaluations(10) == 7 * 2 * (2 * 10 + 2 * 3)
+    process = PixelDiT().process
+    again = rescored(Predictions.load(whole), stages, process)
+    assert torch.equal(again.predicted, found.predicted)
+    torch.testing.assert_close(again.errors.dense(7, 10), found.errors.dense(7, 10), equal_nan=True)
+    twins = found.errors.dense(7, 10).unflatten(2, (4, 2))
+    assert not torch.allclose(twins[..., 0], twins[..., 1], equal_nan=True)
+    means = found.errors.dense(7, 10)[:, 0]
+    weights = torch.tensor(NUMBERS if stages.weights == NUMBERS else [1.0] * 4).repeat_interleave(2)
+    expected = (means.nan_to_num() * weights).sum(-1) / (means.isfinite() * weights).sum(-1)
+    written = [float(row.split(",")[4]) for row in (place / "predictions.csv").read_text().splitlines()[1:]]
+    assert written == pytest.approx(expected.tolist(), rel=1e-4)
+
+
+def test_a_run_is_not_resumed_with_other_weights_or_noises(run):
+    with pytest.raises(SystemExit):
+        run("stopped", trainer=Trainer(**QUIET, callbacks=[StopAt(1)]))
+    with pytest.raises(SettingError, match="timestep_weights: None then, velocity now"):
+        run("stopped", resume=True, stages=Stages((2, 4), (3, 1), weights="velocity"))
+    with pytest.raises(SettingError, match="noises: None then, 2 now"):
+        run("stopped", resume=True, stages=Stages((2, 4), (3, 1), 2))
 
 
 @pytest.mark.parametrize("reducer", [LGTM(0.5), ToMe(0.5), ToMe(0.5, randomize=False)])

@@ -32,6 +32,7 @@ NAMES = [
     "dit_xl_2_512",
     "flux1_1024",
     "vit_l_16_384",
+    "dit_xl_2_512_eager",
 ]
 
 

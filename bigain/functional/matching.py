@@ -175,6 +175,7 @@ def merge(
     representatives: Tensor,
     mode: MergeMode = "mean",
     order: Tensor | None = None,
+    sizes: Tensor | None = None,
 ) -> Tensor:
     """Reduce tokens by an assignment.
 
@@ -186,13 +187,14 @@ def merge(
             alone. `mlerp`: the mean, rescaled to the largest norm in the group.
         order: What `group_order` returns; `None` for a sum in any order, which on a GPU
             differs in its last digits from run to run.
+        sizes: What `group_sizes` returns, if it is known.
 
     Returns:
         `[B, M, C]`, in the type of `tokens`.
     """
     if mode == "prune":
         return take(tokens, representatives)
-    sizes = group_sizes(place, representatives.shape[1])
+    sizes = group_sizes(place, representatives.shape[1]) if sizes is None else sizes
     if mode == "mean":
         return group_mean(tokens, place, sizes, order)
     wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))

@@ -73,7 +73,7 @@ class Merge(Reduction):
 
     def reduce(self, tokens: Tensor) -> Tensor:
         self.check_tokens(tokens, *self.place.shape)
-        return merge(tokens, self.place, self.representatives, self.mode, self.order)
+        return merge(tokens, self.place, self.representatives, self.mode, self.order, self.sizes)
 
     def restore(self, reduced: Tensor) -> Tensor:
         return restore(reduced, self.place)

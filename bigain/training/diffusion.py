@@ -76,6 +76,7 @@ class DiffusionTraining(LightningModule):
         self._known: Condition | None = None
 
     def on_fit_start(self) -> None:
+        self.backbone.network.train()  # a pipeline's folder loads for evaluation
         if self.compiled:
             self.backbone.network.compile(dynamic=False)
 

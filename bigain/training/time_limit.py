@@ -44,6 +44,6 @@ class TimeLimit(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        trainer.save_checkpoint(self.path)
+        trainer.save_checkpoint(self.path, weights_only=False)
         if trainer.is_global_zero:
             print(f"{self.path}: step {trainer.global_step} of {trainer.max_steps}")

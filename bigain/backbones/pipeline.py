@@ -147,7 +147,9 @@ class PipelineBackbone(Backbone):
             with _exactly(self.device), self._vae.on(self.device) as vae:
                 for index, (key, image) in enumerate(zip(keys, given, strict=True)):
                     if found[index] is None:
-                        found[index] = self._latents.keep(key, {"latents": self._encoded(vae, image[None].to(self.device))[0]})
+                        found[index] = self._latents.keep(
+                            key, {"latents": self._encoded(vae, image[None].to(self.device))[0]}
+                        )
         return torch.stack([one["latents"] for one in found if one is not None]).to(images.device)
 
     def encode_to_train(self, images: Tensor) -> Tensor:

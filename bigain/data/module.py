@@ -89,8 +89,10 @@ class ImageData(LightningDataModule):
                 )
             images = images.checked(self.skip_corrupt, _say)
             if not 0 <= self.held_out < len(images):
-                raise DataError(f"held_out is from 0 to {len(images) - 1}, since there are {len(images)} images to train "
-                                f"on; got {self.held_out}.")
+                raise DataError(
+                    f"held_out is from 0 to {len(images) - 1}, since there are {len(images)} images to train "
+                    f"on; got {self.held_out}."
+                )
             self._train_set = _Decoded(images.subset(len(images) - self.held_out))
         _ = self.test_set
 

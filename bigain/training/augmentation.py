@@ -20,14 +20,16 @@ def flip_and_shift(images: Tensor, flip: bool, shift: int, generator: torch.Gene
         Images of the same shape and type.
     """
     rows, _, height, width = images.shape
-    options = {"generator": generator, "device": images.device}
+    device = images.device
     if flip:
-        images = torch.where(torch.rand(rows, 1, 1, 1, **options) < 0.5, images.flip(-1), images)  # type: ignore[call-overload]
+        images = torch.where(
+            torch.rand(rows, 1, 1, 1, generator=generator, device=device) < 0.5, images.flip(-1), images
+        )
     if not shift:
         return images
     padded = F.pad(images.float(), [shift] * 4, mode="reflect").to(images.dtype)
-    top, left = torch.randint(2 * shift + 1, (2, rows, 1), **options)  # type: ignore[call-overload]
-    y = top + torch.arange(height, device=images.device)
-    x = left + torch.arange(width, device=images.device)
-    row = torch.arange(rows, device=images.device)[:, None, None]
+    top, left = torch.randint(2 * shift + 1, (2, rows, 1), generator=generator, device=device)
+    y = top + torch.arange(height, device=device)
+    x = left + torch.arange(width, device=device)
+    row = torch.arange(rows, device=device)[:, None, None]
     return padded.permute(0, 2, 3, 1)[row, y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2).contiguous()

@@ -44,7 +44,7 @@ class PowerAverage:
     @torch.no_grad()
     def update(self, parameters: Sequence[Tensor], step: int, before: int) -> None:
         """Take in the weights after `step` steps; the last time was after `before` steps, 0 at first."""
-        torch._foreach_lerp_(self.values, list(parameters), 1 - (before / step) ** (self.gamma + 1))  # noqa: SLF001 torch's optimizers use it so
+        torch._foreach_lerp_(self.values, list(parameters), 1 - (before / step) ** (self.gamma + 1))
 
 
 class PowerAverages(Callback):

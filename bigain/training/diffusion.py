@@ -82,19 +82,19 @@ class DiffusionTraining(LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         generator = self._generator(batch_idx)
-        rows, options = len(batch["label"]), {"generator": generator, "device": self.device}
+        rows, device = len(batch["label"]), self.device
         images = flip_and_shift(batch["image"], self.flip, self.shift, generator)
         clean = self.backbone.encode_to_train(images)
-        dropped = torch.rand(rows, **options) < self.label_dropout  # type: ignore[call-overload]
+        dropped = torch.rand(rows, generator=generator, device=device) < self.label_dropout
         timesteps = self.timesteps.draw(rows, self.backbone.process.steps, generator)
-        noise = torch.randn(clean.shape, **options)  # type: ignore[call-overload]
+        noise = torch.randn(clean.shape, generator=generator, device=device)
         # The last known condition is the null one.
         loss = self._loss(clean, noise, timesteps, torch.where(dropped, -1, batch["label"]))
         self.log("train_loss", loss, prog_bar=True)
         return loss
 
     def _generator(self, batch_idx: int) -> torch.Generator:
-        # Steps are what a checkpoint counts exactly; its epoch and batch depend on where in Lightning's loop it was saved.
+        # Of steps, epochs and batches, a checkpoint counts only steps alike wherever in Lightning's loop it was saved.
         part = batch_idx % self._trainer.accumulate_grad_batches if self._trainer else 0
         seed = hash((torch.initial_seed(), self.global_step, part, self.global_rank))
         return torch.Generator(self.device).manual_seed(seed % 2**63)

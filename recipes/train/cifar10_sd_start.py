@@ -25,20 +25,26 @@ from bigain.data.prompts import PROMPT
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 """Stable Diffusion's own process."""
 
+LONGEST = 24
+"""Tokens of a prompt; CLIP's 77 would be 70 times the end of the text, among which a class is harder to find."""
+
 LARGE = 64.0
 """A constant beside which pixels, from -1 to 1, hardly change what a group norm divides by."""
 
 
 def main() -> None:
+    """Write the folder, and say how large its parts are."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--layers", type=int, default=3, help="Transformer blocks in each of the three places.")
+    parser.add_argument(
+        "--layers", type=int, default=3, help="Transformer blocks in each place: one on the way in, two on the way out."
+    )
     parser.add_argument("--heads", type=int, default=2)
-    parser.add_argument("--no-mid", action="store_true", help="Without the block in the middle.")
+    parser.add_argument("--mid", action="store_true", help="With a block in the middle.")
     parser.add_argument("--text-width", type=int, default=64)
     given = parser.parse_args()
-    pipe = small_pipeline(given.folder, given.width, given.layers, given.heads, not given.no_mid, given.text_width)
+    pipe = small_pipeline(given.folder, given.width, given.layers, given.heads, given.mid, given.text_width)
     parts = {"unet": pipe.unet, "vae": pipe.vae, "text encoder": pipe.text_encoder}
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
     pipe.save_pretrained(given.folder)
@@ -97,14 +103,15 @@ def text_encoder(words: CLIPTokenizer, width: int) -> CLIPTextModel:
         num_hidden_layers=2,
         num_attention_heads=2,
         projection_dim=width,
+        max_position_embeddings=LONGEST,
         bos_token_id=words.bos_token_id,
         eos_token_id=words.eos_token_id,
         pad_token_id=words.eos_token_id,
     )
     encoder = CLIPTextModel(config)
-    for parameter in encoder.parameters():
+    for name, parameter in encoder.named_parameters():
         if parameter.ndim == 2:  # CLIP's own deviation, 0.02, would leave the words of a prompt all but alike
-            nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+            nn.init.normal_(parameter, std=1.0 if "token_embedding" in name else parameter.shape[-1] ** -0.5)
     return encoder
 
 
@@ -126,7 +133,7 @@ def tokenizer(folder: Path) -> CLIPTokenizer:
     (folder / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
     files = {"vocab": str(folder / "vocab.json"), "merges": str(folder / "merges.txt")}
-    return CLIPTokenizer(**files, model_max_length=77)
+    return CLIPTokenizer(**files, model_max_length=LONGEST)
 
 
 def merged(text: list[str], pair: tuple[str, str]) -> list[str]:

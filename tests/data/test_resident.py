@@ -1,6 +1,6 @@
 """Batches that lie on the device: every image once a round, the same again after an interruption."""
 
-from itertools import islice
+from itertools import chain, islice
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def batches(count=10, rows=3, number=20, **settings):
 
 
 def test_every_image_comes_once_before_any_comes_again():
-    seen = sum(batches(), [])
+    seen = [*chain(*batches())]
     rounds = [seen[start : start + 10] for start in range(0, 60, 10)]
     assert all(sorted(one) == list(range(10)) for one in rounds)
     assert len({tuple(one) for one in rounds}) == len(rounds)
@@ -31,7 +31,7 @@ def test_batches_go_on_where_they_stopped():
 
 def test_processes_share_a_step():
     parts = [batches(rows=2, rank=rank, processes=3) for rank in range(3)]
-    assert [sum(step, []) for step in zip(*parts, strict=True)] == batches(rows=6)
+    assert [[*chain(*step)] for step in zip(*parts, strict=True)] == batches(rows=6)
 
 
 def test_the_seed_decides_the_order():

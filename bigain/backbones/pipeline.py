@@ -150,14 +150,21 @@ class PipelineBackbone(Backbone):
             with _exactly(self.device), self._vae.on(self.device) as vae:
                 for index, (key, image) in enumerate(zip(keys, given, strict=True)):
                     if found[index] is None:
-                        found[index] = self._latents.keep(key, {"latents": self._encoded(vae, image)})
+                        found[index] = self._latents.keep(
+                            key, {"latents": self._encoded(vae, image[None].to(self.device))[0]}
+                        )
         return torch.stack([one["latents"] for one in found if one is not None]).to(images.device)
 
-    def _encoded(self, vae: Any, image: Tensor) -> Tensor:
-        pixels = (image[None].to(self.device).float() / 127.5 - 1).to(vae.dtype)
-        mean = vae.encode(pixels).latent_dist.mean.float()
-        latents: Tensor = ((mean - self._shift) * self._scale)[0]
-        return latents
+    def encode_to_train(self, images: Tensor) -> Tensor:
+        # The VAE stays on the device from the first batch on. No inference mode: gradients flow through what follows.
+        vae = self._vae.network.to(images.device)
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            return self._encoded(vae, images)
+
+    def _encoded(self, vae: Any, images: Tensor) -> Tensor:
+        pixels = (images.float() / 127.5 - 1).to(vae.dtype)
+        mean: Tensor = vae.encode(pixels).latent_dist.mean.float()
+        return (mean - self._shift) * self._scale
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents one at a time, with as little memory as that needs."""

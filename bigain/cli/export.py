@@ -14,6 +14,7 @@ def make_parser() -> Parser:
     parser.add_argument("checkpoint", type=Path, help="A .ckpt file that `bigain fit` wrote.")
     parser.add_argument("output", type=Path, help="The .safetensors file to write.")
     parser.add_argument("--prefix", default="backbone.network.", help="Which part of the LightningModule to take.")
+    parser.add_argument("--average", help="Length of the average to take, where the checkpoint has several.")
     return parser
 
 
@@ -22,4 +23,4 @@ def run(arguments: Sequence[str]) -> None:
     given = make_parser().parse_args([*arguments])
     from bigain.training.export import export_checkpoint  # imports torch, which --help does not need
 
-    print(export_checkpoint(given.checkpoint, given.output, given.prefix))
+    print(export_checkpoint(given.checkpoint, given.output, given.prefix, given.average))

@@ -41,6 +41,8 @@ class BigainCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand] if self.subcommand else self.config
         _refuse_missing_checkpoint(config.get("ckpt_path"))
+        if config.get("weights_only") is None:
+            config["weights_only"] = True  # a checkpoint is never unpickled
         for name in ("output", "resume"):
             if config.get(name):
                 _set_in_task(config, name)

@@ -16,6 +16,7 @@ from bigain.data.chunks import Chunk, chunk_loader, finished_chunks
 from bigain.data.classes import CIFAR10_CLASSES, named_classes
 from bigain.data.dataset import ImageDataset, Subset
 from bigain.data.prompts import PROMPT, fill_prompt
+from bigain.data.resident import ResidentBatches
 from bigain.data.sources.official import is_official
 from bigain.errors import DataError, SettingError
 
@@ -40,6 +41,9 @@ class ImageData(LightningDataModule):
         num_workers: Processes that read and decode images.
         prompt: The prompt of a class, for models that take prompts; `{class}` is its name.
         skip_corrupt: Leave out images that cannot be read, and say which, instead of refusing to begin.
+        resident: Keep the training images on the device, as uint8, and draw endless batches there: a run of so many
+            steps that is resumed sees the images in the order of one that was not interrupted.
+        held_out: So many of the last training images are not trained on.
     """
 
     def __init__(
@@ -55,6 +59,8 @@ class ImageData(LightningDataModule):
         num_workers: int = 0,
         prompt: str = PROMPT,
         skip_corrupt: bool = False,
+        resident: bool = False,
+        held_out: int = 0,
     ) -> None:
         super().__init__()
         if chunk < 1:
@@ -68,6 +74,7 @@ class ImageData(LightningDataModule):
         fill_prompt(prompt, ())  # refused before any image is read
         self.prompt, self.skip_corrupt = prompt, skip_corrupt
         self._preparation: Callable[[Image.Image], Tensor] | None = None
+        self.resident, self.held_out = resident, held_out
         self._train_set: _Decoded | None = None
         self._test_set: ImageDataset | None = None
 
@@ -85,7 +92,13 @@ class ImageData(LightningDataModule):
                     f"{self.test_set.source} {len(self.test_set.classes)} ({self.test_set.classes[0]} ..): "
                     "give images of the same classes, --data.test."
                 )
-            self._train_set = _Decoded(images.checked(self.skip_corrupt, _say))
+            images = images.checked(self.skip_corrupt, _say)
+            if not 0 <= self.held_out < len(images):
+                raise DataError(
+                    f"held_out is from 0 to {len(images) - 1}, since there are {len(images)} images to train "
+                    f"on; got {self.held_out}."
+                )
+            self._train_set = _Decoded(images.subset(len(images) - self.held_out))
         _ = self.test_set
 
     @property
@@ -122,9 +135,18 @@ class ImageData(LightningDataModule):
         own = is_official(path) or (self._preparation is not None and path.is_dir())
         return None if own else CIFAR10_CLASSES
 
-    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+    def train_dataloader(self) -> DataLoader[dict[str, Tensor]] | ResidentBatches:
         assert self._train_set is not None
-        return self._training_loader(self._train_set, shuffle=True)
+        if not self.resident:
+            return self._training_loader(self._train_set, shuffle=True)
+        trainer: Any = self.trainer
+        images, labels = (one.to(trainer.strategy.root_device) for one in self._train_set.tensors)
+        seed, rank, processes = torch.initial_seed(), trainer.global_rank, trainer.world_size
+
+        def first() -> int:
+            return int(trainer.global_step * trainer.accumulate_grad_batches)
+
+        return ResidentBatches(images, labels, self.chunk, seed, rank, processes, first)
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         return self._training_loader(_Decoded(self.test_set), shuffle=False)
@@ -153,6 +175,11 @@ class _Decoded(Dataset[dict[str, Tensor]]):
             raise DataError(f"{images.source}: training takes images with one label each; {several[0]} has another.")
         whole = images.batch(range(len(images)))
         self._images, self._labels = whole["image"], whole["labels"][:, 0]
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """All images, uint8 `[N, 3, H, W]`, and their labels, int64 `[N]`."""
+        return self._images, self._labels
 
     def __len__(self) -> int:
         return len(self._labels)

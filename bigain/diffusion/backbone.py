@@ -66,6 +66,10 @@ class Backbone(nn.Module, ABC):
     def encode(self, images: Tensor) -> Tensor:
         """Map uint8 images `[B, 3, H, W]` to float32 latents `[B, C, h, w]`."""
 
+    def encode_to_train(self, images: Tensor) -> Tensor:
+        """Map images as `encode` does, all at once on their device, and keep nothing; may round otherwise."""
+        return self.encode(images)
+
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
         """Map latents `[B, C, h, w]` to uint8 images `[B, 3, H, W]`."""

@@ -9,6 +9,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torchmetrics.classification import MulticlassAccuracy
 
 from bigain.metrics.features import ResidualClassifier
+from bigain.training.augmentation import flip_and_shift
 
 __all__ = ["FeatureTraining"]
 
@@ -39,20 +40,10 @@ class FeatureTraining(LightningModule):
         self.accuracy = MulticlassAccuracy(network.head.out_features, average="micro")
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        scores = self.network(self._augment(batch["image"]))
+        scores = self.network(flip_and_shift(batch["image"], True, self.shift))
         loss = F.cross_entropy(scores, batch["label"], label_smoothing=self.label_smoothing)
         self.log("train_loss", loss, prog_bar=True)
         return loss
-
-    def _augment(self, images: Tensor) -> Tensor:
-        rows, _, height, width = images.shape
-        images = torch.where(torch.rand(rows, 1, 1, 1, device=self.device) < 0.5, images.flip(-1), images)
-        padded = F.pad(images.float(), [self.shift] * 4, mode="reflect").to(images.dtype)
-        top, left = torch.randint(2 * self.shift + 1, (2, rows, 1), device=self.device)
-        y = top + torch.arange(height, device=self.device)
-        x = left + torch.arange(width, device=self.device)
-        row = torch.arange(rows, device=self.device)[:, None, None]
-        return padded.permute(0, 2, 3, 1)[row, y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         self.accuracy(self.network(batch["image"]), batch["label"])

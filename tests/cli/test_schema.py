@@ -25,7 +25,8 @@ COMMAND_OF = {
 RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").rglob("*.yaml"))
 
 FREE = {("comparison", "trainer"), ("trainer", "callbacks"), ("reducers",), ("comparison", "reducers")}
-"""Where keys are names of the user's own, or Lightning's."""
+FREE |= {("model", "init_args", "backbone", "init_args", "scheduler")}
+"""Where keys are names of the user's own, Lightning's, or a diffusers scheduler's."""
 
 
 @pytest.fixture(scope="module")

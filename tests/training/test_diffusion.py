@@ -116,7 +116,7 @@ def test_training_needs_a_null_label():
         def null(self, condition):
             return None
 
-    with pytest.raises(SettingError, match=r"Unguided .* has a null label"):
+    with pytest.raises(SettingError, match=r"Unguided has no null condition"):
         DiffusionTraining(Unguided(weights=None, width=16, depth=1, heads=2, image_size=8))
 
 
@@ -184,15 +184,3 @@ def test_the_feature_network_learns(tmp_path):
     trainer = Trainer(max_epochs=15, enable_checkpointing=False, **QUIET)
     trainer.fit(task, loader(), loader())
     assert trainer.callback_metrics["val_accuracy"] > 0.3
-
-
-def test_shifted_images_are_windows_of_the_padded_one():
-    task = FeatureTraining(ResidualClassifier(10, 4), shift=2)
-    image = torch.arange(64).reshape(1, 1, 8, 8).expand(50, 3, 8, 8).to(torch.uint8)
-    padded = torch.nn.functional.pad(image[0].float(), [2] * 4, mode="reflect")
-    windows = {padded[:, y : y + 8, x : x + 8].numpy().tobytes() for y in range(5) for x in range(5)}
-    mirrored = torch.nn.functional.pad(image[0].flip(-1).float(), [2] * 4, mode="reflect")
-    windows |= {mirrored[:, y : y + 8, x : x + 8].numpy().tobytes() for y in range(5) for x in range(5)}
-    moved = task._augment(image).float()
-    assert all(row.contiguous().numpy().tobytes() in windows for row in moved)
-    assert len({row.contiguous().numpy().tobytes() for row in moved}) > 5

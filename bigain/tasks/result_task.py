@@ -18,7 +18,7 @@ from bigain.profiling.modes import GRAPHS
 from bigain.results.errors import Errors
 from bigain.results.predictions import Predictions
 from bigain.results.provenance import provenance
-from bigain.results.scores import Score
+from bigain.results.scores import Score, distinct
 from bigain.results.store import ResultFolder, write_result
 
 __all__ = ["RESULT_FILE", "ResultTask", "compiled", "predictions_of"]
@@ -121,7 +121,8 @@ class ResultTask(LightningModule, ABC):
         """Write the files beside `result.json`; return the scores, and further fields of `result.json`."""
 
     def _write(self, folder: Path) -> None:
-        self.scores, facts = self.summarize(folder)
+        scores, facts = self.summarize(folder)
+        self.scores = distinct(scores)
         if self.recipe:
             (folder / "recipe.yaml").write_text(self.recipe)
         content = {

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from bigain.data.classes import class_list, synset_words
 from bigain.errors import SettingError
 
 __all__ = ["ImageClassifier", "LabelMatching", "model_labels"]
@@ -60,10 +61,12 @@ def model_labels(
     Args:
         classifier: The model.
         classes: Class names of the images, in label order.
-        how: `names`: a class is the label of the same name, or with that name among its synonyms,
-            whatever the case and with `_` for a space; or the label whose number it is. `order`: the
-            first class is the model's label 0, and so on, as many as the model has. A list: the
-            model's label of each class. Default: `names` where the model has any, otherwise `order`.
+        how: `names`: a class is the label of the same name, or else the one whose first name that is,
+            or else the one with that name among its synonyms, with `_` for a space; another case
+            does where none has the same; or it is the label whose number it is. All of ImageNet-1K's
+            classes are matched by WordNet identifier where labels have them. `order`: the first class
+            is the model's label 0, and so on, as many as the model has. A list: the model's label of
+            each class. Default: `names` where the model has any, otherwise `order`.
 
     Returns:
         int64, `[K]`.
@@ -74,7 +77,8 @@ def model_labels(
     if how is None:
         how = "names" if classifier.label_names else "order"
     if how == "names":
-        found = [_label_named(classifier, name) for name in classes]
+        wnids = _wnids(classifier, classes)
+        found = [_label_named(classifier, name) for name in wnids or classes]
     elif how == "order":
         if len(classes) != classifier.label_count:
             raise SettingError(
@@ -94,10 +98,8 @@ def model_labels(
 
 
 def _label_named(classifier: ImageClassifier, name: str) -> int:
-    known, wanted = classifier.label_names or (), _plain(name)
-    whole = [label for label, names in enumerate(known) if _plain(names) == wanted]
-    parts = [label for label, names in enumerate(known) if wanted in (_plain(one) for one in names.split(","))]
-    found = whole or parts
+    known = classifier.label_names or ()
+    found = _labels_named(known, name)
     if not found and name.isdecimal() and int(name) < classifier.label_count:
         return int(name)
     if len(found) == 1:
@@ -110,8 +112,30 @@ def _label_named(classifier: ImageClassifier, name: str) -> int:
     )
 
 
+def _labels_named(known: Sequence[str], name: str) -> list[int]:
+    """Return the labels that a name fits best: as a whole, as the first name, or as a synonym."""
+    for case in (str, str.casefold):
+        labels, wanted = [case(_plain(names)) for names in known], case(_plain(name))
+        whole = [label for label, names in enumerate(labels) if names == wanted]
+        first = [label for label, names in enumerate(labels) if names.startswith(f"{wanted}, ")]
+        if whole or first:
+            return whole or first
+    return [label for label, names in enumerate(labels) if wanted in names.split(", ")]
+
+
+def _wnids(classifier: ImageClassifier, classes: Sequence[str]) -> list[str] | None:
+    """Return the WordNet identifiers of ImageNet-1K's classes if these are all of them, and labels have identifiers.
+
+    Words do not suffice: cranes are birds and machines, and the first word of two labels is maillot.
+    """
+    wnid_of = dict(zip(class_list("imagenet-1k").classes, synset_words(), strict=True))
+    synonyms = {one for names in classifier.label_names or () for one in _plain(names).split(", ")}
+    every = {*classes} == {*wnid_of} and synonyms >= {*wnid_of.values()}
+    return [wnid_of[name] for name in classes] if every else None
+
+
 def _plain(name: str) -> str:
-    return " ".join(name.replace("_", " ").casefold().split())
+    return ", ".join(" ".join(one.split()) for one in name.replace("_", " ").split(","))
 
 
 def _listed(names: Sequence[str]) -> str:

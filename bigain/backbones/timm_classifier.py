@@ -92,7 +92,7 @@ def _data_config(network: Any) -> dict[str, Any]:
 
 
 def _names(network: Any) -> tuple[str, ...] | None:
-    """Return the labels' names, with descriptions as synonyms."""
+    """Return the labels' names, with descriptions or WordNet identifiers as synonyms."""
     from timm.data import ImageNetInfo, infer_imagenet_subset
 
     config = network.pretrained_cfg or {}
@@ -105,4 +105,4 @@ def _names(network: Any) -> tuple[str, ...] | None:
     if "in1k" not in str(config.get("tag")) or not (subset := infer_imagenet_subset(network)):
         return None
     info = ImageNetInfo(subset)
-    return tuple(f"{name}, {info.label_name_to_description(name)}" for name in info.label_names())
+    return tuple(f"{info.label_name_to_description(name)}, {name}" for name in info.label_names())

@@ -20,6 +20,7 @@ from bigain.benchmark.latency_settings import device_of
 from bigain.benchmark.memory import is_out_of_memory, saying_what_to_lower
 from bigain.benchmark.methods import methods_of
 from bigain.benchmark.progress import Progress
+from bigain.data.classes import class_list, class_lists
 from bigain.data.dataset import ImageDataset
 from bigain.data.prompts import fill_prompt
 from bigain.data.sources.flat import FlatSource
@@ -250,13 +251,24 @@ def _labels_of(folder: Path, images: ImageDataset) -> str:
     return by + (f"; left out for having none: {images.left_out}" if images.left_out else "")
 
 
+def _named(classes: str) -> tuple[str, ...]:
+    """Return the names of a list that ships, or those with commas between them."""
+    if classes in class_lists():
+        return class_list(classes).classes
+    given = tuple(name.strip() for name in classes.split(","))
+    if len(set(given)) < len(given) or len(given) < 2 or "" in given:
+        raise SettingError(
+            f"classes is two names or more, none twice, or a list that ships ({', '.join(class_lists())}); got "
+            f"{classes!r}."
+        )
+    return given
+
+
 def _opened(
     folder: Path, labelled: bool, backbone: Backbone, settings: ClassifySettings
 ) -> tuple[ImageDataset, list[int] | list[str]]:
     """Open the images, and choose which of the model's labels are asked for, or with which prompts."""
-    given = tuple(name.strip() for name in settings.classes.split(",")) if settings.classes else ()
-    if given and (len(set(given)) < len(given) or len(given) < 2 or "" in given):
-        raise SettingError(f"classes is two names or more, none twice; got {settings.classes!r}.")
+    given = _named(settings.classes) if settings.classes else ()
     classes = given or (None if labelled or backbone.conditioned_on == "prompts" else backbone.class_names)
     if not labelled and not classes:
         raise SettingError(f"{folder} has no class folders: say between which classes to decide, --classes=cat,dog.")

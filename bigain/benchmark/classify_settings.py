@@ -19,9 +19,9 @@ class ClassifySettings:
     Args:
         model: `embedded` (a small model of CIFAR-10 that ships with bigain), a folder that a
             diffusers pipeline's `save_pretrained` wrote, or `hub:owner/name[@revision]`.
-        classes: Class names with commas between them, such as cat,dog; for a model that takes
-            labels, its names or numbers. Default: the folder's sub-folders, a known data set's
-            own, or such a model's classes.
+        classes: Class names with commas between them, such as cat,dog, or a list that ships, such as
+            oxford-pets (`bigain list classes`); for a model that takes labels, its names or numbers.
+            Default: the folder's sub-folders, a known data set's own, or such a model's classes.
         prompt: The prompt of a class, for models that take prompts; `{class}` is its name.
         reducer: The reducer to compare with none. Default: none alone.
         reducers: Several, by name.

@@ -117,6 +117,7 @@ class _Run:
             "generated": self._prompts.count,
             "first_seed": self._prompts.first_seed,
             "sampling_rows": given.sampling_rows,
+            "classification_metrics": given.metric_identities(),
             "metrics": [dict(metric.identity()) for metric in self._metrics],
             **{name: getattr(given, name) for name in names},
         }

@@ -21,9 +21,8 @@ from bigain.results.predictions import Predictions
 from bigain.results.scores import Score, columns_of, scores_of
 from bigain.results.store import read_json, read_result
 from bigain.results.wording import MISSING, score_interval, score_value
-from bigain.tasks.classification import default_metrics
 from bigain.tasks.result_task import RESULT_FILE
-from bigain.tasks.vit_classification import speed_score, vit_metrics
+from bigain.tasks.vit_classification import speed_score
 
 __all__ = ["assemble", "terminal_table", "write_csv"]
 
@@ -53,9 +52,7 @@ def assemble(comparison: Comparison, folder: Path) -> dict[str, Any]:
         DataError: A file is missing or damaged.
     """
     rows = comparison.table_rows
-    metrics = comparison.classification_metrics
-    if metrics is None:
-        metrics = default_metrics() if comparison.classifier is None else vit_metrics()
+    metrics = comparison.classification_metrics or ()
     timing = read_json(folder / "timing.json")
     baseline = Predictions.load(folder / "rows" / rows[0].name / "classification")
     described = []
@@ -84,10 +81,10 @@ def _described(
     generated = None if comparison.classifier else read_result(place / "generation" / RESULT_FILE)
     operations = read_json(place / "cost.json")["operations"] / 1e9
     taken = {score.name for score in times}  # in turn, which tells more than each row's own time
-    first, *rest = [Score.from_json(score) for score in classified["scores"] if score["name"] not in taken]
+    own = [Score.from_json(score) for score in classified["scores"] if score["name"] not in taken]
     drawn = [Score.from_json(score) for score in generated["scores"]] if generated else []
     cost = Score("gflops", operations, label="GFLOPs", unit="GFLOPs", better="lower")
-    scores = [first, *differences, *drawn, cost, *times, *rest]
+    scores = [*own[:1], *differences, *drawn, cost, *times, *own[1:]]
     return {
         "name": row.name,
         "method": repr(row.method),

@@ -51,6 +51,7 @@ class ViTRun:
             "labels": model_labels(self._classifier, images.classes, given.labels).tolist(),
             "methods": [given.described(row) for row in self._rows],
             "data": images.fingerprint,
+            "classification_metrics": given.metric_identities(),
             "chunk": given.data.chunk,
             **{name: getattr(given, name) for name in ("seed", "precision", "rows", "compile")},
         }

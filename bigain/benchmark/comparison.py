@@ -18,7 +18,9 @@ from bigain.errors import SettingError
 from bigain.metrics.base import ClassificationMetric, FeatureNetwork, GenerationMetric
 from bigain.reducers.base import Identity, TokenReducer
 from bigain.results.provenance import code_of
+from bigain.tasks.classification import default_metrics
 from bigain.tasks.method import Method
+from bigain.tasks.vit_classification import vit_metrics
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -143,6 +145,8 @@ class Comparison:
             raise SettingError(f"timing_repeats is 1 or more; got {self.timing_repeats}.")
         _check_names([row.name for row in self.table_rows])
         self._check_model()
+        if self.classification_metrics is None:
+            self.classification_metrics = default_metrics() if self.classifier is None else vit_metrics()
 
     def _check_model(self) -> None:
         if (self.backbone is None) == (self.classifier is None):
@@ -156,6 +160,10 @@ class Comparison:
             raise SettingError(f"A classifier neither diffuses nor generates: leave {', '.join(given)} out.")
         if other := [row.name for row in self.table_rows if not isinstance(row.method, TokenReducer)]:
             raise SettingError(f"Methods of a classifier are reducers; {other[0]} is none.")
+
+    def metric_identities(self) -> list[dict[str, Any]]:
+        """Return what must be equal for finished rows and others to have the same columns."""
+        return [dict(metric.identity()) for metric in self.classification_metrics or ()]
 
     def described(self, row: Row) -> dict[str, Any]:
         """Return what a row's figures depend on, in types that JSON has."""

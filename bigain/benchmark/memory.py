@@ -12,8 +12,11 @@ from bigain.errors import SettingError
 
 __all__ = ["is_out_of_memory", "saying_what_to_lower"]
 
-_ON_A_CPU = ("DefaultCPUAllocator", "Cannot allocate memory", "std::bad_alloc")
-"""Words of torch's and the system's errors, which have no class of their own."""
+_WITHOUT_A_CLASS = (
+    *("DefaultCPUAllocator", "Cannot allocate memory", "std::bad_alloc"),
+    *("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"),  # of a driver and a library beside torch's allocator
+)
+"""Words of errors that have no class of their own."""
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
@@ -23,7 +26,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
             return True
         if isinstance(error, OSError) and error.errno == errno.ENOMEM:
             return True
-        if isinstance(error, Exception) and any(words in str(error) for words in _ON_A_CPU):
+        if isinstance(error, Exception) and any(words in str(error) for words in _WITHOUT_A_CLASS):
             return True
         error = error.__cause__ or error.__context__
     return False

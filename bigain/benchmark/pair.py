@@ -25,7 +25,7 @@ _SHARED = {
 }
 """Settings that a pair shares, and what they are called."""
 
-_SPEED = ("rows", "chunk")
+_SPEED = ("rows", "chunk", "compile")
 """Settings that change figures by rounding at most."""
 
 

@@ -155,17 +155,20 @@ class ImageDataset(Dataset[dict[str, Any]]):
         if count is None or count >= len(self):
             return self
         chosen = range(count) if how == "first" else _balanced(self.names, self.labels, count, seed)
-        return ImageDataset(self._source, self.size, [self._rows[index] for index in chosen], self.skipped)
+        rows = [self._rows[index] for index in chosen]
+        return ImageDataset(self._source, self.size, rows, self.skipped, self._prepare)
 
     def resized(self, size: int) -> "ImageDataset":
         """Return the same images at another size."""
-        images = ImageDataset(self._source, size, self._rows, self.skipped)
+        images = ImageDataset(self._source, size, self._rows, self.skipped, self._prepare)
         images._fingerprint = self._fingerprint
         return images
 
     def prepared(self, prepare: Callable[[Image.Image], Tensor]) -> "ImageDataset":
         """Return the same images, each made by `prepare` from the RGB image as it is, in its own size."""
-        return ImageDataset(self._source, self.size, self._rows, self.skipped, prepare)
+        images = ImageDataset(self._source, self.size, self._rows, self.skipped, prepare)
+        images._fingerprint = self._fingerprint
+        return images
 
     @property
     def fingerprint(self) -> str:
@@ -211,7 +214,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
             offer = ", or leave them out: skip_corrupt" if skip is False else ""
             raise DataError(f"{found} Nothing was run. Replace or remove them{offer}.")
         say(f"{found} They are left out.")
-        images = ImageDataset(self._source, self.size, whole, (*self.skipped, *broken))
+        images = ImageDataset(self._source, self.size, whole, (*self.skipped, *broken), self._prepare)
         images._fingerprint = fingerprint
         return images
 

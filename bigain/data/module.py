@@ -79,9 +79,8 @@ class ImageData(LightningDataModule):
         self._test_set: ImageDataset | None = None
 
     def setup(self, stage: str) -> None:
-        preparation = getattr(getattr(self.trainer, "lightning_module", None), "preparation", None)
-        if preparation is not None:
-            self.prepare_with(preparation)
+        if self.trainer is not None:  # another model must not see what the last one prepared
+            self.prepare_with(getattr(self.trainer.lightning_module, "preparation", None))
         if stage == "fit" and self._train_set is None:
             if self.train is None:
                 raise DataError("fit needs images to train on: give --data.train, a parquet file or class folders.")
@@ -111,15 +110,29 @@ class ImageData(LightningDataModule):
             self._test_set = images.checked(self.skip_corrupt, _say)
         return self._test_set
 
-    def prepare_with(self, preparation: Callable[[Image.Image], Tensor]) -> None:
+    def identity(self) -> dict[str, Any]:
+        """Return which images are tested, in types that JSON has: what figures depend on."""
+        images = self.test_set
+        return {
+            "images": len(images),
+            "data": images.fingerprint,
+            "source": Path(images.source).name,
+            **({"left_out": images.left_out} if images.left_out else {}),
+            **({"skipped": len(images.skipped)} if images.skipped else {}),
+            "subset": self.subset if self.limit else "all",
+            "subset_seed": self.subset_seed,
+            "chunk": self.chunk,
+        }
+
+    def prepare_with(self, preparation: Callable[[Image.Image], Tensor] | None) -> None:
         """Let a model prepare test images itself, from their own size, and match classes by name.
 
         Without `classes`, class folders then name the classes.
 
         Args:
-            preparation: Makes an RGB image a tensor.
+            preparation: Makes an RGB image a tensor; `None` for the resize and crop to `image_size`.
         """
-        if self._preparation is None and self.classes is None:
+        if (self._preparation is None) != (preparation is None) and self.classes is None:
             self._test_set = None
         self._preparation = preparation
 

@@ -38,6 +38,11 @@ class ClassificationMetric(ABC):
     def score(self, predictions: Predictions) -> Score:
         """Score one method."""
 
+    def identity(self) -> Mapping[str, Any]:
+        """Return which figure it is: its class, and the settings that are numbers or words."""
+        plain = {name: value for name, value in vars(self).items() if isinstance(value, (int, float, str))}
+        return {"metric": type(self).__name__, **plain}
+
     def compare(self, first: Predictions, second: Predictions) -> Score | None:
         """Score the difference of two methods on the same images, first minus second; `None` if it has no score."""
         return None

@@ -1,13 +1,14 @@
 """A figure with its interval."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from bigain.errors import DataError
 
-__all__ = ["Score", "Unit", "columns_of", "scores_of"]
+__all__ = ["Score", "Unit", "columns_of", "distinct", "scores_of"]
 
 Unit = Literal["share", "points", "number", "GFLOPs", "ms", "ratio", "count"]
 
@@ -57,6 +58,16 @@ class Score:
             raise DataError(f"A score has the keys {', '.join(sorted(known))}; {given}.")
         value = content["value"]
         return cls(**{**content, "value": math.nan if value is None else float(value)})
+
+
+def distinct(scores: Sequence[Score]) -> list[Score]:
+    """Number the names of scores that have the same, such as distances of several features: by name they are read."""
+    seen, found = Counter[str](), list[Score]()
+    for score in scores:
+        seen[score.name] += 1
+        number = seen[score.name]
+        found.append(score if number == 1 else replace(score, name=f"{score.name}_{number}"))
+    return found
 
 
 def scores_of(row: Mapping[str, Any]) -> dict[str, Score]:

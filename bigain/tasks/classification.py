@@ -22,10 +22,10 @@ from bigain.metrics.evaluations import Evaluations
 from bigain.metrics.top1 import Top1
 from bigain.reducers.base import Identity, TokenReducer
 from bigain.results.errors import Errors
-from bigain.results.predictions import Predictions
 from bigain.results.scores import Score
 from bigain.tasks.evaluation import EvaluationTask, embed_classes
 from bigain.tasks.method import Applied, Method
+from bigain.tasks.result_task import predictions_of
 
 __all__ = ["ClassificationTask", "default_metrics"]
 
@@ -132,7 +132,6 @@ class ClassificationTask(EvaluationTask):
         return applied.report.shared
 
     def settings(self) -> Mapping[str, Any]:
-        images, data = self.images, self._data
         assert self._condition is not None
         return {
             **self.stages.settings(),
@@ -140,14 +139,7 @@ class ClassificationTask(EvaluationTask):
             "noise_seed": self.noise_seed,
             "share_plans": self.share_plans,
             "condition": self._condition.identity(),
-            "images": len(images),
-            "data": images.fingerprint,
-            "source": Path(images.source).name,
-            **({"left_out": images.left_out} if images.left_out else {}),
-            **({"skipped": len(images.skipped)} if images.skipped else {}),
-            "subset": data.subset if data.limit else "all",
-            "subset_seed": data.subset_seed,
-            "chunk": data.chunk,
+            **self._data.identity(),
             "rows": self.rows,
         }
 
@@ -167,17 +159,7 @@ class ClassificationTask(EvaluationTask):
         self.store.add(int(batch["chunk"]), values)
 
     def summarize(self, folder: Path) -> tuple[list[Score], dict[str, Any]]:
-        chunks = [tensors for _, tensors in self.store.chunks()]
-        index = torch.cat([tensors["index"] for tensors in chunks])
-        # Not all images if the trainer was asked for some batches only.
-        done = index.tolist()
-        predictions = Predictions(
-            tuple(self.images.names[item] for item in done),
-            tuple(self.images.labels[item] for item in done),
-            torch.cat([tensors["predicted"] for tensors in chunks]),
-            Errors.concat(Errors.from_tensors(tensors) for tensors in chunks).renumbered(index),
-            self.images.classes,
-        )
+        predictions = predictions_of([tensors for _, tensors in self.store.chunks()], self.images)
         predictions.save(folder)
         for metric in self.metrics:
             metric.write(predictions, folder)

@@ -2,7 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,18 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback
-from torch import nn
+from torch import Tensor, nn
 
+from bigain.data.dataset import ImageDataset
 from bigain.errors import SettingError
 from bigain.profiling.modes import GRAPHS
+from bigain.results.errors import Errors
+from bigain.results.predictions import Predictions
 from bigain.results.provenance import provenance
-from bigain.results.scores import Score
+from bigain.results.scores import Score, distinct
 from bigain.results.store import ResultFolder, write_result
 
-__all__ = ["RESULT_FILE", "ResultTask", "compiled"]
+__all__ = ["RESULT_FILE", "ResultTask", "compiled", "predictions_of"]
 
 RESULT_FILE = "result.json"
 
@@ -118,7 +121,8 @@ class ResultTask(LightningModule, ABC):
         """Write the files beside `result.json`; return the scores, and further fields of `result.json`."""
 
     def _write(self, folder: Path) -> None:
-        self.scores, facts = self.summarize(folder)
+        scores, facts = self.summarize(folder)
+        self.scores = distinct(scores)
         if self.recipe:
             (folder / "recipe.yaml").write_text(self.recipe)
         content = {
@@ -140,6 +144,24 @@ def compiled(network: nn.Module) -> AbstractContextManager[object]:
     stack.callback(setattr, network, "_compiled_call_impl", None)  # torch has no verb to undo compile()
     network.compile(dynamic=False, fullgraph=True)
     return stack
+
+
+def predictions_of(chunks: Sequence[Mapping[str, Tensor]], images: ImageDataset) -> Predictions:
+    """Join the predictions of finished chunks, which are not of all images if the trainer was asked for some batches.
+
+    Args:
+        chunks: `index`, `predicted` and stored errors of each.
+        images: The images of the run.
+    """
+    index = torch.cat([tensors["index"] for tensors in chunks])
+    done = index.tolist()
+    return Predictions(
+        tuple(images.names[item] for item in done),
+        tuple(images.labels[item] for item in done),
+        torch.cat([tensors["predicted"] for tensors in chunks]),
+        Errors.concat(Errors.from_tensors(tensors) for tensors in chunks).renumbered(index),
+        images.classes,
+    )
 
 
 class _Cleanup(Callback):

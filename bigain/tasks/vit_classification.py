@@ -22,10 +22,9 @@ from bigain.metrics.top_k import TopK
 from bigain.profiling.latency import host_clock
 from bigain.reducers.base import Identity, TokenReducer
 from bigain.results.errors import Errors
-from bigain.results.predictions import Predictions
 from bigain.results.provenance import code_of, fingerprint
 from bigain.results.scores import Score
-from bigain.tasks.result_task import ResultTask, compiled
+from bigain.tasks.result_task import ResultTask, compiled, predictions_of
 
 __all__ = ["ViTClassification", "speed_score", "vit_metrics"]
 
@@ -135,7 +134,6 @@ class ViTClassification(ResultTask):
             stack.enter_context(compiled(self.classifier.network))
 
     def identity(self) -> dict[str, Any]:
-        images, data = self.images, self.data
         return {
             "kind": self.kind,
             "backbone": type(self.classifier).__name__,
@@ -148,14 +146,9 @@ class ViTClassification(ResultTask):
             "seed": self.seed,
             "precision": str(self.trainer.precision),
             "labels": self._matched.tolist(),
-            "images": len(images),
-            "data": images.fingerprint,
-            "source": Path(images.source).name,
-            **({"left_out": images.left_out} if images.left_out else {}),
-            "subset": data.subset if data.limit else "all",
-            "subset_seed": data.subset_seed,
-            "chunk": data.chunk,
+            **self.data.identity(),
             "rows": self.rows,
+            "compile": self.compiled,  # speed is a figure, too
         }
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
@@ -184,15 +177,7 @@ class ViTClassification(ResultTask):
 
     def summarize(self, folder: Path) -> tuple[list[Score], dict[str, Any]]:
         chunks = [tensors for _, tensors in self.store.chunks()]
-        index = torch.cat([tensors["index"] for tensors in chunks])
-        done = index.tolist()  # not all images if the trainer was asked for some batches only
-        predictions = Predictions(
-            tuple(self.images.names[item] for item in done),
-            tuple(self.images.labels[item] for item in done),
-            torch.cat([tensors["predicted"] for tensors in chunks]),
-            Errors.concat(Errors.from_tensors(tensors) for tensors in chunks).renumbered(index),
-            self.images.classes,
-        )
+        predictions = predictions_of(chunks, self.images)
         predictions.save(folder)
         for metric in self.metrics:
             metric.write(predictions, folder)

@@ -1,13 +1,16 @@
 """Image classifiers from folders: the library's own logits and preprocessing, and which label is which class."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from bigain.backbones.image_classifier import model_labels
+from bigain.backbones.image_classifier import ImageClassifier, model_labels
 from bigain.backbones.timm_classifier import TimmClassifier
 from bigain.backbones.transformers_classifier import TransformersClassifier
+from bigain.data.classes import class_list, synset_words
 from bigain.errors import DataError, SettingError
 from tests.classifiers import MEAN, NAMES, STD, change_config, save_images, save_timm, save_transformers
 
@@ -175,6 +178,34 @@ def test_timm_knows_the_names_of_imagenet(tmp_path):
     with torch.device("meta"):
         model = timm.create_model("vit_tiny_patch16_224")
     names = _names(model)
-    assert (len(names), names[0]) == (1000, "n01440764, tench, Tinca tinca")
+    assert (len(names), names[0]) == (1000, "tench, Tinca tinca, n01440764")
     model.pretrained_cfg["tag"] = "mine"
     assert _names(model) is None
+
+
+@pytest.mark.parametrize("identifiers", [True, False])
+def test_the_classes_of_imagenet_are_the_labels_of_models_that_were_trained_on_it(identifiers):
+    from timm.data import ImageNetInfo
+
+    class Labelled(ImageClassifier):
+        def logits(self, images):
+            raise NotImplementedError
+
+        def identity(self):
+            return {}
+
+    info, words = ImageNetInfo("imagenet-1k"), synset_words()  # timm has a list of its own
+    assert info.label_names() == list(words)
+    model = Labelled()
+    model.label_count = 1000
+    model.label_names = tuple(
+        f"{info.label_name_to_description(wnid)}, {wnid}" if identifiers else text for wnid, text in words.items()
+    )
+    classes, some = class_list("imagenet-1k").classes, class_list("imagenet-100").classes
+    assert model_labels(model, classes).tolist() == list(range(1000))
+    assert [classes[label] for label in model_labels(model, some)] == list(some)
+    # A dog and a garment, alike but for the case; a skunk is a polecat, too.
+    few = ["Cardigan", "cardigan", "polecat", "tub"]
+    assert model_labels(model, few).tolist() == [264, 474, 358, 876]
+    with pytest.raises(SettingError, match="'crane' names the labels 134 and 517") if identifiers else nullcontext():
+        model_labels(model, ["crane"])

@@ -19,6 +19,7 @@ from bigain.data.prompts import ClassPrompts
 from bigain.diffusion.noise_set import Stages
 from bigain.errors import BigainError, SettingError
 from bigain.metrics.features import EmbeddedFeatures
+from bigain.metrics.frechet import FrechetDistance
 from bigain.metrics.label_ranking import LabelRankingPrecision
 from bigain.metrics.top1 import Top1
 from bigain.metrics.top_k import TopK
@@ -93,8 +94,11 @@ def test_an_interrupted_comparison_resumes_to_the_same_table(comparison, whole, 
     assert not (tmp_path / "out").exists()
     with pytest.raises(SettingError, match="--resume"):
         run_comparison(comparison(), tmp_path / "out", False, CONSOLE)
-    with pytest.raises(SettingError, match="metrics"):
+    with pytest.raises(SettingError, match=r"\(metrics: "):
         run_comparison(comparison(features=None), tmp_path / "out", True, CONSOLE)
+    others = comparison(classification_metrics=[Top1(), TopK(3)])
+    with pytest.raises(SettingError, match=r"\(classification_metrics: .*Evaluations.* then, .*'k': 3.* now"):
+        run_comparison(others, tmp_path / "out", True, CONSOLE)
     found = run_comparison(comparison(), tmp_path / "out", True, CONSOLE)
     assert figures(found) == whole
     assert not (tmp_path / "out.partial").exists()
@@ -111,6 +115,17 @@ def test_nothing_hangs_in_the_model_afterwards_and_nobody_copied_it(comparison, 
     assert set(seen) == {id(made.backbone)}
     assert not made.backbone.network._forward_hooks
     assert made.backbone.network._compiled_call_impl is None
+
+
+def test_distances_of_two_kinds_of_features_are_two_columns(comparison, tiny_features, tiny_reference, tmp_path):
+    given = [FrechetDistance(EmbeddedFeatures(folder), tiny_reference) for folder in (tiny_features, None)]
+    settings = {"features": None, "reference": None, "generation_metrics": given}
+    content = run_comparison(comparison(**settings), tmp_path / "out", False, CONSOLE)
+    scores = scores_of(content["rows"][1])
+    one, other = scores["frechet_distance"], scores["frechet_distance_2"]
+    assert one.value != other.value
+    alone = run_comparison(comparison(), tmp_path / "alone", False, CONSOLE)
+    assert one.value == scores_of(alone["rows"][1])["frechet_distance"].value
 
 
 NAMES = ("parts", "report.html", "table.csv", "comparison.json", "rows", "timing.json")

@@ -22,6 +22,7 @@ from bigain.data.module import ImageData
 from bigain.data.prompts import ClassPrompts
 from bigain.errors import SettingError
 from bigain.metrics.top1 import Top1
+from bigain.metrics.top_k import TopK
 from bigain.reducers.lgtm import LGTM
 from bigain.reducers.tome_vit import ToMeViT
 from bigain.report.page import write_page
@@ -114,7 +115,14 @@ def test_an_interrupted_one_goes_on(comparison, tmp_path, monkeypatch):
             run_comparison(comparison(), tmp_path / "out", False, CONSOLE)
     with pytest.raises(SettingError, match="rows: 4 then, 5 now"):
         run_comparison(comparison(rows=5), tmp_path / "out", True, CONSOLE)
+    with pytest.raises(SettingError, match="classification_metrics"):  # finished rows lack its column
+        run_comparison(comparison(classification_metrics=[Top1(), TopK(3)]), tmp_path / "out", True, CONSOLE)
     assert len(run_comparison(comparison(), tmp_path / "out", True, CONSOLE)["rows"]) == 3
+
+
+def test_speed_may_be_all_that_is_asked(comparison, tmp_path):
+    content = run_comparison(comparison(classification_metrics=[]), tmp_path / "out", False, CONSOLE)
+    assert [*scores_of(content["rows"][0])] == ["gflops", "ms", "images_per_second"]
 
 
 @pytest.mark.parametrize(

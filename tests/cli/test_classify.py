@@ -19,6 +19,7 @@ from bigain.backbones.pixel_dit import PixelDiT
 from bigain.backbones.stable_diffusion import StableDiffusion
 from bigain.benchmark.classify import confidence
 from bigain.cli.main import main
+from bigain.data.classes import CIFAR10_CLASSES
 from bigain.data.dataset import ImageDataset
 from tests.pipelines import save_sd
 
@@ -143,6 +144,13 @@ def test_a_known_data_set_has_its_own_classes_and_one_of_several_labels_is_right
     assert result["settings"]["classes"] == ["person", "train"]
     assert result["left_out"] == 1
     assert result["methods"][0]["accuracy"] == 1
+
+
+def test_classes_may_be_a_list_that_ships(sd, flat, tmp_path):
+    out = tmp_path / "out"
+    asked = ["--classes=cifar-10", "--limit=1", "--timesteps=4", "--device=cpu"]
+    main(["classify", str(flat), f"--model={sd}", *asked, f"--output={out}"])
+    assert json.loads((out / "result.json").read_text())["settings"]["classes"] == list(CIFAR10_CLASSES)
 
 
 def test_confidence_is_that_of_a_paired_test():

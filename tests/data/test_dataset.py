@@ -349,3 +349,32 @@ def test_two_and_ten_thousand_of_imagenet_are_balanced_seeded_and_nested():
     assert set(small.names) < set(large.names)
     assert images.subset(2000, "balanced").names == small.names
     assert images.subset(2000, "balanced", seed=1).names != small.names
+
+
+def test_what_a_model_prepared_is_not_what_the_next_one_sees(folder):
+    class Model:
+        def __init__(self, preparation=None):
+            self.preparation, self.lightning_module = preparation, self
+
+    def seen(data, model):
+        data.trainer = model
+        data.setup("test")
+        return next(iter(data.test_dataloader()))["image"], data.test_set.classes
+
+    data = ImageData(test=folder, image_size=8)
+    before, classes = seen(data, Model())
+    prepared, named = seen(data, Model(lambda image: torch.zeros(3, 8, 8)))
+    assert prepared.is_floating_point()
+    assert (classes, named) == (CIFAR10_CLASSES, ("cat", "dog"))
+    after, again = seen(data, Model())
+    assert torch.equal(before, after)
+    assert again == classes
+
+
+def test_a_choice_of_prepared_images_is_prepared_too(folder):
+    images = ImageDataset.open(folder, 8)
+    fingerprint = images.fingerprint
+    prepared = images.prepared(lambda image: torch.full((1,), 7))
+    assert prepared.fingerprint == fingerprint
+    for chosen in (prepared.subset(2), prepared.resized(4), prepared.subset(3).checked(skip=True)):
+        assert chosen[0]["image"].tolist() == [7]

@@ -180,6 +180,8 @@ def test_interrupted_it_resumes(run, classifier_of, tmp_path):
     assert set(calls) == {3}
     with pytest.raises(SettingError, match=r"labels: \[0, 2, 4, 3, 1\] then, \[0, 1, 2, 3, 4\] now"):
         run(classifier_of(), "stopped", resume=True, labels="order")
+    with pytest.raises(SettingError, match="compile: False then, True now"):  # its images a second are others
+        run(classifier_of(), "stopped", resume=True, compile=True)
     found = run(classifier_of(), "stopped", resume=True)
     torch.testing.assert_close(Predictions.load(found).errors.error, Predictions.load(expected).errors.error)
 
@@ -204,3 +206,17 @@ def test_what_cannot_work_is_refused_before_any_image(run, classifier_of, images
 def test_labels_rank_with_several_labels_too(run, classifier_of, images):
     place = run(classifier_of(), metrics=[*vit_metrics(), LabelRankingPrecision()])
     assert 0 < scores_of(json.loads((place / "result.json").read_text()))["label_ranking"].value <= 1
+
+
+def test_images_that_were_skipped_are_counted(run, classifier_of, tmp_path):
+    folder = save_images(tmp_path / "images")
+    file = sorted(folder.rglob("*.png"))[3]
+    name = file.relative_to(folder).as_posix()
+    whole = read_result(run(classifier_of(), "whole", data=ImageData(test=folder, chunk=4)))
+    assert "skipped" not in whole["settings"]
+    file.write_bytes(b"no image")
+    place = run(classifier_of(), data=ImageData(test=folder, chunk=4, skip_corrupt=True))
+    assert (read_result(place)["settings"]["skipped"], read_result(place)["images"]) == (1, 9)
+    assert name not in Predictions.load(place).names
+    with pytest.raises(SettingError, match="no pair"):
+        compare_pair(tmp_path / "whole", place)

@@ -11,26 +11,23 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from bigain.backbones.labels import label_of
 from bigain.backbones.open_model import open_model
-from bigain.backbones.pipeline import PromptBackbone
 from bigain.benchmark.at_work import Cost, at_work, count_gflops, peak_gib, timed, warm_up
+from bigain.benchmark.classify_images import beside, labels_of, open_images
 from bigain.benchmark.classify_settings import ClassifySettings
 from bigain.benchmark.latency_settings import device_of
 from bigain.benchmark.memory import is_out_of_memory, saying_what_to_lower
 from bigain.benchmark.methods import methods_of
 from bigain.benchmark.progress import Progress
-from bigain.data.classes import class_list, class_lists
 from bigain.data.dataset import ImageDataset
-from bigain.data.prompts import fill_prompt
-from bigain.data.sources.flat import FlatSource
-from bigain.data.sources.official import is_labelled, is_official
+from bigain.data.sources.official import is_labelled
 from bigain.diffusion.backbone import Backbone
 from bigain.diffusion.classifier import DiffusionClassifier
 from bigain.diffusion.condition import Condition
 from bigain.diffusion.noise_set import NoiseSet, Stages
-from bigain.errors import DataError, SettingError
+from bigain.errors import DataError
 from bigain.reducers.base import Identity, TokenReducer
+from bigain.reducers.brief import brief
 from bigain.results.provenance import without_home
 from bigain.results.wording import decimal, quantity
 from bigain.tasks.method import Applied
@@ -49,7 +46,8 @@ class MethodPredictions:
 
     Args:
         name: Its name.
-        method: Its settings, in words.
+        method: Its settings, as in code.
+        brief: Those that have not their default.
         predicted: The predicted label of each image, int64, `[N]`.
         confidence: How sure it is, `[N]`; see `confidence`.
         seconds: Seconds an image.
@@ -58,6 +56,7 @@ class MethodPredictions:
 
     name: str
     method: str
+    brief: str
     predicted: Tensor
     confidence: Tensor
     seconds: float
@@ -89,26 +88,30 @@ def classify_folder(folder: Path, settings: ClassifySettings, progress: Progress
     """Classify the images of a folder without reduction and with every method, on the same noises.
 
     Args:
-        folder: A folder of images, of class folders, or with a known data set as it is published.
+        folder: A folder of images, of class folders, or with a known data set as it is published; or a file: an
+            image, parquet, arrow, or a shard.
         settings: The other settings.
         progress: Hears how far it is.
 
     Raises:
-        BigainError: No such folder or model, a class that the model does not know, a prompt that is
+        BigainError: No such folder, file or model, a class that the model does not know, a prompt that is
             too long, images that cannot be read, or not enough memory.
     """
     device, progress = device_of(settings.device), progress or Progress()
     baseline, methods = methods_of(settings.reducer, settings.reducers)
-    if not folder.is_dir():
-        raise DataError(f"No folder at {folder}: give a folder of images, or one with a sub-folder for each class.")
+    if not folder.exists():
+        raise DataError(
+            f"Nothing at {folder}: give a folder of images, one with a sub-folder for each class, a known data set, or "
+            "a file (an image, parquet, arrow, a shard of WebDataset)."
+        )
     labelled = is_labelled(folder, settings.classes is not None)
     progress.say(f"loading {settings.model}")
     with saying_what_to_lower(settings.model, device, settings.dtype, "fewer --rows"):
         backbone = open_model(settings.model, device, settings.dtype, settings.image_size)
-        images, given = _opened(folder, labelled, backbone, settings)
+        images, given = open_images(folder, labelled, backbone, settings)
         images = images.subset(settings.limit)
         images = images.checked(settings.skip_corrupt, progress.say)
-        taken = _labels_of(folder, images) if labelled else "without labels"
+        taken = labels_of(folder, images) if labelled else "without labels" + beside(folder)
         progress.say(f"{folder}: {quantity(len(images), 'image')}, {taken}")
         condition = backbone.embed(given)
         everything = {baseline: Identity(), **methods}
@@ -224,7 +227,8 @@ class _FolderRun:
                 self._progress.finished(len(predicted), f"{decimal(seconds / len(predicted))} s an image")
             cost = Cost(gflops, peak_gib(device), made)
         each = seconds / len(predicted)
-        return MethodPredictions(name, repr(reducer), torch.tensor(predicted), torch.tensor(sure), each, cost)
+        words = repr(reducer), brief(reducer)
+        return MethodPredictions(name, *words, torch.tensor(predicted), torch.tensor(sure), each, cost)
 
     def _heard(self, applied: Applied, done: int, images: int) -> PredictNoise:
         """Return a prediction of noise after which one hears how far these images are, with so many done before."""
@@ -244,42 +248,3 @@ class _FolderRun:
         device = next(backbone.network.parameters()).device
         noise = NoiseSet.draw(self._settings.seed, steps, backbone.latent_shape).to(device)
         return DiffusionClassifier(predict_noise, backbone.process, noise, self.stages, self._condition, rows=self.rows)
-
-
-def _labels_of(folder: Path, images: ImageDataset) -> str:
-    by = "with the labels of the data set" if is_official(folder) else "labelled by their folders"
-    return by + (f"; left out for having none: {images.left_out}" if images.left_out else "")
-
-
-def _named(classes: str) -> tuple[str, ...]:
-    """Return the names of a list that ships, or those with commas between them."""
-    if classes in class_lists():
-        return class_list(classes).classes
-    given = tuple(name.strip() for name in classes.split(","))
-    if len(set(given)) < len(given) or len(given) < 2 or "" in given:
-        raise SettingError(
-            f"classes is two names or more, none twice, or a list that ships ({', '.join(class_lists())}); got "
-            f"{classes!r}."
-        )
-    return given
-
-
-def _opened(
-    folder: Path, labelled: bool, backbone: Backbone, settings: ClassifySettings
-) -> tuple[ImageDataset, list[int] | list[str]]:
-    """Open the images, and choose which of the model's labels are asked for, or with which prompts."""
-    given = _named(settings.classes) if settings.classes else ()
-    classes = given or (None if labelled or backbone.conditioned_on == "prompts" else backbone.class_names)
-    if not labelled and not classes:
-        raise SettingError(f"{folder} has no class folders: say between which classes to decide, --classes=cat,dog.")
-    if labelled:
-        images = ImageDataset.open(folder, backbone.image_size, classes)
-    else:
-        images = ImageDataset(FlatSource(folder, classes or ()), backbone.image_size)
-    if backbone.conditioned_on == "labels":
-        return images, [label_of(backbone, name) for name in images.classes]
-    prompts = list(fill_prompt(settings.prompt, images.classes))
-    if isinstance(backbone, PromptBackbone):
-        for prompt in prompts:  # before thousands of images are read
-            backbone.check_prompt(prompt)
-    return images, prompts

@@ -19,12 +19,14 @@ class ClassifySettings:
     Args:
         model: `embedded` (a small model of CIFAR-10 that ships with bigain), a folder that a
             diffusers pipeline's `save_pretrained` wrote, or `hub:owner/name[@revision]`.
-        classes: Class names with commas between them, such as cat,dog, or a list that ships, such as
-            oxford-pets (`bigain list classes`); for a model that takes labels, its names or numbers.
-            Default: the folder's sub-folders, a known data set's own, or such a model's classes.
+        classes: Class names with commas between them, such as cat,dog, or a list that ships, such
+            as imagenet-1k (`bigain list classes`); for a model that takes labels, its names or
+            numbers. Default: the folder's sub-folders, a known data set's own, or such a model's
+            classes.
         prompt: The prompt of a class, for models that take prompts; `{class}` is its name.
         reducer: The reducer to compare with none. Default: none alone.
-        reducers: Several, by name.
+        reducers: Several, each with a name for the results:
+            {half: {name: lgtm, ratio: 0.5}, abm: {name: abm, ratio: 0.3}}.
         placement: Which blocks reducers work in. Default: those of the published methods.
         timesteps: Timesteps at which a class that survives to the end is evaluated.
         keep: Classes that survive the first quarter of them.

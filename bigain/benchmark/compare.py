@@ -1,7 +1,7 @@
 """Run a comparison: every row with the same images, seeds and clock."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,8 +127,8 @@ class _Run:
         given = self.comparison
         if self._prompts.classes != given.data.test_set.classes:
             raise SettingError(
-                f"The prompts have the classes {', '.join(self._prompts.classes[:5])}, .., the images "
-                f"{', '.join(given.data.test_set.classes[:5])}, ..: give both the same, in the model's order."
+                f"The prompts have the classes {_first(self._prompts.classes)}, the images "
+                f"{_first(given.data.test_set.classes)}: give prompts and data the same classes, in the model's order."
             )
         for row in self._rows:
             for task in (self._classification(row, Path("unused")), self._generation(row, Path("unused"))):
@@ -255,3 +255,8 @@ def _write_map(found: MergeMap, images: torch.Tensor, noisy: torch.Tensor, place
     }
     save_file({key: value.contiguous() for key, value in tensors.items()}, place / "merge_map.safetensors")
     write_json(place / "merge_map.json", {"site": found.site})
+
+
+def _first(names: Sequence[str], most: int = 5) -> str:
+    """Join the first of some names; two dots stand for the others."""
+    return ", ".join([*names[:most], *([".."] if len(names) > most else [])])

@@ -23,6 +23,7 @@ from bigain.diffusion.condition import Condition
 from bigain.diffusion.sampler import Sampler
 from bigain.errors import SettingError
 from bigain.reducers.base import Identity, TokenReducer
+from bigain.reducers.brief import brief
 from bigain.results.provenance import without_home
 from bigain.results.wording import decimal
 from bigain.tasks.method import Applied
@@ -40,7 +41,8 @@ class GenerateSettings:
         model: `embedded` (a small model of CIFAR-10 that ships with bigain), a folder that a
             diffusers pipeline's `save_pretrained` wrote, or `hub:owner/name[@revision]`.
         reducer: The reducer to compare with none. Default: none alone.
-        reducers: Several, by name.
+        reducers: Several, each with a name for the results:
+            {half: {name: lgtm, ratio: 0.5}, abm: {name: abm, ratio: 0.3}}.
         placement: Which blocks reducers work in. Default: those of the published methods.
         seeds: Seeds of the images, such as 0,1,2. The image of a seed has the noise of diffusers'
             pipelines with `torch.Generator("cpu").manual_seed(seed)`.
@@ -85,7 +87,8 @@ class Drawn:
 
     Args:
         name: Its name.
-        method: Its settings, in words.
+        method: Its settings, as in code.
+        brief: Those that have not their default.
         images: uint8, `[S, 3, H, W]`, one for each seed.
         seconds: Seconds of each image, decoding included.
         difference: Mean absolute difference of each image from the first method's, in levels of 0 to 255.
@@ -94,6 +97,7 @@ class Drawn:
 
     name: str
     method: str
+    brief: str
     images: Tensor
     seconds: tuple[float, ...]
     difference: tuple[float, ...]
@@ -225,7 +229,7 @@ class _PromptRun:
             cost = Cost(gflops, peak_gib(device), made)
         drawn = torch.cat(images)
         apart = (drawn.float() - (drawn if first is None else first).float()).abs().flatten(1).mean(dim=1)
-        return Drawn(name, repr(reducer), drawn, tuple(seconds), tuple(apart.tolist()), cost)
+        return Drawn(name, repr(reducer), brief(reducer), drawn, tuple(seconds), tuple(apart.tolist()), cost)
 
     def _gflops(self, name: str, reducer: TokenReducer) -> float | None:
         """Count an image's operations, at each timestep those of the reducer that works there."""

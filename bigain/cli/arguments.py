@@ -1,6 +1,9 @@
 """Registered names on the command line: `--reducer lgtm` becomes the class path that jsonargparse takes."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from bigain.registry import get
 
@@ -28,8 +31,10 @@ def _kind_of(option: str) -> str | None:
 
 
 def _with_class_path(argument: str) -> str:
-    """Turn `--model.reducer=lgtm` into `--model.reducer=bigain.reducers.lgtm.LGTM`."""
+    """Turn `--model.reducer=lgtm` into `--model.reducer=bigain.reducers.lgtm.LGTM`, and so each of `--reducers`."""
     option, equals, value = argument.partition("=")
+    if option.endswith("reducers") and value.startswith("{"):
+        return f"{option}={_reducers(value)}"
     if equals and option.endswith(("placement", "placement.parts")):
         return _placement(option, value)
     kind = _kind_of(option)
@@ -39,6 +44,42 @@ def _with_class_path(argument: str) -> str:
     return f"{option}={found.__module__}.{found.__qualname__}"
 
 
+def _reducers(value: str) -> str:
+    """Turn `{a: {name: tome, ratio: 0.5}}`, as `build_reducer` takes it, into class paths and their arguments."""
+    from yaml import YAMLError  # type: ignore[import-untyped] # comes with jsonargparse
+
+    from bigain.benchmark.strict_yaml import load_strictly
+
+    try:
+        given = load_strictly(value, "--reducers")
+    except YAMLError:
+        return value  # the parser says what is wrong
+    if not isinstance(given, dict):
+        return value
+    return json.dumps({name: _reducer(one) for name, one in given.items()})
+
+
+def _reducer(given: Any) -> Any:
+    if isinstance(given, str):
+        given = {"name": given}
+    if not isinstance(given, dict):
+        return given
+    settings = dict(given)
+    name = settings.pop("name", None) or settings.get("class_path")
+    if not isinstance(name, str) or "." in name:
+        return given
+    found = get("reducers", name)
+    path = f"{found.__module__}.{found.__qualname__}"
+    if "class_path" in settings:
+        return {**settings, "class_path": path}
+    return {"class_path": path, "init_args": settings}
+
+
+def _is_mistyped(value: str) -> bool:
+    """Say whether a value is a word and no file: a preset's name, which is then refused with the others' names."""
+    return value.isidentifier() and value != "null" and not Path(value).exists()
+
+
 def _placement(option: str, value: str) -> str:
     """Accept `--placement=sd` for a preset, and `--placement.parts=mlp` for one part."""
     from typing import get_args
@@ -46,7 +87,7 @@ def _placement(option: str, value: str) -> str:
     from bigain.adapters.base import Part
     from bigain.adapters.placement import PRESETS
 
-    if option.endswith("placement") and value in PRESETS:
+    if option.endswith("placement") and (value in PRESETS or _is_mistyped(value)):
         return f"{option}.preset={value}"
     if option.endswith("parts") and value in get_args(Part):
         return f"{option}=[{value}]"

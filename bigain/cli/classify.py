@@ -13,7 +13,7 @@ from bigain.benchmark.classify import ClassifiedFolder, classify_folder
 from bigain.benchmark.classify_settings import ClassifySettings
 from bigain.cli.live import shown_progress
 from bigain.cli.parser import Parser, settings_of
-from bigain.cli.terminal import make_console
+from bigain.cli.terminal import make_console, settings_lines
 from bigain.errors import SettingError
 from bigain.report.classified_page import write_classified_page
 from bigain.results.files import check_absent
@@ -24,11 +24,19 @@ __all__ = ["make_parser", "run"]
 _SHOWN = 20
 """Images in the printed table; the file has all."""
 
+_SURENESS = (
+    "The figure behind a class says how sure the timesteps are of it: 0.5 is a coin's toss. It is no probability that "
+    "the class is right."
+)
+
+
+_IMAGES = "A folder of images or of class folders, a known data set, an image, parquet, arrow or a shard."
+
 
 def make_parser() -> Parser:
     """Make the command's parser."""
     parser = Parser(prog="bigain classify", description="Classify images without and with a reducer.")
-    parser.add_argument("folder", type=Path, help="A folder of images, of class folders, or a known data set.")
+    parser.add_argument("folder", type=Path, help=_IMAGES)
     parser.add_argument("--config", action="config", help="A YAML file with these settings.")
     parser.add_class_arguments(ClassifySettings)
     parser.add_argument("--page", action="store_true", help="Write page.html too, without images.")
@@ -53,6 +61,9 @@ def run(arguments: Sequence[str]) -> None:
     write_classified(given.output, content)
     console.print(_predictions(content))
     console.print(_costs(content))
+    for line in settings_lines(content.methods):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(_SURENESS, highlight=False)
     written = [f"All predictions: {given.output / 'predictions.csv'}."]
     if given.page or given.page_images:
         page = write_classified_page(given.output, content, pictures=given.page_images)
@@ -61,22 +72,24 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _predictions(content: ClassifiedFolder) -> Table:
+    """Make a row for each image: its labels where it has any, and the class that each method predicts."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("image", overflow="fold")
-    for one in content.methods:
-        table.add_column(one.name)
+    for name in (*(["label"] if content.labelled else []), *(one.name for one in content.methods)):
+        table.add_column(name, overflow="fold")
     classes = content.images.classes
     # What a method changes is what a reader looks for.
     shown = changed_first(content)[:_SHOWN]
-    for row in shown:
-        cells = [f"{classes[int(one.predicted[row])]} {float(one.confidence[row]):.2f}" for one in content.methods]
-        table.add_row(
-            Text(content.images.names[row]),
-            *(Text(cell) for cell in cells),
-            style="bold" if differs(content, row) else None,
-        )
+    named = [[classes[int(one.predicted[row])] for row in shown] for one in content.methods]
+    for place, row in enumerate(shown):
+        cells = [content.images.names[row]]
+        if content.labelled:
+            cells.append(" | ".join(classes[label] for label in content.images.labels[row]))
+        for one, names in zip(content.methods, named, strict=True):
+            cells.append(f"{names[place]:<{max(map(len, names))}} {float(one.confidence[row]):.2f}")
+        table.add_row(*map(Text, cells), style="bold" if differs(content, row) else None)
     if len(content.images) > _SHOWN:
-        table.add_row(f"and {len(content.images) - _SHOWN} more", *[""] * len(content.methods))
+        table.add_row(f"and {len(content.images) - _SHOWN} more")
     return table
 
 

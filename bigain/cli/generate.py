@@ -1,21 +1,21 @@
 """`bigain generate`: the same images without and with a reducer, from a prompt or a class."""
 
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
-from rich.text import Text
 
 from bigain.benchmark.at_work import cost_columns
 from bigain.benchmark.generate import Generated, GenerateSettings, generate
 from bigain.benchmark.strip import write_generated
 from bigain.cli.live import shown_progress
 from bigain.cli.parser import Parser, settings_of
-from bigain.cli.terminal import make_console
-from bigain.reducers.base import Identity
+from bigain.cli.terminal import make_console, settings_lines
+from bigain.errors import SettingError
 from bigain.results.files import check_absent
-from bigain.results.wording import decimal
+from bigain.results.wording import MISSING, decimal
 
 __all__ = ["make_parser", "run"]
 
@@ -32,6 +32,9 @@ def make_parser() -> Parser:
 
 def run(arguments: Sequence[str]) -> None:
     """Draw, write the folder, and print what each method took."""
+    words = [*takewhile(lambda one: not one.startswith("--"), arguments)]
+    if len(words) > 1:
+        raise SettingError(f'One prompt, in quotes: bigain generate "{" ".join(words)}"; got {len(words)} words apart.')
     parser = make_parser()
     given = parser.instantiate(parser.parse_args([*arguments]))
     settings = settings_of(GenerateSettings, given)
@@ -41,25 +44,23 @@ def run(arguments: Sequence[str]) -> None:
         content = generate(given.prompt, settings, progress)
     write_generated(given.output, content)
     console.print(_table(content))
-    place = f"{given.output / 'strip.png'} shows them side by side."
-    console.print(place, highlight=False, markup=False, soft_wrap=True)
+    several = len(content.drawn) * len(content.settings["seeds"]) > 1
+    strip = given.output / "strip.png"
+    written = f"{strip} shows them side by side." if several else f"The image is in {given.output}."
+    for line in (*settings_lines(content.drawn), written):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _table(content: Generated) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("method")
     costs = cost_columns([one.cost for one in content.drawn])
-    for column in ("s an image", *costs, "pixels differ by", "settings"):
-        table.add_column(column, justify="left" if column == "settings" else "right", overflow="fold")
+    compared = len(content.drawn) > 1
+    for column in ("s an image", *costs, *(["pixels differ by"] if compared else [])):
+        table.add_column(column, justify="right", overflow="fold")
     for row, one in enumerate(content.drawn):
         mean = sum(one.seconds) / len(one.seconds)
         apart = sum(one.difference) / len(one.difference)
-        cost = (cells[row] for cells in costs.values())
-        table.add_row(
-            one.name,
-            decimal(mean),
-            *cost,
-            f"{apart:.1f} of 255",
-            Text("no reduction" if one.method == repr(Identity()) else one.method),
-        )
+        differs = [f"{apart:.1f} of 255" if row else MISSING] if compared else []
+        table.add_row(one.name, decimal(mean), *(cells[row] for cells in costs.values()), *differs)
     return table

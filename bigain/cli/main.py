@@ -103,7 +103,9 @@ def _silence_libraries() -> None:
 def _is_about_this_run(record: logging.LogRecord) -> bool:
     """Say whether a line of Lightning's is neither an advertisement nor about a signal, which is reported already."""
     message = record.getMessage()
-    return not any(words in message for words in ("💡", "Detected KeyboardInterrupt", "Received SIGTERM"))
+    return not any(
+        words in message for words in ("💡", "TPU available", "Detected KeyboardInterrupt", "Received SIGTERM")
+    )
 
 
 if __name__ == "__main__":

@@ -211,7 +211,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
             return self
         found = f"{self.source}: {len(broken)} of {len(self)} images cannot be read: {_named(broken)}."
         if not (skip and whole):
-            offer = ", or leave them out: skip_corrupt" if skip is False else ""
+            offer = ", or leave them out: skip_corrupt=true" if skip is False else ""
             raise DataError(f"{found} Nothing was run. Replace or remove them{offer}.")
         say(f"{found} They are left out.")
         images = ImageDataset(self._source, self.size, whole, (*self.skipped, *broken), self._prepare)

@@ -1,6 +1,7 @@
 """Decode one image."""
 
 import io
+import re
 
 import numpy as np
 import torch
@@ -55,7 +56,8 @@ def decode_image(encoded: bytes, size: int) -> Tensor:
 
 def reason_of(error: BaseException) -> str:
     """Say in one line why an image cannot be read."""
-    lines = str(error).strip().splitlines()
+    # Pillow names the object in memory that it read from.
+    lines = re.sub(r" <_io\.BytesIO object at \w+>", "", str(error)).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 

@@ -105,10 +105,15 @@ def check_absent(place: Path | None) -> None:
     parent = place.absolute().parent
     if not parent.is_dir():
         raise DataError(f"--output {place} cannot be written: there is no folder {place.parent}.")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise DataError(f"--output {place} cannot be written: {parent} lets you write nothing.")
     if place.exists():
         raise SettingError(f"{place} exists already: choose another --output, or remove it. Nothing was overwritten.")
+    try:
+        # Permissions alone do not say it: a disk may be mounted to be read, and root may do everything.
+        Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=parent)).rmdir()
+    except OSError as error:
+        raise DataError(
+            f"--output {place} cannot be written: {parent} lets you write nothing ({error.strerror})."
+        ) from error
 
 
 @contextmanager

@@ -53,6 +53,13 @@ def quantity(value: float, noun: str) -> str:
     return f"{count(value)} {noun}{'' if value == 1 else 's'}"
 
 
+def about_seconds(seconds: float) -> str:
+    """Write how long something will take, as exactly as one can know it: `40 s`, `4 min`, `2.5 h`."""
+    if seconds < 90:
+        return f"{max(10, 10 * round(seconds / 10))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def percent(share: float, unit: bool = True) -> str:
     """Write a share as a percentage."""
     if not math.isfinite(share):

@@ -245,7 +245,7 @@ def test_a_page_of_labelled_images_says_what_is_right(sd, labelled, tmp_path):
 REFUSED = {
     "a long prompt": (["FLAT", "--classes=a,b", "--model=SD", f"--prompt={'a ' * 90}{{class}}"], "93 tokens.* sees 77"),
     "a page of what": (["FLAT", "--classes=a,b", "--page.image"], "--page and --page.images, which take no value"),
-    "no folder": (["nowhere"], "No folder at nowhere"),
+    "no folder": (["nowhere"], "Nothing at nowhere"),
     "no images": (["EMPTY", "--classes=cat,dog"], "holds no images"),
     "no classes": (["FLAT", "--model=SD"], "say between which classes to decide"),
     "strange class": (["FLAT", "--classes=cat,hut"], "classes are airplane, .*; got 'hut'"),

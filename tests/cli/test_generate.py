@@ -19,6 +19,8 @@ from tests.pipelines import assert_same_image, save_flux, save_sd
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
+REDUCER = ["--reducer=lgtm", "--reducer.ratio=0.5"]
+
 
 @pytest.fixture(scope="module")
 def sd(tmp_path_factory):
@@ -187,3 +189,41 @@ def test_images_are_not_lost_when_the_place_is_taken_meanwhile(tiny_weights, tmp
     (kept,) = tmp_path.glob(".out-*")
     assert (kept / "none_0.png").exists()
     assert [file.name for file in out.iterdir()] == ["other"]
+
+
+def test_the_table_fits_a_narrow_terminal_and_settings_stand_below_it(tiny_weights, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    main(
+        [
+            "generate",
+            "3",
+            f"--model={tiny_weights}",
+            *REDUCER,
+            "--steps=2",
+            "--device=cpu",
+            f"--output={tmp_path / 'o'}",
+        ]
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert "lgtm: LGTM(ratio=0.5)" in lines
+    head = next(number for number, line in enumerate(lines) if line.split()[:1] == ["method"])
+    none, lgtm = lines[head + 2 : head + 4]
+    assert (none.split()[0], none.split()[-1], lgtm.split()[0], lgtm.split()[-2:]) == (
+        "none",
+        "–",
+        "lgtm",
+        ["of", "255"],
+    )
+    # The full settings are in the file.
+    assert "cell=(2, 2)" in json.loads((tmp_path / "o" / "strip.json").read_text())["methods"][1]["method"]
+
+
+def test_one_image_alone_is_not_side_by_side(tiny_weights, tmp_path, capsys):
+    main(["generate", "3", f"--model={tiny_weights}", "--steps=2", "--device=cpu", f"--output={tmp_path / 'o'}"])
+    said = capsys.readouterr().out
+    assert "pixels differ by" not in said
+    assert "side by side" not in said
+
+
+def test_a_prompt_without_quotes_is_shown_with_them(refused):
+    refused(["generate", "a", "cat", "on", "a", "roof", "--steps=2"], 'in quotes: bigain generate "a cat on a roof"')

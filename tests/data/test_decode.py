@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from bigain.data.decode import decode_image, read_image
+from bigain.data.decode import decode_image, read_image, reason_of
 
 
 def encoded(image, kind="PNG", **settings):
@@ -94,3 +94,9 @@ def test_an_image_is_turned_as_its_exif_says(orientation):
 def test_damaged_exif_harms_no_image():
     content = encoded(Image.new("RGB", (8, 8), "red"), "JPEG", exif=b"Exif\0\0no header of TIFF")
     assert read_image(content).size == (8, 8)
+
+
+def test_a_reason_names_no_object_in_memory():
+    with pytest.raises(Exception, match="cannot identify") as caught:
+        read_image(b"no image")
+    assert reason_of(caught.value) == "cannot identify image file"

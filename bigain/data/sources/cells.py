@@ -1,14 +1,16 @@
 """What the readers of tables share: cells that hold images, and columns of names and labels."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from bigain.data.decode import reason_of
 from bigain.errors import DataError
 
-__all__ = ["check_labels", "has_image", "image_fields", "number_classes", "read_cell", "unique_names"]
+__all__ = ["check_labels", "features_of", "has_image", "image_fields", "number_classes", "read_cell", "unique_names"]
 
 
 def image_fields(where: object, name: str, column: pa.DataType) -> list[str]:
@@ -73,3 +75,13 @@ def check_labels(labels: Sequence[object], names: Sequence[str], classes: Sequen
         if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < len(classes):
             accepted = f"0 to {len(classes) - 1} ({classes[0]} .. {classes[-1]})" if classes else "from 0"
             raise DataError(f"{where}: image {name} has label {label}; accepted are whole numbers {accepted}.")
+
+
+def features_of(schema: pa.Schema, file: Path) -> dict[str, dict[str, Any]]:
+    """Return what `datasets` says of each column; nothing where it says nothing."""
+    try:
+        about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        said = about.get("info", {}).get("features", {})
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"{file} has features that cannot be read: {reason_of(error)}") from error
+    return {name: said[name] if isinstance(said.get(name), dict) else {} for name in schema.names}

@@ -37,8 +37,7 @@ class FolderSource(ImageSource):
         strangers = [folder.name for folder in folders if folder.name not in label_of]
         if strangers:
             raise DataError(
-                f"{path}: the folders {', '.join(strangers[:5])} are no classes of this model; "
-                f"accepted are {_listed(self.classes)}."
+                f"{path}: the folders {', '.join(strangers[:5])} are no classes; these are {_listed(self.classes)}."
             )
         files = [
             (file.relative_to(path).as_posix(), label_of[folder.name])

@@ -9,7 +9,15 @@ import pyarrow as pa
 
 from bigain.data.decode import reason_of
 from bigain.data.sources.base import ImageSource
-from bigain.data.sources.cells import check_labels, has_image, image_fields, number_classes, read_cell, unique_names
+from bigain.data.sources.cells import (
+    check_labels,
+    features_of,
+    has_image,
+    image_fields,
+    number_classes,
+    read_cell,
+    unique_names,
+)
 from bigain.data.sources.layout import name_classes, require
 from bigain.errors import DataError
 
@@ -48,7 +56,7 @@ class HuggingFaceSource(ImageSource):
         self.source, folder = str(path), path if path.is_file() else _folder_of_split(path, split)
         self._files = [path] if path.is_file() else _arrow_files(folder)
         self._table: Any = None
-        features = _features(self._rows.schema, self._files[0])
+        features = features_of(self._rows.schema, self._files[0])
         self._image, label = _columns(folder, features)
         named = image_fields(folder, self._image, self._rows.schema.field(self._image).type)
         self.names = unique_names(self._paths() if "path" in named else [None] * len(self._rows))
@@ -126,16 +134,6 @@ def _mapped(file: Path) -> pa.Table:
         return pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file} is not a readable arrow file of datasets: {reason_of(error)}") from error
-
-
-def _features(schema: pa.Schema, file: Path) -> dict[str, dict[str, Any]]:
-    """Return what `datasets` says of each column; nothing where it says nothing."""
-    try:
-        about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        said = about.get("info", {}).get("features", {})
-    except (ValueError, AttributeError) as error:
-        raise DataError(f"{file} has features that cannot be read: {reason_of(error)}") from error
-    return {name: said[name] if isinstance(said.get(name), dict) else {} for name in schema.names}
 
 
 def _columns(where: Path, features: dict[str, dict[str, Any]]) -> tuple[str, str]:

@@ -43,13 +43,15 @@ def is_labelled(path: Path, named: bool) -> bool:
     """Say whether the images of a folder have labels: class folders, or those of a known data set.
 
     Args:
-        path: The folder.
+        path: The folder or file. A file that is no image has labels: parquet, arrow, a shard.
         named: Whether the user named classes. Some of ImageNet's validation images, with classes of the user's own,
             are photos like others.
 
     Raises:
         DataError: Images lie both in the folder and in its sub-folders.
     """
+    if path.is_file():
+        return path.suffix.lower() not in SUFFIXES
     here = sum(child.suffix.lower() in SUFFIXES for child in path.iterdir())
     if is_official(path) and not (named and here):
         return True

@@ -15,6 +15,7 @@ from bigain.data.decode import reason_of
 from bigain.data.sources.base import ImageSource
 from bigain.data.sources.cells import (
     check_labels,
+    features_of,
     has_image,
     image_fields,
     number_classes,
@@ -35,7 +36,8 @@ class ParquetSource(ImageSource):
 
     Args:
         path: The file.
-        classes: Class names in label order; without it, `class 0`, `class 1`, ..
+        classes: Class names in label order; without it, those that Hugging Face's `datasets` wrote into the file,
+            or `class 0`, `class 1`, ..
 
     Raises:
         DataError: Not a parquet file, other columns, a label out of range, or a row without an image.
@@ -57,7 +59,8 @@ class ParquetSource(ImageSource):
             table = file.read(columns=["label", *({"file"} & columns)])
         labels = table["label"].to_pylist()
         self.names = unique_names(table["file"].to_pylist() if "file" in columns else [None] * len(labels))
-        self.classes = tuple(classes) if classes else number_classes(labels, path)
+        own = features_of(file.schema_arrow, path)["label"].get("names")
+        self.classes = tuple(classes or own or number_classes(labels, path))
         check_labels(labels, self.names, self.classes, path)
         self.labels = tuple((label,) for label in labels)
         self._forget()

@@ -52,7 +52,7 @@ class GenerateSettings:
         scheduler: A diffusers scheduler, by class path. Default: the checkpoint's own.
         dtype: Type of the weights. Default: fp32 on a CPU, half precision on a GPU.
         image_size: Side of the images, in pixels. Default: the size of the model's training.
-        compile: Compile the network (`torch.compile`, whole graph) before anything is timed.
+        compile: Compile the network (`torch.compile`, equal blocks once) before anything is timed.
         device: auto (a GPU where there is one), cpu, cuda or cuda:1.
 
     Raises:

@@ -15,6 +15,7 @@ from bigain.errors import SettingError
 from bigain.metrics.base import FeatureNetwork, GeneratedImages, GenerationMetric, features_in_parts
 from bigain.metrics.features import EmbeddedFeatures
 from bigain.results.cache import TensorCache
+from bigain.results.provenance import code_of_class
 
 __all__ = ["FeatureMetric", "RealImages"]
 
@@ -64,7 +65,8 @@ class RealImages:
         compute: Callable[[], Mapping[str, Tensor]],
     ) -> dict[str, Tensor]:
         """Return what is kept of these images under a name, or else compute and keep it."""
-        settings = {"of real images": what, "features": network.name, "decoder": PIL.__version__}
+        code = code_of_class(type(network))
+        settings = {"of real images": what, "features": network.name, "decoder": PIL.__version__, **code}
         cache = TensorCache([network], settings)
         key = f"{self.images.fingerprint} {size} {device.type}".encode()
         found = cache.find(key)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bigain import registry
 
-__all__ = ["code_of", "device_name", "fingerprint", "provenance", "without_home"]
+__all__ = ["code_of", "code_of_class", "device_name", "fingerprint", "provenance", "without_home"]
 
 _PACKAGES = ("bigain", "torch", "lightning", "diffusers", "torchmetrics", "numpy")
 
@@ -53,14 +53,18 @@ def code_of(given: object) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for value in (given, *_within(vars(given) if hasattr(given, "__dict__") else {})):
-        own = type(value)
-        path = getattr(sys.modules.get(own.__module__), "__file__", None)
-        if own.__module__.partition(".")[0] not in ("bigain", "builtins") and path and hasattr(value, "__dict__"):
-            code = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
-            found[f"{own.__module__}.{own.__qualname__}"] = code
-        if value is not given and hasattr(value, "__dict__"):
-            found |= code_of(value)
+        if hasattr(value, "__dict__"):
+            found |= code_of_class(type(value))
+            found |= {} if value is given else code_of(value)
     return found
+
+
+def code_of_class(kind: type) -> dict[str, str]:
+    """Hash a class's file, if it is not bigain's own; returns what `code_of` does."""
+    path = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    if kind.__module__.partition(".")[0] in ("bigain", "builtins") or not path:
+        return {}
+    return {f"{kind.__module__}.{kind.__qualname__}": hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]}
 
 
 def _within(value: object) -> Iterator[object]:

@@ -3,6 +3,8 @@
 import io
 import os
 import shutil
+import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -134,3 +136,27 @@ def test_nothing_at_a_path_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="has no class folders"):
         _ = reference.RealImages(tmp_path / "empty").images
+
+
+def test_features_of_changed_code_are_computed_anew(real, images, drawn, tmp_path, monkeypatch):
+    file = tmp_path / "features_of_mine.py"
+    code = """
+from bigain.metrics.base import FeatureNetwork
+
+class Mine(FeatureNetwork):
+    name, num_features = "my", 3
+
+    def forward(self, images):
+        return FACTOR * images.float().mean((2, 3))
+"""
+
+    def value(factor):
+        file.write_text(code.replace("FACTOR", factor))
+        module = ModuleType("features_of_mine")
+        module.__file__ = str(file)
+        monkeypatch.setitem(sys.modules, "features_of_mine", module)
+        exec(file.read_text(), module.__dict__)
+        return FrechetDistance(module.Mine(), real[0]).score(drawn(images(50, 1, bright=9))).value
+
+    one = value("1.0")
+    assert value("2.0") == pytest.approx(4 * one, rel=1e-3)

@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from bigain.errors import DataError, SettingError
+from bigain.results.quiet import no_progress_bars
 
 __all__ = ["DTYPES", "HUB", "Dtype", "PipelineFolder"]
 
@@ -93,7 +93,7 @@ class PipelineFolder:
             # diffusers and transformers name the setting differently.
             kind = "dtype" if found.__module__.startswith("transformers.") else "torch_dtype"
             settings = {"local_files_only": True, "output_loading_info": True, kind: dtype}
-            with _no_progress_bars():
+            with no_progress_bars():
                 network, about = found.from_pretrained(self.path / name, **settings)
         except Exception as error:  # either library, safetensors and torch raise errors of their own
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -169,20 +169,6 @@ class PipelineFolder:
         if not hasattr(home, known[found]):
             raise DataError(f"{self.path / _INDEX} names {found} of {library}, which has no such class.")
         return getattr(home, known[found])
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Keep transformers from drawing a bar for each component."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _without_values(network: Any, folder: Path) -> Any:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bigain.backbones.image_classifier import ImageClassifier, named
 from bigain.errors import DataError
+from bigain.results.quiet import no_progress_bars
 
 __all__ = ["TransformersClassifier"]
 
@@ -92,7 +93,8 @@ def _load(folder: Path, name: str) -> nn.Module:
 
     settings = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True, "dtype": torch.float32}
     try:
-        network, about = getattr(transformers, name).from_pretrained(folder, **settings)
+        with no_progress_bars():
+            network, about = getattr(transformers, name).from_pretrained(folder, **settings)
     except Exception as error:  # transformers, safetensors and torch raise errors of their own
         raise DataError(f"The model in {folder} cannot be loaded: {_reason(error)}") from error
     if missing := sorted(about["missing_keys"]):

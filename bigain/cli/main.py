@@ -94,6 +94,8 @@ def _silence_libraries() -> None:
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's own calls
     for name in ("utilities.rank_zero", "trainer.connectors.signal_connector"):
         logging.getLogger(f"lightning.pytorch.{name}").addFilter(_is_about_this_run)
+    # diffusers warns of every cast, also where the list of modules that should stay in float32 is empty.
+    logging.getLogger("diffusers.models.modeling_utils").addFilter(lambda record: "[]" not in record.getMessage())
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended.*")
     # Images are decoded in memory: worker processes would slow loading down.

@@ -14,6 +14,7 @@ from bigain.data.prompts import ClassPrompts
 from bigain.errors import DataError, SettingError
 from bigain.metrics.base import GeneratedImages, GenerationMetric
 from bigain.results.provenance import fingerprint
+from bigain.results.quiet import no_progress_bars
 from bigain.results.scores import Score
 
 __all__ = ["ClipScore"]
@@ -103,7 +104,8 @@ class ClipScore(GenerationMetric):
                 from transformers import CLIPModel, CLIPProcessor
 
                 settings = {"local_files_only": True, "dtype": torch.float32, "output_loading_info": True}
-                model, about = CLIPModel.from_pretrained(self.model, use_safetensors=True, **settings)
+                with no_progress_bars():
+                    model, about = CLIPModel.from_pretrained(self.model, use_safetensors=True, **settings)
                 processor = CLIPProcessor.from_pretrained(self.model, local_files_only=True)
             except Exception as error:  # transformers, tokenizers and safetensors raise errors of their own
                 raise DataError(f"CLIP in {self.model} cannot be loaded: {reason_of(error)}") from error

@@ -107,6 +107,13 @@ def test_transformers_is_prepared_and_run_as_its_folder_says(name, tmp_path, ima
     assert classifier.label_names == NAMES
 
 
+def test_transformers_is_loaded_without_a_bar(tmp_path, capfd):
+    folder = save_transformers(tmp_path / "vit")
+    capfd.readouterr()
+    TransformersClassifier(folder)
+    assert capfd.readouterr().err == ""
+
+
 def test_other_classes_and_missing_weights_are_refused(tmp_path):
     from safetensors.torch import load_file, save_file
 

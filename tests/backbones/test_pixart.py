@@ -196,3 +196,23 @@ def test_bad_input_is_refused_in_words(tmp_path):
     change_json(folder / "model_index.json", **{**index, "text_encoder": ["transformers", "BertModel"]})
     with pytest.raises(DataError, match="names BertModel as text_encoder; accepted: T5EncoderModel"):
         PixArt(folder)
+
+
+def test_large_models_in_shards_are_loaded_without_bars(tmp_path, capfd):
+    """Both libraries draw a bar for shards; whether other programs' bars are shown stays as it was."""
+    from diffusers import PixArtTransformer2DModel
+    from diffusers.utils.logging import is_progress_bar_enabled
+    from transformers import T5EncoderModel
+
+    whole, sharded = save_pixart(tmp_path / "whole"), save_pixart(tmp_path / "sharded")
+    for name, kind in (("text_encoder", T5EncoderModel), ("transformer", PixArtTransformer2DModel)):
+        (sharded / name).rename(tmp_path / name)
+        kind.from_pretrained(tmp_path / name).save_pretrained(sharded / name, max_shard_size="5KB")
+        assert len([*(sharded / name).glob("*.safetensors")]) > 1
+    capfd.readouterr()
+    found = PixArt(sharded)
+    found.embed(["a cat"])
+    assert capfd.readouterr().err == ""
+    assert is_progress_bar_enabled()
+    expected = PixArt(whole).network.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in found.network.state_dict().items())

@@ -311,3 +311,33 @@ def test_the_list_fits_eighty_columns_and_cuts_nothing(capsys, monkeypatch):
     assert "…" not in shown
     for name in ("FeatureTraining", "DiffusionTraining", "ClassificationTask", "GenerationTask"):
         assert name in shown
+
+
+def test_casting_a_network_of_which_nothing_stays_in_float32_is_silent():
+    """diffusers warns of it all the same; a network of which something should stay is another matter."""
+    from diffusers import DiTTransformer2DModel
+
+    main(["--version"])
+    records, logger = [], logging.getLogger("diffusers.models.modeling_utils")
+    listener = logging.Handler()
+    listener.emit = records.append
+    logger.addHandler(listener)
+    try:
+        network = DiTTransformer2DModel(num_attention_heads=1, attention_head_dim=8, num_layers=1, sample_size=4)
+        network._keep_in_fp32_modules = []
+        network.to(torch.float16)
+        assert not records
+        network._keep_in_fp32_modules = ["norm1"]
+        network.to(torch.float16)
+        assert len(records) == 1
+    finally:
+        logger.removeHandler(listener)
+
+
+def test_what_lightning_says_of_other_hardware_is_dropped():
+    main(["--version"])
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    made = [
+        logger.makeRecord(logger.name, logging.INFO, "", 0, text, (), None) for text in ("TPU available: False", "a")
+    ]
+    assert [bool(logger.filter(record)) for record in made] == [False, True]

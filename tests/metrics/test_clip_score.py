@@ -58,6 +58,12 @@ def test_it_is_the_cosine_of_a_plain_forward_pass(folder, images, drawn):
     assert "12 images" in score.note
 
 
+def test_it_is_loaded_without_a_bar(folder, images, drawn, capfd):
+    capfd.readouterr()
+    ClipScore(folder).score(drawn(images(2, 0), prompts=["a cat", "a dog"]))
+    assert capfd.readouterr().err == ""
+
+
 def test_each_image_is_compared_with_its_own_prompt(folder, images, drawn):
     pixels, prompts = images(4, 0), ["a", "dogs", "ship on sea", "x y z"]
     one = ClipScore(folder).score(drawn(pixels, prompts=prompts)).value

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bigain.registry import get
+from bigain.registry import available, get
 
 __all__ = ["with_class_paths"]
 
@@ -66,8 +66,8 @@ def _reducer(given: Any) -> Any:
         return given
     settings = dict(given)
     name = settings.pop("name", None) or settings.get("class_path")
-    if not isinstance(name, str) or "." in name:
-        return given
+    if not isinstance(name, str) or "." in name or ("class_path" in settings and name not in available("reducers")):
+        return given  # the parser knows class paths, and names of classes
     found = get("reducers", name)
     path = f"{found.__module__}.{found.__qualname__}"
     if "class_path" in settings:

@@ -32,8 +32,6 @@ class Backbone(nn.Module, ABC):
             have commas between them.
         text_device: Where text encoders work. Default: where the network is, which in Lightning comes to its device
             after the prompts were embedded.
-        keep_latents: Whether `encode` may keep latents on disk. Training, which would keep every image and its mirror
-            image, sets it off.
 
     Raises:
         SettingError: A subclass was written for the interface of bigain 0.1.
@@ -49,7 +47,6 @@ class Backbone(nn.Module, ABC):
     guidance: float | None = None
     class_names: tuple[str, ...] | None = None
     text_device: torch.device | None = None
-    keep_latents: bool = True
 
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)

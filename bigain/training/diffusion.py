@@ -67,7 +67,6 @@ class DiffusionTraining(LightningModule):
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.backbone.keep_latents = False
         self.lr, self.weight_decay = lr, weight_decay
         self.warmup_steps, self.decay_share = warmup_steps, decay_share
         self.schedule_steps = schedule_steps

@@ -194,7 +194,7 @@ def test_a_gpu_says_how_much_memory_each_method_took(sd, flat, tmp_path, capsys)
     main([*command, "--device=cuda", "--compile=true", f"--output={tmp_path / 'out'}"])
     for one in json.loads((tmp_path / "out" / "result.json").read_text())["methods"]:
         assert 0 < one["memory_gib"] < 4
-        assert one["compilation"]["graphs"] == 1
+        assert one["compilation"]["graphs"] > 1  # blocks by themselves
     assert "GiB" in capsys.readouterr().out
 
 

@@ -25,6 +25,7 @@ from bigain.diffusion.backbone import Backbone
 from bigain.diffusion.classifier import DiffusionClassifier
 from bigain.diffusion.condition import Condition
 from bigain.diffusion.noise_set import NoiseSet, Stages
+from bigain.diffusion.weights import timestep_weights
 from bigain.errors import DataError
 from bigain.reducers.base import Identity, TokenReducer
 from bigain.reducers.brief import brief
@@ -129,8 +130,7 @@ def classify_folder(folder: Path, settings: ClassifySettings, progress: Progress
         "classes": list(images.classes),
         "prompt": settings.prompt if backbone.conditioned_on == "prompts" else None,
         "placement": str(settings.placement),
-        "trials": run.stages.trials,
-        "keeps": run.stages.keeps,
+        **run.stages.settings(),
         "rows": run.rows,
         "compile": settings.compile,
         "seed": settings.seed,
@@ -145,7 +145,7 @@ def confidence(errors: Tensor) -> float:
     paired t-test would just call the best class better. It is no probability that the class is right.
 
     Args:
-        errors: Error of each class at each timestep, `[K, M]`; NaN where pruning skipped it.
+        errors: Error of each class at each timestep, as it counts, `[K, M]`; NaN where pruning skipped it.
     """
     if len(errors) < 2:
         return 1.0
@@ -175,7 +175,10 @@ class _FolderRun:
         self._backbone, self._images, self._condition = backbone, images, condition
         self._settings, self._progress, self.rows = settings, progress, settings.rows or 32
         kept = min(settings.keep, len(condition))
-        self.stages = Stages((max(1, settings.timesteps // 4), settings.timesteps), (kept, 1))
+        trials = (max(1, settings.timesteps // 4), settings.timesteps)
+        self.stages = Stages(trials, (kept, 1), weights=settings.weights)
+        weights = timestep_weights(self.stages, backbone.process)
+        self._weights = torch.ones(self.stages.total) if weights is None else weights
         self.evaluations = self.stages.evaluations(len(condition))
 
     def of(self, methods: Mapping[str, TokenReducer]) -> tuple[MethodPredictions, ...]:
@@ -222,7 +225,7 @@ class _FolderRun:
                 classifier = self._classifier(applied, self._heard(applied, len(predicted), len(chunk)))
                 found, spent = timed(lambda: classifier(chunk.to(device), names), device)  # noqa: B023 called at once
                 predicted += found.prediction.tolist()
-                sure += [confidence(errors) for errors in found.errors.cpu()]
+                sure += [confidence(errors * self._weights) for errors in found.errors.cpu()]
                 seconds += spent
                 self._progress.finished(len(predicted), f"{decimal(seconds / len(predicted))} s an image")
             cost = Cost(gflops, peak_gib(device), made)

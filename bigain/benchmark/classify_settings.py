@@ -6,6 +6,7 @@ from bigain.adapters.placement import Placement
 from bigain.backbones.folder import Dtype
 from bigain.benchmark.generate import whole_numbers
 from bigain.data.prompts import PROMPT
+from bigain.diffusion.noise_set import Weighting
 from bigain.errors import SettingError
 from bigain.reducers.base import Identity, TokenReducer
 
@@ -30,6 +31,8 @@ class ClassifySettings:
         placement: Which blocks reducers work in. Default: those of the published methods.
         timesteps: Timesteps at which a class that survives to the end is evaluated.
         keep: Classes that survive the first quarter of them.
+        weights: How timesteps count in a class's error: uniform, as in the paper; velocity; or
+            logit_normal, for flows such as SD3's (see `bigain.diffusion.noise_set.Stages`).
         limit: Use at most so many images.
         skip_corrupt: Leave out images that cannot be read, and say which, instead of refusing to begin.
         rows: Rows of one forward pass. Default: 32, and half as many for as long as memory does not suffice.
@@ -51,6 +54,7 @@ class ClassifySettings:
     placement: Placement = Placement()
     timesteps: int = 20
     keep: int = 5
+    weights: Weighting = "uniform"
     limit: int | None = None
     skip_corrupt: bool = False
     rows: int | None = None

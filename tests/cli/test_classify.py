@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from PIL import Image
 from scipy import stats
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -59,25 +60,29 @@ def table_of(folder):
         return list(csv.DictReader(file))
 
 
-def by_hand(backbone, folder, condition, reducer, count=8):
-    """The best class of each image by a plain loop over images, classes and timesteps, none of them pruned."""
+def errors_by_hand(backbone, folder, condition, reducer, count=8):
+    """Errors `[N, K, M]` by a plain loop over images, classes and timesteps, none of them pruned; and the timesteps."""
     source = ImageDataset.open(folder, backbone.image_size) if any(f.is_dir() for f in folder.iterdir()) else None
     images = source or [{"image": read(file, backbone.image_size)} for file in sorted(folder.iterdir())]
     generator = torch.Generator("cpu").manual_seed(0)
     noise = torch.randn((count, *backbone.latent_shape), generator=generator)
-    found = []
+    timesteps = torch.tensor([1000 * (2 * step + 1) // (2 * count) for step in range(count)])
+    errors = torch.zeros(len(images), len(condition), count)
     with bigain.attach(backbone.network, reducer), torch.no_grad():
         for index in range(len(images)):
             clean = backbone.encode(images[index]["image"][None])
-            errors = torch.zeros(len(condition), count)
             for label in range(len(condition)):
                 for step in range(count):
-                    t = torch.tensor([1000 * (2 * step + 1) // (2 * count)])
+                    t = timesteps[step : step + 1]
                     noisy = backbone.process.add_noise(clean, noise[step : step + 1], t)
                     predicted = backbone.predict_noise(noisy, t, condition.take([label]))
-                    errors[label, step] = (predicted - noise[step]).square().mean()
-            found.append(int(errors.mean(dim=1).argmin()))
-    return found
+                    errors[index, label, step] = (predicted - noise[step]).square().mean()
+    return errors, timesteps
+
+
+def by_hand(backbone, folder, condition, reducer, count=8):
+    """The best class of each image."""
+    return errors_by_hand(backbone, folder, condition, reducer, count)[0].mean(dim=2).argmin(dim=1).tolist()
 
 
 def read(file, size):
@@ -111,6 +116,24 @@ def test_predictions_are_those_of_a_plain_loop(kind, sd, tiny_weights, flat, tmp
     assert none["accuracy"] is None
     assert lgtm["changed"] == sum(row["none"] != row["lgtm"] for row in rows)
     assert none["seconds_per_image"] > 0
+
+
+def test_timesteps_count_as_they_are_asked_to(tiny_weights, flat, tmp_path, refused):
+    """`velocity` is 1 / alpha^2, here of diffusers' own table."""
+    out, asked = tmp_path / "out", [f"--model={tiny_weights}", "--classes=3,5", "--timesteps=8", "--device=cpu"]
+    main(["classify", str(flat), *asked, "--weights=velocity", f"--output={out}"])
+    backbone = PixelDiT(tiny_weights).eval()
+    errors, timesteps = errors_by_hand(backbone, flat, backbone.embed([3, 5]), "identity")
+    betas = {key: backbone.scheduler[key] for key in ("beta_start", "beta_end", "beta_schedule")}
+    weighted = errors / DDIMScheduler(**betas).alphas_cumprod[timesteps]
+    rows = table_of(out)
+    assert [row["none"] for row in rows] == [["3", "5"][label] for label in weighted.mean(dim=2).argmin(dim=1)]
+    found = [float(row["none_confidence"]) for row in rows]
+    assert found == pytest.approx([confidence(one) for one in weighted], abs=1e-3)
+    assert found != pytest.approx([confidence(one) for one in errors], abs=1e-2)
+    assert json.loads((out / "result.json").read_text())["settings"]["timestep_weights"] == "velocity"
+    command = ["classify", str(flat), *asked, "--weights=logit_normal", f"--output={tmp_path / 'flow'}"]
+    refused(command, "this model predicts epsilon|this model predicts noise")
 
 
 def test_class_folders_are_labels_and_what_was_taken_is_said(sd, labelled, tmp_path, capsys):

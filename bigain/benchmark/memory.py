@@ -15,6 +15,7 @@ __all__ = ["is_out_of_memory", "saying_what_to_lower"]
 _WITHOUT_A_CLASS = (
     *("DefaultCPUAllocator", "Cannot allocate memory", "std::bad_alloc"),
     *("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"),  # of a driver and a library beside torch's allocator
+    *("could not create a primitive", "could not execute a primitive"),  # oneDNN, which says no more
 )
 """Words of errors that have no class of their own."""
 

@@ -83,6 +83,7 @@ def test_an_error_leaves_neither_hooks_nor_compiled_regions(backbone, own_cache)
     [
         (torch.OutOfMemoryError("CUDA out of memory."), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("could not create a primitive"), True),  # what oneDNN says of a convolution
         (RuntimeError("CUDA error: out of memory"), True),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
         (MemoryError(), True),

@@ -21,15 +21,15 @@ torch.set_num_threads(1)
 shared, out = sys.argv[1:-1], sys.argv[-1]
 main([*shared, "--image_size=16", "--rows=1", f"--output={out}/small"])  # what is loaded once is loaded
 size = int(open("/proc/self/statm").read().split()[0]) * os.sysconf("SC_PAGESIZE")
-resource.setrlimit(resource.RLIMIT_AS, (size + 100 * 2**20,) * 2)
-main([*shared, "--image_size=64", f"--output={out}/halved"])
-main([*shared, "--image_size=64", "--rows=32", f"--output={out}/refused"])
+resource.setrlimit(resource.RLIMIT_AS, (size + 250 * 2**20,) * 2)
+main([*shared, "--image_size=96", f"--output={out}/halved"])
+main([*shared, "--image_size=96", "--rows=32", f"--output={out}/refused"])
 """
 
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
-    """A model of which 32 rows of 64 pixels take some 300 MB, and few rows tens of them."""
+    """A model of which 32 rows of 96 pixels take some 700 MB, and few rows a tenth of it."""
     return save_sd(tmp_path_factory.mktemp("memory") / "model", block_out_channels=(64, 128))
 
 

@@ -4,7 +4,7 @@ Every one is a plain sentence: what was given, what is accepted, where.
 The command line prints it without a traceback.
 """
 
-__all__ = ["BigainError", "DataError", "NumericalError", "SettingError", "SiteError"]
+__all__ = ["BigainError", "DataError", "NumericalError", "SettingError", "SiteError", "first_line"]
 
 
 class BigainError(Exception):
@@ -25,3 +25,8 @@ class SiteError(BigainError, RuntimeError):
 
 class NumericalError(BigainError, ArithmeticError):
     """A model that returned NaN or infinity."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error of another library says, or its class where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

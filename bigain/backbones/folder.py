@@ -1,7 +1,6 @@
 """A pipeline in diffusers' format: a folder, or a repository of the Hugging Face hub."""
 
 import hashlib
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import Any, Literal
 
 import torch
 
-from bigain.errors import DataError, SettingError
+from bigain.errors import DataError, SettingError, first_line
+from bigain.results.files import read_json
 from bigain.results.quiet import no_progress_bars
 
 __all__ = ["DTYPES", "HUB", "Dtype", "PipelineFolder"]
@@ -96,8 +96,7 @@ class PipelineFolder:
             with no_progress_bars():
                 network, about = found.from_pretrained(self.path / name, **settings)
         except Exception as error:  # either library, safetensors and torch raise errors of their own
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise DataError(f"{name} in {self.path} cannot be loaded: {reason}") from error
+            raise DataError(f"{name} in {self.path} cannot be loaded: {first_line(error)}") from error
         if missing := sorted(about["missing_keys"]):
             # Both libraries would go on with random values.
             raise DataError(f"{name} in {self.path} lacks {len(missing)} weights, such as {missing[0]}.")
@@ -106,7 +105,7 @@ class PipelineFolder:
     def settings(self, name: str) -> dict[str, Any]:
         """Read a component's `config.json`; empty where there is none."""
         file = self.path / name / "config.json"
-        return _read_object(file) if file.is_file() else {}
+        return read_json(file) if file.is_file() else {}
 
     def digest(self, name: str) -> str:
         """Fingerprint a component's files; for small ones, such as tokenizers."""
@@ -131,8 +130,7 @@ class PipelineFolder:
         try:
             return found.from_pretrained(self.path / name, local_files_only=True)
         except Exception as error:  # tokenizers raise errors of their own
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise DataError(f"{name} in {self.path} cannot be loaded: {reason}") from error
+            raise DataError(f"{name} in {self.path} cannot be loaded: {first_line(error)}") from error
 
     @property
     def scheduler(self) -> dict[str, Any]:
@@ -140,7 +138,7 @@ class PipelineFolder:
         file = self.path / "scheduler" / "scheduler_config.json"
         if not file.is_file():
             raise DataError(f"{self.path} lacks {file.relative_to(self.path)}, which defines the diffusion process.")
-        return _read_object(file)
+        return read_json(file)
 
     def _check_sentencepiece(self, name: str) -> None:
         """Name what a vocabulary of sentencepiece needs; transformers would ask for another package."""
@@ -179,7 +177,7 @@ def _without_values(network: Any, folder: Path) -> Any:
 
 
 def _index_of(file: Path, where: str, pipelines: Collection[str]) -> dict[str, Any]:
-    index = _read_object(file)
+    index = read_json(file)
     found = index.get("_class_name")
     if found not in pipelines:
         raise DataError(f"{where} holds a {found}; accepted here: {', '.join(sorted(pipelines))}.")
@@ -209,21 +207,10 @@ def _downloaded(name: str, pipelines: Collection[str]) -> Path:
     except DataError:
         raise
     except Exception as error:  # the hub's errors, and those of the network
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise DataError(f"{name} cannot be downloaded: {reason}") from error
+        raise DataError(f"{name} cannot be downloaded: {first_line(error)}") from error
     return path
 
 
 def _without_weights(path: Path) -> list[Path]:
     """List components that have a network's configuration and no safetensors."""
     return [file.parent for file in path.glob("*/config.json") if not [*file.parent.glob("*.safetensors")]]
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{file} holds no JSON object.")
-    return content

@@ -17,7 +17,7 @@ from bigain.backbones.cards import card, check_weights
 from bigain.backbones.labels import LabelBackbone, without_label_dropout
 from bigain.data.classes import CIFAR10_CLASSES
 from bigain.diffusion.condition import Condition
-from bigain.errors import DataError, SettingError
+from bigain.errors import DataError, SettingError, first_line
 
 if TYPE_CHECKING:
     from diffusers import DiTTransformer2DModel
@@ -164,8 +164,7 @@ def _load(folder: Path, embedded: bool) -> "DiTTransformer2DModel":
     except DataError:
         raise
     except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DataError(f"The model in {folder} cannot be loaded: {reason}") from error
+        raise DataError(f"The model in {folder} cannot be loaded: {first_line(error)}") from error
     channels = settings["in_channels"]
     overlap = math.isqrt(channels // 3)
     if channels != 3 * overlap**2 or overlap % 2 == 0 or settings["out_channels"] != 3:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bigain.backbones.image_classifier import ImageClassifier
-from bigain.errors import DataError, SettingError
+from bigain.errors import DataError, SettingError, first_line
 
 __all__ = ["TimmClassifier"]
 
@@ -76,8 +76,7 @@ def _load(weights: Path, name: str | None, settings: dict[str, Any]) -> nn.Modul
     try:
         network: nn.Module = timm.create_model(**{**settings, **where})
     except Exception as error:  # timm, safetensors and torch raise errors of their own
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise DataError(f"The model in {weights} cannot be loaded: {reason}") from error
+        raise DataError(f"The model in {weights} cannot be loaded: {first_line(error)}") from error
     return network.eval()
 
 

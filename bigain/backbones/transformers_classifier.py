@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from bigain.backbones.image_classifier import ImageClassifier, named
-from bigain.errors import DataError
+from bigain.errors import DataError, first_line
 from bigain.results.quiet import no_progress_bars
 
 __all__ = ["TransformersClassifier"]
@@ -96,7 +96,7 @@ def _load(folder: Path, name: str) -> nn.Module:
         with no_progress_bars():
             network, about = getattr(transformers, name).from_pretrained(folder, **settings)
     except Exception as error:  # transformers, safetensors and torch raise errors of their own
-        raise DataError(f"The model in {folder} cannot be loaded: {_reason(error)}") from error
+        raise DataError(f"The model in {folder} cannot be loaded: {first_line(error)}") from error
     if missing := sorted(about["missing_keys"]):
         # transformers would go on with random values.
         raise DataError(f"The model in {folder} lacks {len(missing)} weights, such as {missing[0]}.")
@@ -110,8 +110,4 @@ def _processor(folder: Path) -> Any:
     try:
         return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # an unknown processor, or settings that it does not take
-        raise DataError(f"The image processor in {folder} cannot be loaded: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise DataError(f"The image processor in {folder} cannot be loaded: {first_line(error)}") from error

@@ -16,7 +16,7 @@ from bigain.benchmark.progress import Progress
 from bigain.benchmark.regions import regions_of
 from bigain.diffusion.backbone import Backbone
 from bigain.diffusion.condition import Condition
-from bigain.errors import SettingError
+from bigain.errors import SettingError, first_line
 from bigain.profiling.latency import host_clock
 from bigain.profiling.modes import GRAPHS, Compilation, first_pass
 from bigain.reducers.base import Identity, TokenReducer
@@ -113,8 +113,9 @@ def warm_up(name: str, run: Callable[[], object], device: torch.device, compiles
     try:
         _, compilation = first_pass(run, device)
     except TorchDynamoException as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise SettingError(f"{name} does not compile: {reason} Leave --compile out (bigain doctor).") from error
+        raise SettingError(
+            f"{name} does not compile: {first_line(error)} Leave --compile out (bigain doctor)."
+        ) from error
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     return compilation if compiles else None

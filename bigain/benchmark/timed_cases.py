@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch._dynamo.exc import TorchDynamoException
 
-from bigain.errors import SettingError
+from bigain.errors import SettingError, first_line
 from bigain.profiling.latency import interleaved
 from bigain.profiling.modes import (
     GRAPHS,
@@ -232,7 +232,7 @@ def _why_not_captured(error: RuntimeError) -> str:
     # Out of memory ends the capture, which then raises an error of its own.
     if any(isinstance(one, torch.OutOfMemoryError) for one in (error, error.__context__)):
         return DOES_NOT_FIT
-    return f"cannot be captured: {next(iter(str(error).splitlines()), type(error).__name__)}"
+    return f"cannot be captured: {first_line(error)}"
 
 
 def _timed(ready: Sequence[_Ready], timing: Timing, mode: Mode, announce: Callable[[str], None]) -> list[Measured]:

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 
-from bigain.errors import SettingError
+from bigain.errors import SettingError, first_line
 
 __all__ = ["PROCESS_SETTINGS", "SchedulerSpec", "build_scheduler", "from_configuration"]
 
@@ -90,8 +90,9 @@ def _build(scheduler: type[Any], config: Mapping[str, Any], settings: Mapping[st
         with torch.device("cpu"):
             return scheduler.from_config(dict(config), **settings)
     except (ImportError, NotImplementedError, TypeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise SettingError(f"{scheduler.__name__} cannot be built with the settings it was given: {reason}") from error
+        raise SettingError(
+            f"{scheduler.__name__} cannot be built with the settings it was given: {first_line(error)}"
+        ) from error
 
 
 def _diffusers_class(name: str) -> type[Any]:

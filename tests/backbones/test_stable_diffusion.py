@@ -143,7 +143,7 @@ def broken(folder, change):
 
 REFUSED = {
     "no model": (lambda f: (f / "model_index.json").unlink(), "it has no model_index.json. Give a folder"),
-    "a list": (lambda f: (f / "model_index.json").write_text("[]"), "holds no JSON object"),
+    "a list": (lambda f: (f / "model_index.json").write_text("[]"), "holds a JSON list; accepted is an object"),
     "another pipeline": (lambda f: broken(f, lambda i: i.update(_class_name="FluxPipeline")), "holds a FluxPipeline"),
     "another class": (lambda f: broken(f, lambda i: i.update(unet=["os", "system"])), "names system as unet; accepted"),
     "no tokenizer": (lambda f: broken(f, lambda i: i.update(tokenizer=["a", "AutoModel"])), "no tokenizer"),

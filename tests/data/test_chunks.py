@@ -10,14 +10,7 @@ from bigain.data.dataset import ImageDataset
 from bigain.data.module import ImageData
 from bigain.data.prompts import ClassPrompts
 from bigain.errors import DataError, SettingError
-
-QUIET = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "enable_checkpointing": False,
-}
+from tests.trainers import QUIET
 
 
 class Seen(LightningModule):

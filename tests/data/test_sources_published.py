@@ -139,7 +139,11 @@ def test_what_is_missing_or_damaged_is_said(saved):
     file.unlink()
     with pytest.raises(DataError, match=r"data-00000-of-00001\.arrow is missing; state\.json names it"):
         HuggingFaceSource(place)
-    for text, words in (("{", "cannot be read"), ("[]", "holds no JSON object"), ("{}", "names no arrow files")):
+    for text, words in (
+        ("{", "cannot be read"),
+        ("[]", "holds a JSON list; accepted is an object"),
+        ("{}", "names no arrow files"),
+    ):
         write(place / "state.json", text)
         with pytest.raises(DataError, match=words):
             HuggingFaceSource(place)

@@ -31,14 +31,7 @@ from bigain.results.scores import Score, scores_of
 from bigain.results.store import read_result
 from bigain.tasks.classification import ClassificationTask
 from bigain.tasks.method import Reduced
-
-QUIET = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "enable_checkpointing": False,
-}
+from tests.trainers import QUIET
 
 
 class StopAt(Callback):

@@ -21,14 +21,7 @@ from bigain.metrics.frechet import FrechetDistance
 from bigain.reducers.lgtm import LGTM
 from bigain.results.scores import Score, scores_of
 from bigain.tasks.generation import GenerationTask, tile_images
-
-QUIET = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "enable_checkpointing": False,
-}
+from tests.trainers import QUIET
 
 
 class StopAt(Callback):

@@ -21,9 +21,9 @@ from bigain.tasks.evaluation import embed_classes
 from bigain.tasks.generation import GenerationTask
 from bigain.training.diffusion import DiffusionTraining
 from tests.pipelines import save_dit, save_sd
+from tests.trainers import QUIET
 
 CAPTIONS = ["a cat on a roof", "two dogs", "a ship", "the sea and a bird", "one more dog", "a red car"]
-QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
 
 
 class Count(GenerationMetric):

@@ -25,14 +25,8 @@ from bigain.results.scores import scores_of
 from bigain.results.store import read_result
 from bigain.tasks.vit_classification import ViTClassification, vit_metrics
 from tests.classifiers import save_images, save_timm, save_transformers
+from tests.trainers import QUIET
 
-QUIET = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "enable_checkpointing": False,
-}
 CLASSES = ("cat", "cow", "fox", "hen", "tabby_dog")
 LABELS = [0, 2, 4, 3, 1]
 PLACEMENTS = {

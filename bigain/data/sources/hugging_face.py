@@ -1,6 +1,5 @@
 """A data set of Hugging Face's `datasets` on disk."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from bigain.data.sources.cells import (
 )
 from bigain.data.sources.layout import name_classes, require
 from bigain.errors import DataError
+from bigain.results.files import read_json
 
 __all__ = ["HuggingFaceSource"]
 
@@ -101,7 +101,7 @@ def _folder_of_split(path: Path, split: str) -> Path:
     """Return the folder of a split; a folder that was saved without splits is its own."""
     if not (path / _SPLITS).is_file():
         return path
-    there = [str(name) for name in _read(path / _SPLITS).get("splits", ())]
+    there = [str(name) for name in read_json(path / _SPLITS).get("splits", ())]
     found = next((name for name in _SPLIT_NAMES[split] if name in there), None)
     if found is None:
         raise DataError(
@@ -114,7 +114,7 @@ def _folder_of_split(path: Path, split: str) -> Path:
 
 def _arrow_files(folder: Path) -> list[Path]:
     """Return the files that a folder's state names."""
-    state = _read(folder / _STATE)
+    state = read_json(folder / _STATE)
     if state.get("_indices_data_files"):
         raise DataError(f"{_KIND}: {folder} has rows by a list of indices: save it again, with datasets 2 or newer.")
     try:
@@ -149,13 +149,3 @@ def _columns(where: Path, features: dict[str, dict[str, Any]]) -> tuple[str, str
                 f"{'are' if len(found) > 1 else 'is'} {kind}; one is needed: cast or remove columns, and save it again."
             )
     return images[0], labels[0]
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{_KIND}: {file} cannot be read: {reason_of(error)}") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{_KIND}: {file} holds no JSON object.")
-    return content

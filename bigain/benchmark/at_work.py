@@ -151,7 +151,7 @@ def count_gflops(
         backbone: The model, with nothing attached.
         placement: Where the reducer works.
         condition: What the model is conditioned on; one row is taken.
-        progress: Hears why the method cannot be counted, if it reads values.
+        progress: Told why a method cannot be counted, if it reads values.
         evaluations: Network evaluations of one image; with `timesteps`, those of one timestep.
         timesteps: Timesteps that the host knows in turn, so that a reducer that switches by timestep
             is what it is at each. Default: rows mix timesteps.

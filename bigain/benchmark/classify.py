@@ -92,7 +92,7 @@ def classify_folder(folder: Path, settings: ClassifySettings, progress: Progress
         folder: A folder of images, of class folders, or with a known data set as it is published; or a file: an
             image, parquet, arrow, or a shard.
         settings: The other settings.
-        progress: Hears how far it is.
+        progress: Where progress is reported.
 
     Raises:
         BigainError: No such folder, file or model, a class that the model does not know, a prompt that is
@@ -222,7 +222,7 @@ class _FolderRun:
             made = warm_up(name, first, device, settings.compile)
             for number, chunk in enumerate(latents):
                 names = [self._images.names[index] for index in self._numbers(number * _AT_ONCE)]
-                classifier = self._classifier(applied, self._heard(applied, len(predicted), len(chunk)))
+                classifier = self._classifier(applied, self._reporting(applied, len(predicted), len(chunk)))
                 found, spent = timed(lambda: classifier(chunk.to(device), names), device)  # noqa: B023 called at once
                 predicted += found.prediction.tolist()
                 sure += [confidence(errors * self._weights) for errors in found.errors.cpu()]
@@ -233,8 +233,8 @@ class _FolderRun:
         words = repr(reducer), brief(reducer)
         return MethodPredictions(name, *words, torch.tensor(predicted), torch.tensor(sure), each, cost)
 
-    def _heard(self, applied: Applied, done: int, images: int) -> PredictNoise:
-        """Return a prediction of noise after which one hears how far these images are, with so many done before."""
+    def _reporting(self, applied: Applied, done: int, images: int) -> PredictNoise:
+        """Return the model's noise prediction, which also reports progress after every pass."""
         passes = 0
 
         def predict_noise(noisy: Tensor, t: Tensor, condition: Condition) -> Tensor:

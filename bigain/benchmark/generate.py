@@ -127,7 +127,7 @@ def generate(prompt: str, settings: GenerateSettings, progress: Progress | None 
     Args:
         prompt: A prompt, or the class of a model that takes labels.
         settings: The other settings.
-        progress: Hears how far it is.
+        progress: Where progress is reported.
 
     Raises:
         BigainError: No such model, a prompt that it does not take, an impossible setting, or
@@ -192,7 +192,7 @@ class _PromptRun:
         return condition, backbone.null(condition) if negative is None else both.take([1])
 
     def sampler(self, applied: Applied, steps: int, stepped: Callable[[float], None] = lambda share: None) -> Sampler:
-        """Make the sampler of a method; `stepped` hears what share of an image's steps is done."""
+        """Make the sampler of a method; `stepped` is called with the share of an image's steps that is done."""
         done, total = 0, steps
 
         @contextmanager

@@ -12,7 +12,7 @@ _PATIENCE = 10
 
 
 class Progress:
-    """Hears how far a command is, and says a line of every step: what a log keeps.
+    """Reports how far a command is, a line a step, as a log keeps it.
 
     Args:
         say: Called with each line. Default: nothing is said.
@@ -27,7 +27,7 @@ class Progress:
         self._first: tuple[float, float] | None = None
 
     def begin(self, name: str, total: int) -> None:
-        """Begin with a method, perhaps anew.
+        """Begin a method, or begin it again.
 
         Args:
             name: Its name.
@@ -36,14 +36,14 @@ class Progress:
         self._name, self._total, self._estimated, self._first = name, total, False, None
 
     def reached(self, done: float) -> None:
-        """Hear how many images are done, with the share of those in work: too often for a line, but for an estimate."""
+        """Update the images done, fractions included, after a pass. Says once how long it will take."""
         left = self._left(done)
         if left is not None and not self._estimated and done < self._total:
             self._estimated = True
             self.say(f"{self._name}: {quantity(self._total, 'image')}, done in about {about_seconds(left)}")
 
     def finished(self, done: int, note: str) -> None:
-        """Hear how many images are done, and what there is to say of them."""
+        """Report the images done, with a note about them and the time left."""
         left = self._left(done)
         more = "" if left is None or done >= self._total else f", about {about_seconds(left)} left"
         self.say(f"{self._name}: {done}/{self._total}, {note}{more}")
